@@ -1,0 +1,122 @@
+# Marketplace Governor. `make` lists what there is to do.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+PORT ?=
+ONCE ?=
+ARCH ?= x86_64
+
+VENV := .venv/bin
+TOOLS := target/tools/bin
+CARGO_DENY := 0.20.2
+FUNCTIONS := entitlement cancel policy-upgrade governor health
+
+export PATH := $(CURDIR)/$(VENV):$(CURDIR)/$(TOOLS):$(PATH)
+export CARGO_TARGET_DIR := $(CURDIR)/target
+# cargo-lambda always names a target. So does every other command here, or all dependencies would be compiled twice.
+export CARGO_BUILD_TARGET := host-tuple
+
+# One selection of packages gives one set of features, and so one compilation, of every dependency.
+DEPLOYED := $(FUNCTIONS:%=-p %) -p ggen
+TESTED := --profile local --workspace --exclude end-to-end --exclude benches
+STACK := $(VENV)/python infra/local/stack.py
+step = @printf '\n\033[1m== %s\033[0m\n' "$(1)"
+
+.PHONY: help setup build run up test verify release bench clean
+.PHONY: fmt-check clippy rustdoc doctest deny advisories lint-template
+
+help:            ## this list
+	@grep -hE '^[a-z-]+: .*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+	echo
+	echo '  PORT=4567 make run    another port for the local cloud (4566)'
+	echo '  ONCE=1 make run       ends after the story; exit 0 when every step held'
+	echo '  ARCH=arm64 make release'
+
+setup: $(VENV)/.installed  ## the Python side of the project, into .venv
+
+$(VENV)/.installed: infra/local/requirements.txt
+	$(call step,Python packages into .venv)
+	command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing: install Python 3.11 or newer" >&2; exit 2; }
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "make: $(PYTHON) is too old: Python 3.11 or newer is needed (PYTHON=… chooses one)" >&2; exit 2; }
+	command -v cargo >/dev/null || { echo "make: cargo is missing: install Rust from https://rustup.rs" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(VENV)/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+build: setup     ## functions and ggen, as run and test use them
+	$(call step,functions and ggen (profile local))
+	cargo lambda build --profile local --compiler cargo --output-format zip $(DEPLOYED)
+
+run: build       ## the life of a tenant on a local cloud, then stays up until Ctrl-C
+	@PORT="$(or $(PORT),4566)" ONCE="$(ONCE)" $(VENV)/python infra/local/story.py
+
+up: build        ## the local cloud and the deployed stack without the story, until Ctrl-C
+	@PORT="$(or $(PORT),4566)" $(STACK) up
+
+test: build      ## unit and property tests, then end-to-end tests on a local cloud of their own
+	$(call step,unit and property tests)
+	cargo test $(TESTED) --lib --bins --tests
+	$(call step,end-to-end tests)
+	cargo test --profile local -p end-to-end --no-run
+	PORT= $(STACK) exec -- cargo test --profile local -p end-to-end
+
+verify: fmt-check clippy rustdoc doctest deny advisories lint-template  ## all checks but tests
+
+fmt-check:
+	$(call step,rustfmt)
+	cargo fmt --all --check
+
+clippy:
+	$(call step,clippy)
+	cargo clippy --profile local --workspace --all-targets -- -D warnings
+
+rustdoc:
+	$(call step,rustdoc)
+	RUSTDOCFLAGS='-D warnings' cargo doc --profile local --workspace --no-deps --document-private-items
+
+doctest:
+	$(call step,doc tests)
+	cargo test $(TESTED) --doc
+
+deny: $(TOOLS)/cargo-deny-$(CARGO_DENY)
+	$(call step,licences and bans and sources of dependencies)
+	cargo deny check --hide-inclusion-graph bans licenses sources
+
+advisories: $(TOOLS)/cargo-deny-$(CARGO_DENY)
+	$(call step,security advisories)
+	if GIT_TERMINAL_PROMPT=0 timeout 20 git ls-remote -q https://github.com/rustsec/advisory-db HEAD >/dev/null 2>&1; then
+		cargo deny check --hide-inclusion-graph advisories
+	else
+		echo 'skipped: the advisory database (github.com/rustsec/advisory-db) cannot be reached from here'
+	fi
+
+# An unoptimised build is ready in a third of the time, and checks this workspace in seconds.
+$(TOOLS)/cargo-deny-$(CARGO_DENY):
+	$(call step,cargo-deny $(CARGO_DENY) (once))
+	env -u CARGO_BUILD_TARGET CARGO_TARGET_DIR=$(CURDIR)/target/tools/build \
+		cargo install --locked --debug --root target/tools cargo-deny@$(CARGO_DENY)
+	rm -rf target/tools/build
+	touch $@
+
+lint-template: setup
+	$(call step,infra/template.yaml)
+	cfn-lint --include-checks I --non-zero-exit-code informational -- infra/template.yaml && echo 'no findings'
+
+# zig links against the C library of Amazon Linux 2023, whatever this machine has. cargo-lambda adds the CPU level that
+# Lambda guarantees; its own profile settings, panic=abort among them, give way to those in Cargo.toml.
+release: setup   ## the functions for AWS: target/lambda/<function>/bootstrap.zip
+	$(call step,functions for $(ARCH) (profile release))
+	env -u CARGO_BUILD_TARGET cargo lambda build --release --output-format zip $(FUNCTIONS:%=-p %) \
+		--target $(if $(filter arm64,$(ARCH)),aarch64,x86_64)-unknown-linux-gnu.2.34
+
+bench: build     ## micro-benchmarks and the cost meter
+	@PORT= $(STACK) exec -- cargo bench --profile local -p benches
+
+clean:           ## removes what was built and installed here
+	@rm -rf target .venv

@@ -1,0 +1,329 @@
+//! Two ways in: a webhook says that a customer cancelled and is answered at once; the decommission queue then drains,
+//! archives and deletes. Each step can be repeated, so a crash anywhere is finished by the next delivery.
+
+use std::time::Duration;
+
+use aws::archive::{ArchiveError, Archived, Archives};
+use aws::config::{self, ConfigError, Stack};
+use aws::decommission::{self, Order};
+use aws::http::{self, Problem, Request};
+use aws::queues::{Messages, QueueError, Teardown};
+use aws::registry::Registry;
+use aws::secrets::{Secrets, SecretsError};
+use aws::store::{Account, DeliveryRecord, Keys, Plan, Store, StoreError};
+use aws::webhooks::Webhooks;
+use aws::{clients, telemetry};
+use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent};
+use domain::names;
+use domain::tenant::{Lifecycle, Tenant, TenantEvent};
+use domain::webhook::payload::WebhookEvent;
+use jiff::Timestamp;
+use lambda_runtime::Error;
+use receipts::key::Signer;
+use receipts::receipt::{Draft, Payload};
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+use tracing::{error, info};
+use uuid::Uuid;
+
+/// How long in-flight actions and waiting signals have to finish.
+const DRAIN: Duration = Duration::from_secs(30);
+/// How often the drain looks.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Times an archive is made again because a receipt was appended meanwhile.
+const ARCHIVE_ATTEMPTS: u32 = 4;
+
+/// Everything `cancel` needs, made once per process.
+pub struct Cancel {
+    webhooks: Webhooks,
+    store: Store,
+    registry: Registry,
+    archives: Archives,
+    teardown: Teardown,
+    messages: Messages,
+    stack: Stack,
+    decommission_queue: String,
+}
+
+/// Why an order could not be carried out yet. It comes back through the queue.
+#[derive(Debug, thiserror::Error)]
+pub enum OrderError {
+    /// The message is not an order.
+    #[error("message is not a decommission order")]
+    Form(#[from] serde_json::Error),
+    /// The signing key is not available.
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
+    /// The tables did not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A queue or mapping could not be looked at or deleted.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// The ledger could not be archived.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// Actions or signals were still there when the time was over.
+    #[error("{in_flight} actions in flight and {waiting} signals on the queue after {} s", DRAIN.as_secs())]
+    NotDrained {
+        /// Actions claimed and not final.
+        in_flight: u64,
+        /// Messages on the queue.
+        waiting: u64,
+    },
+    /// Receipts were appended faster than they could be archived.
+    #[error("receipts were appended during each of {ARCHIVE_ATTEMPTS} archives")]
+    Moving,
+    /// The tenant is not in a state this order makes sense in.
+    #[error("tenant is {}", .0.name())]
+    State(Lifecycle),
+}
+
+enum CloseError {
+    Store(StoreError),
+    Moved,
+    State(Lifecycle),
+}
+
+impl From<StoreError> for CloseError {
+    fn from(e: StoreError) -> Self {
+        Self::Store(e)
+    }
+}
+
+impl Cancel {
+    /// Reads the environment and makes the clients.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the variable that is missing.
+    pub async fn from_env() -> Result<Self, ConfigError> {
+        let stack = Stack::from_env()?;
+        let standard = config::required(config::STANDARD_WEBHOOK_SECRET_ID)?;
+        let audit = config::required(config::AUDIT_BUCKET)?;
+        let registry = config::required(config::REGISTRY_BUCKET)?;
+        let decommission_queue = config::required(config::DECOMMISSION_QUEUE_URL)?;
+        let sdk = clients::load().await;
+        let s3 = clients::s3(&sdk);
+        Ok(Self {
+            webhooks: Webhooks::new(Secrets::new(&sdk), standard, None, "cancel"),
+            store: Store::new(&sdk, stack.clone()),
+            registry: Registry::new(s3.clone(), registry),
+            archives: Archives::new(s3, audit),
+            teardown: Teardown::new(&sdk),
+            messages: Messages::new(&sdk),
+            stack,
+            decommission_queue,
+        })
+    }
+
+    /// Answers one event: a queue's batch or an HTTP request.
+    ///
+    /// # Errors
+    /// When the event is neither, or the answer cannot be written as JSON.
+    pub async fn handle(&self, event: Value) -> Result<Value, Error> {
+        if event.get("Records").is_some() {
+            return Ok(serde_json::to_value(
+                self.work(serde_json::from_value(event)?).await,
+            )?);
+        }
+        let answered = match http::request(event) {
+            Ok(request) => self.receive(&request).await,
+            Err(problem) => Err(problem),
+        };
+        let response = match answered {
+            Ok(record) => http::json_response(record.status, record.receipt),
+            Err(problem) => problem.response(),
+        };
+        Ok(serde_json::to_value(response)?)
+    }
+
+    async fn receive(&self, request: &Request) -> Result<DeliveryRecord, Problem> {
+        let now = Timestamp::now();
+        let (delivery, said) = self.webhooks.read(request, now).await?;
+        let WebhookEvent::Cancelled { account_id, .. } = said else {
+            let detail = "this address takes entitlement.cancelled; send others to /webhooks/entitlement";
+            return Err(Problem::new(422, "Wrong event type", detail));
+        };
+        let signer = self.signer().await.map_err(|e| {
+            error!(error = %e, "the signing key is not available");
+            Problem::new(
+                503,
+                "Not available",
+                "the signing key is not available; retry later",
+            )
+        })?;
+        let (store, messages, queue) = (&self.store, &self.messages, &self.decommission_queue);
+        decommission::start(store, &signer, messages, queue, &account_id, &delivery, now).await
+    }
+
+    async fn signer(&self) -> Result<Signer, SecretsError> {
+        self.webhooks
+            .secrets()
+            .signer(&self.stack.signing_key_secret)
+            .await
+    }
+
+    async fn work(&self, batch: SqsEvent) -> SqsBatchResponse {
+        let mut response = SqsBatchResponse::default();
+        for message in batch.records {
+            let Err(e) = self.carry_out(message.body.as_deref().unwrap_or_default()).await else {
+                continue;
+            };
+            telemetry::count("cancel", "decommission_delayed", ("reason", e.reason()));
+            error!(error = %e, source = ?std::error::Error::source(&e), "decommissioning goes on at the next delivery");
+            let mut failure = BatchItemFailure::default();
+            failure.item_identifier = message.message_id.unwrap_or_default();
+            response.batch_item_failures.push(failure);
+        }
+        response
+    }
+
+    async fn carry_out(&self, body: &str) -> Result<(), OrderError> {
+        let order: Order = serde_json::from_str(body)?;
+        let partition = names::partition_key(&order.account_id);
+        let account = self.store.load(&partition, &Keys::default()).await?;
+        let Some(tenant) = account.tenant.filter(|t| t.generation == order.generation) else {
+            info!(
+                account = order.account_id.as_str(),
+                "order is for a generation that is gone"
+            );
+            return Ok(());
+        };
+        match tenant.lifecycle {
+            Lifecycle::Decommissioning => {}
+            Lifecycle::Decommissioned => return Ok(()),
+            state @ (Lifecycle::Absent | Lifecycle::Provisioning | Lifecycle::Active) => {
+                return Err(OrderError::State(state));
+            }
+        }
+        let signer = self.signer().await?;
+        self.drain(&partition, &tenant).await?;
+        self.teardown.delete_mapping(&tenant.resources.mapping_id).await?;
+        for _ in 0..ARCHIVE_ATTEMPTS {
+            let (store, registry) = (&self.store, &self.registry);
+            let public_key = signer.public_key();
+            let now = Timestamp::now();
+            let archived = self
+                .archives
+                .archive(store, registry, &order.account_id, &public_key, now)
+                .await?;
+            self.teardown.delete_queue(&tenant.resources.queue_url).await?;
+            self.teardown
+                .delete_queue(&tenant.resources.dead_letter_queue_url)
+                .await?;
+            match self.close(&signer, &partition, &order, &archived).await {
+                Ok(line) => {
+                    self.archives.put_closing(&archived.key, &line).await?;
+                    info!(
+                        account = order.account_id.as_str(),
+                        archive = archived.key,
+                        "decommissioned"
+                    );
+                    return Ok(());
+                }
+                Err(CloseError::Moved) => {}
+                Err(CloseError::Store(e)) => return Err(e.into()),
+                Err(CloseError::State(state)) => return Err(OrderError::State(state)),
+            }
+        }
+        Err(OrderError::Moving)
+    }
+
+    /// Waits until no action is in flight and the queue is empty: the governor finishes what runs and refuses the rest.
+    async fn drain(&self, partition: &str, tenant: &Tenant) -> Result<(), OrderError> {
+        let deadline = Instant::now() + DRAIN;
+        let mut quiet = 0;
+        loop {
+            let account = self.store.load(partition, &Keys::default()).await?;
+            let in_flight = account.tenant.map_or(0, |t| t.in_flight);
+            let backlog = self.teardown.backlog(&tenant.resources.queue_url).await?;
+            // SQS counts are approximate, so one look that finds nothing is not enough.
+            quiet = if in_flight == 0 && backlog.is_empty() {
+                quiet + 1
+            } else {
+                0
+            };
+            if quiet == 2 {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                let waiting = backlog
+                    .waiting
+                    .saturating_add(backlog.in_flight)
+                    .saturating_add(backlog.delayed);
+                return Err(OrderError::NotDrained { in_flight, waiting });
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn close(
+        &self,
+        signer: &Signer,
+        partition: &str,
+        order: &Order,
+        archived: &Archived,
+    ) -> Result<String, CloseError> {
+        let receipt_id = Uuid::now_v7();
+        let plan = |account: &Account| {
+            let now = Timestamp::now();
+            let tenant = account
+                .tenant
+                .as_ref()
+                .ok_or(CloseError::State(Lifecycle::Absent))?;
+            let after = tenant
+                .after(TenantEvent::Archived)
+                .map_err(|e| CloseError::State(e.state))?;
+            // The closing receipt must stand right behind the archive's last one.
+            if account.head.size != archived.summary.receipts {
+                return Err(CloseError::Moved);
+            }
+            let waited = now.duration_since(order.requested_at).as_millis().max(0);
+            let draft = Draft {
+                receipt_id,
+                account_id: order.account_id.as_str().to_owned(),
+                occurred_at: now,
+                duration_ms: u64::try_from(waited).unwrap_or(0),
+                policy_hash: None,
+                payload: Payload::DecommissionComplete {
+                    actions_completed: tenant.actions_completed,
+                    actions_failed: tenant.actions_failed,
+                    receipts_archived: archived.summary.receipts,
+                    archive_path: format!("s3://{}/{}", self.archives.bucket(), archived.key),
+                    archive_size_bytes: archived.summary.size_bytes,
+                    archive_sha256: archived.summary.sha256.clone(),
+                    archive_version: archived.version.clone(),
+                },
+            };
+            Ok(Plan {
+                tenant: Some(after),
+                drafts: vec![draft],
+                ..Plan::default()
+            })
+        };
+        let committed = self
+            .store
+            .transact(signer, partition, &Keys::default(), None, plan)
+            .await?;
+        Ok(committed
+            .sealed
+            .first()
+            .map(|s| s.line.clone())
+            .unwrap_or_default())
+    }
+}
+
+impl OrderError {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Form(_) => "malformed",
+            Self::Secrets(_) => "signing_key",
+            Self::Store(_) => "tables",
+            Self::Queue(_) => "queue",
+            Self::Archive(_) => "archive",
+            Self::NotDrained { .. } => "not_drained",
+            Self::Moving => "ledger_moving",
+            Self::State(_) => "state",
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! Cold start of `entitlement`: webhooks that begin a tenant's life, and GitHub's that end it.
+
+mod handler;
+
+use handler::Entitlement;
+use lambda_runtime::{Error, LambdaEvent, run, service_fn};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    aws::telemetry::init();
+    let entitlement = Entitlement::from_env().await?;
+    let entitlement = &entitlement;
+    run(service_fn(|event: LambdaEvent<serde_json::Value>| async move {
+        Ok::<_, Error>(entitlement.handle(event.payload).await)
+    }))
+    .await
+}

@@ -1,0 +1,19 @@
+//! Cold start of `governor`: signals from tenants' queues.
+
+mod batch;
+mod handler;
+
+use aws_lambda_events::sqs::SqsEvent;
+use handler::Governor;
+use lambda_runtime::{Error, LambdaEvent, run, service_fn};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    aws::telemetry::init();
+    let governor = Governor::from_env().await?;
+    let governor = &governor;
+    run(service_fn(|event: LambdaEvent<SqsEvent>| async move {
+        Ok::<_, Error>(governor.handle(event.payload).await)
+    }))
+    .await
+}

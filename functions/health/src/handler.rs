@@ -1,0 +1,412 @@
+//! A probe's way: write and read back, change the control object, book what the change made due.
+//!
+//! The schedule's finest grain is a minute, so one invocation spaces several probes. Everything a probe leaves to do is
+//! in the control object, so a crash is finished by the next probe.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use aws::config::{self, ConfigError, Stack};
+use aws::control::{ControlError, ControlStore};
+use aws::secrets::{Secrets, SecretsError};
+use aws::spool::{Spool, SpoolError};
+use aws::store::{Account, Keys, Plan, Store, StoreError};
+use aws::{clients, telemetry};
+use domain::action::{Action, ActionEvent};
+use domain::control::{Control, Probe, Recovery};
+use domain::gate::RefusalCode;
+use domain::names::{self, printable};
+use domain::signal::ActionId;
+use jiff::Timestamp;
+use receipts::key::{KeyRing, Signer};
+use receipts::ledger;
+use receipts::receipt::{Draft, Payload};
+use serde::{Deserialize, Serialize};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+/// How long a probe may take before it counts as failed.
+const PROBE_BUDGET: Duration = Duration::from_secs(5);
+/// Receipts appended in one transaction: each takes two of a transaction's hundred items, actions a third.
+const GROUP: usize = 30;
+/// Spooled receipts taken up by one probe, so that a long spool never delays the next one.
+const DRAINED_PER_PROBE: usize = 300;
+
+/// What the schedule asks for.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Round {
+    /// Probes to make, 1 to 6.
+    #[serde(default = "Round::one")]
+    probes: u32,
+    /// Seconds between them.
+    #[serde(default = "Round::ten")]
+    interval_seconds: u64,
+}
+
+impl Round {
+    fn one() -> u32 {
+        1
+    }
+
+    fn ten() -> u64 {
+        10
+    }
+}
+
+/// What a round of probes found.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    probes: Vec<Finding>,
+}
+
+/// What one probe found and did.
+#[derive(Debug, Serialize)]
+struct Finding {
+    good: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mode: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    consecutive_failures: Option<u64>,
+    duration_ms: u64,
+    appended: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// Everything `health` needs, made once per process.
+pub struct Health {
+    store: Store,
+    control: ControlStore,
+    spool: Spool,
+    secrets: Secrets,
+    stack: Stack,
+}
+
+/// Why a probe could not be booked. The next one goes on.
+#[derive(Debug, thiserror::Error)]
+enum BookError {
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
+}
+
+impl Health {
+    /// Reads the environment and makes the clients.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the variable that is missing.
+    pub async fn from_env() -> Result<Self, ConfigError> {
+        let stack = Stack::from_env()?;
+        let control = config::required(config::CONTROL_BUCKET)?;
+        let audit = config::required(config::AUDIT_BUCKET)?;
+        let sdk = clients::load().await;
+        let s3 = clients::s3(&sdk);
+        Ok(Self {
+            store: Store::new(&sdk, stack.clone()),
+            control: ControlStore::new(s3.clone(), control),
+            spool: Spool::new(s3, audit),
+            secrets: Secrets::new(&sdk),
+            stack,
+        })
+    }
+
+    /// Makes a round of probes. Never fails: a probe that could not be booked says so in the report.
+    pub async fn handle(&self, round: Round) -> Report {
+        let mut report = Report { probes: Vec::new() };
+        let mut ticks = interval(Duration::from_secs(round.interval_seconds.clamp(1, 60)));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Counting tenants walks an index: once a round is enough for a number that only describes.
+        let mut active_tenants = None;
+        for n in 0..round.probes.clamp(1, 6) {
+            ticks.tick().await;
+            report.probes.push(self.probe(&mut active_tenants, n == 0).await);
+        }
+        report
+    }
+
+    async fn probe(&self, active_tenants: &mut Option<u64>, sweep: bool) -> Finding {
+        let started = tokio::time::Instant::now();
+        let probe = self.look(active_tenants).await;
+        let now = Timestamp::now();
+        if let Probe::Failed { reason, error_code } = &probe {
+            telemetry::count("health", "probe_failed", ("error_code", error_code));
+            warn!(reason, "storage probe failed");
+        }
+        let booked = self.book(&probe, now, sweep).await;
+        let (mode, failures, appended, failed) = match booked {
+            Ok((control, appended)) => {
+                let mode = if control.degraded() { "degraded" } else { "normal" };
+                (Some(mode), Some(control.consecutive_failures), appended, None)
+            }
+            Err(e) => {
+                telemetry::count("health", "booking_failed", ("probe", "booked"));
+                error!(error = %e, "probe could not be booked; the next one goes on");
+                (None, None, 0, Some(e.to_string()))
+            }
+        };
+        Finding {
+            good: matches!(probe, Probe::Good { .. }),
+            mode,
+            consecutive_failures: failures,
+            duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            appended,
+            error: failed,
+        }
+    }
+
+    async fn look(&self, active_tenants: &mut Option<u64>) -> Probe {
+        let looked = timeout(PROBE_BUDGET, async {
+            self.store.probe(Uuid::now_v7()).await?;
+            match *active_tenants {
+                Some(count) => Ok(count),
+                None => self.store.count_active().await,
+            }
+        });
+        match looked.await {
+            Ok(Ok(count)) => {
+                *active_tenants = Some(count);
+                Probe::Good {
+                    active_tenants: count,
+                }
+            }
+            Ok(Err(e)) => Probe::Failed {
+                reason: printable(&e.to_string(), 512),
+                error_code: "STORAGE_UNAVAILABLE".to_owned(),
+            },
+            Err(_) => Probe::Failed {
+                reason: format!("no answer from storage within {} s", PROBE_BUDGET.as_secs()),
+                error_code: "STORAGE_TIMEOUT".to_owned(),
+            },
+        }
+    }
+
+    /// Changes the mode, then books what is due: the receipt of the switch, the spool, the receipts of recoveries.
+    async fn book(&self, probe: &Probe, now: Timestamp, sweep: bool) -> Result<(Control, u64), BookError> {
+        let fresh_id = Uuid::now_v7();
+        let changed = self
+            .control
+            .change(|control| control.after_probe(probe, now, fresh_id))
+            .await?;
+        let mut control = changed.after;
+        if control.degraded() != changed.before.degraded() {
+            let mode = if control.degraded() { "degraded" } else { "normal" };
+            telemetry::count("health", "mode_changed", ("mode", mode));
+            warn!(mode, "mode changed");
+        }
+        if let Some((receipt_id, occurred_at, payload)) = control.announcement_due() {
+            let signer = self.signer().await?;
+            self.spool
+                .keep(&system_draft(receipt_id, occurred_at, 0, payload), &signer)
+                .await?;
+            control = self.control.change(Control::announced).await?.after;
+        }
+        let mut appended = 0;
+        if control.degraded() || matches!(probe, Probe::Failed { .. }) {
+            return Ok((control, appended));
+        }
+        let Some(recovery) = control.recoveries.first().cloned() else {
+            // Nothing recovered, but a receipt may have come into the spool late, or from an operator: look now and then.
+            if sweep {
+                appended += self.drain(&self.signer().await?).await?.0;
+            }
+            return Ok((control, appended));
+        };
+        let signer = self.signer().await?;
+        let recovery = self.counted(&recovery).await?;
+        let (drained, left) = self.drain(&signer).await?;
+        appended += drained;
+        if !left {
+            appended += self.clear(&signer, &recovery).await?;
+            control = self
+                .control
+                .change(|control| control.booked(&recovery))
+                .await?
+                .after;
+        }
+        Ok((control, appended))
+    }
+
+    async fn signer(&self) -> Result<Signer, SecretsError> {
+        self.secrets.signer(&self.stack.signing_key_secret).await
+    }
+
+    /// Counts the refusals in the spool before any is taken out, once for each recovery.
+    async fn counted(&self, recovery: &Recovery) -> Result<Recovery, BookError> {
+        if recovery.actions_refused.is_some() {
+            return Ok(recovery.clone());
+        }
+        let mut refused = 0u64;
+        let mut after = None;
+        loop {
+            let keys = self.spool.list(after).await?;
+            refused += keys
+                .iter()
+                .map(|key| u64::from(key.ends_with("-action_refused.json")))
+                .sum::<u64>();
+            after = keys.last().cloned();
+            if after.is_none() {
+                break;
+            }
+        }
+        let control = self
+            .control
+            .change(|control| control.counted(recovery, refused))
+            .await?
+            .after;
+        let counted = control
+            .recoveries
+            .into_iter()
+            .find(|r| r.receipt_id == recovery.receipt_id);
+        Ok(counted.unwrap_or_else(|| recovery.clone()))
+    }
+
+    /// Appends spooled receipts to their ledgers, oldest first, and says whether more wait.
+    async fn drain(&self, signer: &Signer) -> Result<(u64, bool), BookError> {
+        let mut keys = self.spool.list(None).await?;
+        if keys.is_empty() {
+            return Ok((0, false));
+        }
+        let left = keys.len() > DRAINED_PER_PROBE;
+        keys.truncate(DRAINED_PER_PROBE);
+        let ring = KeyRing::new([signer.public_key()]);
+        let mut by_account: BTreeMap<String, Vec<(String, Draft)>> = BTreeMap::new();
+        for key in keys {
+            match ledger::parse_spool_line(&self.spool.read(&key).await?, &ring) {
+                Ok(draft) => by_account
+                    .entry(draft.account_id.clone())
+                    .or_default()
+                    .push((key, draft)),
+                Err(e) => {
+                    // It stays where it is, signed by nobody we know, for a person to look at.
+                    telemetry::count("health", "spool_unreadable", ("kind", "signature"));
+                    error!(key, error = %e, "spooled receipt does not verify");
+                }
+            }
+        }
+        let mut appended = 0u64;
+        for (account_id, drafts) in by_account {
+            for group in drafts.chunks(GROUP) {
+                appended += self.append(signer, &account_id, group).await?;
+            }
+        }
+        info!(appended, left, "spool drained");
+        Ok((appended, left))
+    }
+
+    async fn append(
+        &self,
+        signer: &Signer,
+        account_id: &str,
+        group: &[(String, Draft)],
+    ) -> Result<u64, BookError> {
+        let partition = partition(account_id);
+        let action_of = |draft: &Draft| match &draft.payload {
+            Payload::ActionRefused {
+                action_id, template, ..
+            } => ActionId::try_from(action_id.clone())
+                .ok()
+                .map(|id| (id, template.clone())),
+            _ => None,
+        };
+        let keys = Keys {
+            actions: group
+                .iter()
+                .filter_map(|(_, draft)| action_of(draft).map(|(id, _)| id))
+                .collect(),
+            once: group.iter().map(|(_, draft)| draft.receipt_id).collect(),
+            delivery: None,
+        };
+        let plan = |account: &Account| {
+            let mut plan = Plan::default();
+            for (_, draft) in group {
+                if account.once.contains(&draft.receipt_id) || plan.once.contains(&draft.receipt_id) {
+                    continue;
+                }
+                // A refused signal must stay refused: a repeat of it finds its action final.
+                let known = |id: &ActionId| {
+                    account.actions.contains_key(id) || plan.actions.iter().any(|a| a.action_id == *id)
+                };
+                if let Some((id, template)) = action_of(draft).filter(|(id, _)| !known(id)) {
+                    let event = ActionEvent::Refused {
+                        code: RefusalCode::Unavailable,
+                        detail: None,
+                        rules: Vec::new(),
+                    };
+                    let pending = Action::pending(id, &template, "", draft.occurred_at);
+                    if let Ok(refused) = pending.next(&event, draft.receipt_id) {
+                        plan.actions.push(refused.action);
+                    }
+                }
+                plan.drafts.push(draft.clone());
+                plan.once.push(draft.receipt_id);
+            }
+            Ok::<_, BookError>(plan)
+        };
+        let committed = self.store.transact(signer, &partition, &keys, None, plan).await?;
+        for (key, _) in group {
+            self.spool.remove(key).await?;
+        }
+        Ok(u64::try_from(committed.sealed.len()).unwrap_or(u64::MAX))
+    }
+
+    /// Appends the `degraded_mode_cleared` receipt, once.
+    async fn clear(&self, signer: &Signer, recovery: &Recovery) -> Result<u64, BookError> {
+        let taken = recovery
+            .cleared_at
+            .duration_since(recovery.degraded_since)
+            .as_millis()
+            .max(0);
+        let taken = u64::try_from(taken).unwrap_or(0);
+        let draft = system_draft(
+            recovery.receipt_id,
+            recovery.cleared_at,
+            taken,
+            recovery.receipt(),
+        );
+        let keys = Keys {
+            once: [recovery.receipt_id].into(),
+            ..Keys::default()
+        };
+        let plan = |account: &Account| {
+            if account.once.contains(&recovery.receipt_id) {
+                return Ok::<_, BookError>(Plan::default());
+            }
+            Ok(Plan {
+                drafts: vec![draft.clone()],
+                once: vec![recovery.receipt_id],
+                ..Plan::default()
+            })
+        };
+        let committed = self
+            .store
+            .transact(signer, names::SYSTEM_ACCOUNT, &keys, None, plan)
+            .await?;
+        Ok(u64::try_from(committed.sealed.len()).unwrap_or(u64::MAX))
+    }
+}
+
+/// The tables' key of an account named in a receipt.
+fn partition(account_id: &str) -> String {
+    if account_id == names::SYSTEM_ACCOUNT {
+        return names::SYSTEM_ACCOUNT.to_owned();
+    }
+    domain::account::AccountId::parse(account_id)
+        .map_or_else(|_| account_id.to_owned(), |id| names::partition_key(&id))
+}
+
+fn system_draft(receipt_id: Uuid, occurred_at: Timestamp, duration_ms: u64, payload: Payload) -> Draft {
+    Draft {
+        receipt_id,
+        account_id: names::SYSTEM_ACCOUNT.to_owned(),
+        occurred_at,
+        duration_ms,
+        policy_hash: None,
+        payload,
+    }
+}

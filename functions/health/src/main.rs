@@ -1,0 +1,17 @@
+//! Cold start of `health`: scheduled probes of storage.
+
+mod handler;
+
+use handler::{Health, Round};
+use lambda_runtime::{Error, LambdaEvent, run, service_fn};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    aws::telemetry::init();
+    let health = Health::from_env().await?;
+    let health = &health;
+    run(service_fn(|event: LambdaEvent<Round>| async move {
+        Ok::<_, Error>(health.handle(event.payload).await)
+    }))
+    .await
+}

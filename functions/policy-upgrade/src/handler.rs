@@ -1,0 +1,384 @@
+//! A policy's way: compile, check against the one in force, store by hash, publish, re-pin every tenant of the plan.
+//!
+//! The function compiles the ontology itself, so what it stores is what the compiler makes of what compliance wrote.
+//! Proposing the same version again finishes what a crash left undone.
+
+use std::time::Instant;
+
+use aws::clients;
+use aws::config::{self, ConfigError, Stack};
+use aws::registry::{IndexEntry, Registry, RegistryError};
+use aws::secrets::{Secrets, SecretsError};
+use aws::store::{Account, Committed, Keys, Plan, Store, StoreError};
+use domain::names::{self, printable};
+use domain::tenant::{Lifecycle, PolicyPin, Quota, Tenant};
+use jiff::Timestamp;
+use policy::compile::{Bundle, Compiled};
+use policy::upgrade::{Compatibility, check_upgrade};
+use receipts::key::Signer;
+use receipts::receipt::{Draft, Payload, PolicyOutcome};
+use serde::{Deserialize, Serialize};
+use tracing::{error, info};
+use uuid::Uuid;
+
+/// What is proposed.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Proposal {
+    /// The policy file, as compliance wrote it.
+    ontology: String,
+}
+
+/// What came of it.
+#[derive(Debug, Serialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Answer {
+    /// It is in force.
+    Upgraded {
+        /// The enforcer's hash.
+        policy_hash: String,
+        /// Its version.
+        policy_version: String,
+        /// Tenants that were re-pinned.
+        governors_updated: u64,
+        /// Tenants that could not be.
+        governors_failed: u64,
+        /// The system ledger's receipts.
+        receipts: Vec<serde_json::Value>,
+    },
+    /// It was in force already, for every tenant.
+    Unchanged {
+        /// The enforcer's hash.
+        policy_hash: String,
+        /// The system ledger's receipt.
+        receipts: Vec<serde_json::Value>,
+    },
+    /// It was refused; what was in force stays.
+    Refused {
+        /// Why.
+        reason: String,
+        /// The system ledger's receipt.
+        receipts: Vec<serde_json::Value>,
+    },
+}
+
+/// Why a proposal could not be carried out. Proposing it again goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum UpgradeError {
+    /// The registry did not answer.
+    #[error("the policy registry is not available")]
+    Registry(#[from] RegistryError),
+    /// The tables did not answer.
+    #[error("the tables are not available")]
+    Store(#[from] StoreError),
+    /// The signing key is not available.
+    #[error("the signing key is not available")]
+    Secrets(#[from] SecretsError),
+}
+
+/// Everything `policy-upgrade` needs, made once per process.
+pub struct PolicyUpgrade {
+    store: Store,
+    registry: Registry,
+    secrets: Secrets,
+    stack: Stack,
+}
+
+impl PolicyUpgrade {
+    /// Reads the environment and makes the clients.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the variable that is missing.
+    pub async fn from_env() -> Result<Self, ConfigError> {
+        let stack = Stack::from_env()?;
+        let registry = config::required(config::REGISTRY_BUCKET)?;
+        let sdk = clients::load().await;
+        Ok(Self {
+            store: Store::new(&sdk, stack.clone()),
+            registry: Registry::new(clients::s3(&sdk), registry),
+            secrets: Secrets::new(&sdk),
+            stack,
+        })
+    }
+
+    /// Carries out a proposal.
+    ///
+    /// # Errors
+    /// [`UpgradeError`] when a part of the cloud did not answer.
+    pub async fn handle(&self, proposal: &Proposal) -> Result<Answer, UpgradeError> {
+        let started = Instant::now();
+        let signer = self.secrets.signer(&self.stack.signing_key_secret).await?;
+        let compiled = match policy::compile(&proposal.ontology) {
+            Ok(compiled) => compiled,
+            Err(e) => return self.refuse(&signer, e.to_string(), None, None, started).await,
+        };
+        let next = &compiled.bundle;
+        let version = next.version.to_string();
+        let current = self.registry.current(&next.sku_id, &next.plan_type).await?;
+        let previous = match &current {
+            Some(entry) => Some(self.registry.enforcer(&entry.policy_hash).await?),
+            None => None,
+        };
+        let previous_version = previous.as_ref().map(|e| e.bundle().version.to_string());
+        let check = match check_upgrade(previous.as_ref().map(|e| e.bundle()), next) {
+            Ok(check) => check,
+            Err(e) => {
+                return self
+                    .refuse(&signer, e.to_string(), Some(version), previous_version, started)
+                    .await;
+            }
+        };
+        self.registry
+            .store_enforcer(&compiled.hash, &compiled.bytes)
+            .await?;
+        let entry = IndexEntry {
+            sku_id: next.sku_id.clone(),
+            plan_type: next.plan_type.clone(),
+            policy_version: version.clone(),
+            policy_hash: compiled.hash.clone(),
+        };
+        let aliases: Vec<(String, String)> = next
+            .aliases
+            .iter()
+            .map(|a| (a.provider.as_str().to_owned(), a.plan_id.clone()))
+            .collect();
+        // Published first: a tenant provisioned from now on has the new one, and the walk below finds all others.
+        self.registry.publish(&entry, &aliases).await?;
+        let (updated, failed) = self.repin(&signer, &compiled, &check).await?;
+        info!(policy_hash = compiled.hash, updated, failed, "policy in force");
+        self.answer(
+            &signer,
+            &compiled,
+            &check,
+            previous_version,
+            (updated, failed),
+            started,
+        )
+        .await
+    }
+
+    async fn answer(
+        &self,
+        signer: &Signer,
+        compiled: &Compiled,
+        check: &Compatibility,
+        previous_version: Option<String>,
+        (governors_updated, governors_failed): (u64, u64),
+        started: Instant,
+    ) -> Result<Answer, UpgradeError> {
+        let policy_hash = compiled.hash.clone();
+        let policy_version = compiled.bundle.version.to_string();
+        let mut payloads = Vec::new();
+        if *check == Compatibility::Unchanged && governors_updated == 0 && governors_failed == 0 {
+            payloads.push(Payload::PolicyUpgradeSkipped(PolicyOutcome {
+                policy_version: Some(policy_version),
+                previous_version,
+                reason: "this policy is in force already".to_owned(),
+                counterexample: None,
+            }));
+            let receipts = self.record(signer, Some(&policy_hash), payloads, started).await?;
+            return Ok(Answer::Unchanged {
+                policy_hash,
+                receipts,
+            });
+        }
+        if *check != Compatibility::Unchanged {
+            payloads.push(Payload::PolicyDeployed {
+                o_hash: compiled.ontology_hash.clone(),
+                a_hash: policy_hash.clone(),
+                ggen_version: compiled.bundle.compiler.clone(),
+                deployment_timestamp: Timestamp::now(),
+            });
+        }
+        if let Some(previous_version) = previous_version {
+            payloads.push(Payload::PolicyUpgraded {
+                policy_version: policy_version.clone(),
+                previous_version,
+                governors_updated,
+                governors_failed,
+                compatibility_check: describe(check),
+            });
+        }
+        let receipts = self.record(signer, Some(&policy_hash), payloads, started).await?;
+        Ok(Answer::Upgraded {
+            policy_hash,
+            policy_version,
+            governors_updated,
+            governors_failed,
+            receipts,
+        })
+    }
+
+    /// Re-pins every tenant of the plan that has another enforcer, each with its receipt.
+    async fn repin(
+        &self,
+        signer: &Signer,
+        compiled: &Compiled,
+        check: &Compatibility,
+    ) -> Result<(u64, u64), UpgradeError> {
+        let bundle = &compiled.bundle;
+        let (mut updated, mut failed) = (0u64, 0u64);
+        let mut after = None;
+        loop {
+            let (partitions, next) = self
+                .store
+                .tenants_of_plan(&bundle.sku_id, &bundle.plan_type, after)
+                .await?;
+            for partition in partitions {
+                match self.repin_one(signer, &partition, compiled, check).await {
+                    Ok(changed) => updated += u64::from(changed),
+                    Err(e) => {
+                        failed += 1;
+                        error!(account = partition, error = %e, "tenant not re-pinned; propose the policy again");
+                    }
+                }
+            }
+            after = next;
+            if after.is_none() {
+                return Ok((updated, failed));
+            }
+        }
+    }
+
+    async fn repin_one(
+        &self,
+        signer: &Signer,
+        partition: &str,
+        compiled: &Compiled,
+        check: &Compatibility,
+    ) -> Result<bool, StoreError> {
+        let started = Instant::now();
+        let receipt_id = Uuid::now_v7();
+        let mut changed = false;
+        let plan = |account: &Account| {
+            let wanted = account
+                .tenant
+                .as_ref()
+                .filter(|tenant| wants(tenant, &compiled.bundle, &compiled.hash));
+            changed = wanted.is_some();
+            let Some(tenant) = wanted else {
+                return Ok::<_, StoreError>(Plan::default());
+            };
+            let payload = Payload::PolicyUpgraded {
+                policy_version: compiled.bundle.version.to_string(),
+                previous_version: tenant.policy.version.clone(),
+                governors_updated: 1,
+                governors_failed: 0,
+                compatibility_check: describe(check),
+            };
+            let draft = draft(
+                receipt_id,
+                tenant.account_id.as_str(),
+                Some(&compiled.hash),
+                payload,
+                started,
+            );
+            let pin = PolicyPin {
+                version: compiled.bundle.version.to_string(),
+                hash: compiled.hash.clone(),
+            };
+            let quota = Quota {
+                monthly_actions: compiled.bundle.quota.monthly_actions,
+                concurrent_actions: compiled.bundle.quota.concurrent_actions,
+            };
+            Ok(Plan {
+                tenant: Some(tenant.repinned(pin, quota)),
+                drafts: vec![draft],
+                ..Plan::default()
+            })
+        };
+        self.store
+            .transact(signer, partition, &Keys::default(), None, plan)
+            .await?;
+        Ok(changed)
+    }
+
+    async fn refuse(
+        &self,
+        signer: &Signer,
+        reason: String,
+        policy_version: Option<String>,
+        previous_version: Option<String>,
+        started: Instant,
+    ) -> Result<Answer, UpgradeError> {
+        let payload = Payload::PolicyValidationFailed(PolicyOutcome {
+            policy_version,
+            previous_version,
+            reason: printable(&reason, 1024),
+            counterexample: None,
+        });
+        let receipts = self.record(signer, None, vec![payload], started).await?;
+        Ok(Answer::Refused { reason, receipts })
+    }
+
+    async fn record(
+        &self,
+        signer: &Signer,
+        policy_hash: Option<&str>,
+        payloads: Vec<Payload>,
+        started: Instant,
+    ) -> Result<Vec<serde_json::Value>, UpgradeError> {
+        let drafts: Vec<Draft> = payloads
+            .into_iter()
+            .map(|payload| {
+                draft(
+                    Uuid::now_v7(),
+                    names::SYSTEM_ACCOUNT,
+                    policy_hash,
+                    payload,
+                    started,
+                )
+            })
+            .collect();
+        let plan = |_: &Account| {
+            Ok::<_, StoreError>(Plan {
+                drafts: drafts.clone(),
+                ..Plan::default()
+            })
+        };
+        let committed: Committed = self
+            .store
+            .transact(signer, names::SYSTEM_ACCOUNT, &Keys::default(), None, plan)
+            .await?;
+        Ok(committed
+            .sealed
+            .iter()
+            .filter_map(|sealed| serde_json::from_str(&sealed.line).ok())
+            .collect())
+    }
+}
+
+/// Whether a tenant is of the plan, alive, and pinned to another enforcer.
+fn wants(tenant: &Tenant, bundle: &Bundle, hash: &str) -> bool {
+    let alive = matches!(tenant.lifecycle, Lifecycle::Provisioning | Lifecycle::Active);
+    let of_plan = tenant.sku_id.as_str() == bundle.sku_id && tenant.plan_type.as_str() == bundle.plan_type;
+    alive && of_plan && tenant.policy.hash != hash
+}
+
+fn describe(check: &Compatibility) -> String {
+    match check {
+        Compatibility::Unchanged => "unchanged".to_owned(),
+        Compatibility::Compatible(summary) => format!(
+            "compatible: {} templates added, {} changed, {} unchanged",
+            summary.added.len(),
+            summary.changed.len(),
+            summary.unchanged.len()
+        ),
+    }
+}
+
+fn draft(
+    receipt_id: Uuid,
+    account_id: &str,
+    policy_hash: Option<&str>,
+    payload: Payload,
+    started: Instant,
+) -> Draft {
+    Draft {
+        receipt_id,
+        account_id: account_id.to_owned(),
+        occurred_at: Timestamp::now(),
+        duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        policy_hash: policy_hash.map(str::to_owned),
+        payload,
+    }
+}

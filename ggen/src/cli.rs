@@ -1,0 +1,122 @@
+//! What can be asked of `ggen`, and its help.
+
+use std::fmt::Write as _;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::commands::{
+    export_receipts, handler, keys, policy, send_signal, switches, verify_archive, verify_receipt, webhook,
+};
+use crate::out::Format;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  good: done, or verified
+  1  not good: looked at, and refused or not verified
+  2  could not tell: wrong usage, or something needed is missing or unreachable
+
+`ggen <command> --help` shows a command's options and examples.";
+
+/// Headings of `ggen --help`, each with its commands.
+const GROUPS: [(&str, &[&str]); 5] = [
+    ("Operate a stack", &["send-signal", "export-receipts", "switches"]),
+    (
+        "Verify (offline, no AWS account)",
+        &["verify-archive", "verify-receipt"],
+    ),
+    ("Policy", &["policy"]),
+    ("Keys and webhooks", &["keys", "webhook"]),
+    ("Development", &["handler"]),
+];
+
+/// Marketplace Governor's command line for operators, compliance and auditors
+#[derive(Parser)]
+#[command(name = "ggen", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
+pub struct Cli {
+    /// How to write the answer: human, json or jsonl [default: human; export-receipts: jsonl]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        hide_possible_values = true
+    )]
+    pub format: Option<Format>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands, one file below `commands/` each.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Write a tenant's ledger, or the system's, in order
+    ExportReceipts(export_receipts::ExportReceiptsArgs),
+    /// Run the sample action handler: it applies, fails or is slow as a signal's parameters ask
+    Handler(handler::HandlerArgs),
+    /// Make keys and secrets
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
+    /// Compile a policy, or put one in force
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Ask a tenant's governor for actions
+    SendSignal(send_signal::SendSignalArgs),
+    /// Show or change what runs without a person
+    #[command(subcommand)]
+    Switches(switches::SwitchesCommand),
+    /// Check a tenant's archive: every receipt, the chain, the policies
+    VerifyArchive(verify_archive::VerifyArchiveArgs),
+    /// Check one receipt's form and signature
+    VerifyReceipt(verify_receipt::VerifyReceiptArgs),
+    /// Sign a webhook as a marketplace does, or check one
+    #[command(subcommand)]
+    Webhook(webhook::WebhookCommand),
+}
+
+/// Reads the command line; on wrong usage or `--help` it answers and ends the process, as clap does.
+pub fn parse() -> Cli {
+    let matches = grouped(Cli::command()).get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+/// Puts the commands under headings, which clap does not do by itself.
+fn grouped(command: clap::Command) -> clap::Command {
+    let mut template = String::from("{about-with-newline}\n{usage-heading} {usage}\n");
+    for (heading, names) in GROUPS {
+        let _ = write!(template, "\n{heading}:\n");
+        for name in names {
+            let about = command.find_subcommand(name).and_then(|found| found.get_about());
+            let about = about.map(ToString::to_string).unwrap_or_default();
+            let _ = writeln!(template, "  {name:<16}  {about}");
+        }
+    }
+    template.push_str("\nOptions:\n{options}{after-help}");
+    command.help_template(template)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_consistent() {
+        grouped(Cli::command()).debug_assert();
+    }
+
+    #[test]
+    fn every_command_stands_under_one_heading() {
+        let command = Cli::command();
+        let mut commands: Vec<_> = command
+            .get_subcommands()
+            .map(|found| found.get_name().to_owned())
+            .collect();
+        let mut grouped: Vec<_> = GROUPS
+            .iter()
+            .flat_map(|(_, names)| names.iter().map(ToString::to_string))
+            .collect();
+        commands.sort();
+        grouped.sort();
+        assert_eq!(grouped, commands);
+    }
+}

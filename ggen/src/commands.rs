@@ -1,0 +1,35 @@
+//! One file per command.
+
+pub mod export_receipts;
+pub mod handler;
+pub mod keys;
+pub mod policy;
+pub mod send_signal;
+pub mod switches;
+pub mod verify_archive;
+pub mod verify_receipt;
+pub mod webhook;
+
+use std::error::Error;
+
+use crate::cli::Command;
+use crate::out::Out;
+use crate::report::Verdict;
+
+/// Runs a command.
+///
+/// # Errors
+/// The command's own error, when it could not tell.
+pub fn run(command: Command, out: &mut Out) -> Result<Verdict, Box<dyn Error>> {
+    Ok(match command {
+        Command::ExportReceipts(args) => export_receipts::run(&args, out)?,
+        Command::Handler(args) => handler::run(&args, out)?,
+        Command::Keys(command) => keys::run(&command, out)?,
+        Command::Policy(command) => policy::run(&command, out)?,
+        Command::SendSignal(args) => send_signal::run(&args, out)?,
+        Command::Switches(command) => switches::run(&command, out)?,
+        Command::VerifyArchive(args) => verify_archive::run(&args, out)?,
+        Command::VerifyReceipt(args) => verify_receipt::run(&args, out)?,
+        Command::Webhook(command) => webhook::run(&command, out)?,
+    })
+}

@@ -1,0 +1,362 @@
+//! `ggen policy`: from what compliance writes to what governors enforce.
+
+use std::error::Error;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use aws::clients;
+use aws::config::{self, ConfigError};
+use clap::{Args, Subcommand};
+use policy::ontology::MAX_ONTOLOGY_BYTES;
+use policy::{CompileError, Compiled};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::cloud::{self, NEEDS_A_STACK};
+use crate::input::{self, InputError};
+use crate::out::Out;
+use crate::report::{self, Verdict};
+
+const COMPILE_EXAMPLES: &str = "\
+Examples:
+  ggen policy compile policies/marketplace-sku-456/professional.yaml
+  ggen policy compile professional.yaml --out enforcer.json
+
+Needs no AWS account. The same policy compiles to the same bytes everywhere; the hash is their SHA-256, the
+policy_hash of receipts and signals. Exit code 1 and the reason if the policy is refused.";
+
+fn deploy_help() -> String {
+    format!(
+        "\
+Example:
+  ggen policy deploy policies/marketplace-sku-456/next/professional.yaml
+
+Sends the policy to the policy-upgrade function, which compiles it, checks it against the one in force, stores it and
+moves the plan's tenants to it. Prints the function's answer. Exit code 1 if it is
+refused, or if some tenants could not be moved yet.
+{NEEDS_A_STACK}"
+    )
+}
+
+/// What to do with a policy.
+#[derive(Subcommand)]
+pub enum PolicyCommand {
+    /// Compile a policy and show its hash and summary
+    #[command(after_help = COMPILE_EXAMPLES)]
+    Compile(CompileArgs),
+    /// Put a policy in force for its plan's tenants
+    #[command(after_help = deploy_help())]
+    Deploy(DeployArgs),
+}
+
+/// Arguments of `ggen policy compile`.
+#[derive(Args)]
+pub struct CompileArgs {
+    /// The policy, YAML; `-` for stdin
+    #[arg(value_name = "FILE")]
+    policy: PathBuf,
+    /// Write the compiled bundle here
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// Arguments of `ggen policy deploy`.
+#[derive(Args)]
+pub struct DeployArgs {
+    /// The policy, YAML; `-` for stdin
+    #[arg(value_name = "FILE")]
+    policy: PathBuf,
+}
+
+/// Why a policy could not be compiled or deployed.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// The file cannot be read.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// The bundle cannot be written.
+    #[error("cannot write {}", path.display())]
+    Output {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A variable is missing.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The function was not reached.
+    #[error("cannot invoke function {function}")]
+    Invoke {
+        /// Its name.
+        function: String,
+        /// What the SDK said.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The function broke.
+    #[error("function {function} failed ({kind}): {answer}")]
+    Function {
+        /// Its name.
+        function: String,
+        /// What kind of failure, in Lambda's words.
+        kind: String,
+        /// What it said last.
+        answer: String,
+    },
+    /// The function's answer says nothing about the outcome.
+    #[error("function {function} answered without an outcome: {answer}")]
+    Answer {
+        /// Its name.
+        function: String,
+        /// The answer.
+        answer: String,
+        /// What the reader said.
+        source: serde_json::Error,
+    },
+    /// No runtime, or stdout cannot be written.
+    #[error("cannot go on")]
+    System(#[from] io::Error),
+}
+
+#[derive(Serialize)]
+struct Summary<'a> {
+    policy_hash: &'a str,
+    ontology_hash: &'a str,
+    sku_id: &'a str,
+    plan_type: &'a str,
+    version: String,
+    monthly_actions: u64,
+    concurrent_actions: u64,
+    actions: Vec<ActionSummary<'a>>,
+    rules: Vec<&'a str>,
+    bytes: usize,
+}
+
+#[derive(Serialize)]
+struct ActionSummary<'a> {
+    template: &'a str,
+    tier: u64,
+}
+
+impl<'a> Summary<'a> {
+    fn of(compiled: &'a Compiled) -> Self {
+        let bundle = &compiled.bundle;
+        let action = |action: &'a policy::ActionSpec| ActionSummary {
+            template: &action.template,
+            tier: action.tier.level(),
+        };
+        let ids = bundle.cedar_policies.iter().map(|policy| policy.id.as_str());
+        Self {
+            policy_hash: &compiled.hash,
+            ontology_hash: &compiled.ontology_hash,
+            sku_id: &bundle.sku_id,
+            plan_type: &bundle.plan_type,
+            version: bundle.version.to_string(),
+            monthly_actions: bundle.quota.monthly_actions,
+            concurrent_actions: bundle.quota.concurrent_actions,
+            actions: bundle.actions.iter().map(action).collect(),
+            // Each action also has a `permit:` policy of its own; the rest are the approval rules.
+            rules: ids.filter(|id| !id.starts_with("permit:")).collect(),
+            bytes: compiled.bytes.len(),
+        }
+    }
+}
+
+impl fmt::Display for Summary<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.policy_hash)?;
+        writeln!(
+            f,
+            "  policy    {} {} version {}",
+            self.sku_id, self.plan_type, self.version
+        )?;
+        writeln!(f, "  ontology  {}", self.ontology_hash)?;
+        writeln!(
+            f,
+            "  quota     {} actions a month, {} at one time",
+            self.monthly_actions, self.concurrent_actions
+        )?;
+        for action in &self.actions {
+            writeln!(f, "  action    {} (tier {})", action.template, action.tier)?;
+        }
+        for rule in &self.rules {
+            writeln!(f, "  rule      {rule}")?;
+        }
+        write!(f, "  bundle    {} bytes", self.bytes)
+    }
+}
+
+#[derive(Serialize)]
+struct Refused {
+    refused: bool,
+    policy: PathBuf,
+    problem: String,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "REFUSED: {}\n  {}", self.policy.display(), self.problem)
+    }
+}
+
+/// Compiles or deploys.
+///
+/// # Errors
+/// When a file cannot be read or written, or the stack does not answer; a policy that is refused is a verdict.
+pub fn run(command: &PolicyCommand, out: &mut Out) -> Result<Verdict, PolicyError> {
+    match command {
+        PolicyCommand::Compile(args) => compile(args, out),
+        PolicyCommand::Deploy(args) => deploy(args, out),
+    }
+}
+
+fn compile(args: &CompileArgs, out: &mut Out) -> Result<Verdict, PolicyError> {
+    let yaml = input::text(&args.policy, MAX_ONTOLOGY_BYTES as u64)?;
+    match policy::compile(&yaml) {
+        Ok(compiled) => {
+            if let Some(path) = &args.out {
+                fs::write(path, &compiled.bytes).map_err(|source| PolicyError::Output {
+                    path: path.clone(),
+                    source,
+                })?;
+            }
+            out.show(&Summary::of(&compiled))?;
+            Ok(Verdict::Good)
+        }
+        Err(error) => {
+            out.show(&refused(args.policy.clone(), &error))?;
+            Ok(Verdict::NotGood)
+        }
+    }
+}
+
+fn refused(policy: PathBuf, error: &CompileError) -> Refused {
+    Refused {
+        refused: true,
+        policy,
+        problem: error.to_string(),
+    }
+}
+
+/// The function's answer, as it is.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Answer(Value);
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", self.0)
+    }
+}
+
+/// The part of the function's answer that is a verdict.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+enum Outcome {
+    Upgraded { governors_failed: u64 },
+    Unchanged {},
+    Refused {},
+}
+
+impl Outcome {
+    fn verdict(&self) -> Verdict {
+        match self {
+            Self::Upgraded { governors_failed } => Verdict::when(*governors_failed == 0),
+            Self::Unchanged {} => Verdict::Good,
+            Self::Refused {} => Verdict::NotGood,
+        }
+    }
+}
+
+fn deploy(args: &DeployArgs, out: &mut Out) -> Result<Verdict, PolicyError> {
+    let ontology = input::text(&args.policy, MAX_ONTOLOGY_BYTES as u64)?;
+    let function = config::required(config::POLICY_UPGRADE_FUNCTION)?;
+    let answer = cloud::block_on(invoke(&function, json!({ "ontology": ontology })))??;
+    let outcome = match Outcome::deserialize(&answer.0) {
+        Ok(outcome) => outcome,
+        Err(source) => {
+            return Err(PolicyError::Answer {
+                function,
+                answer: answer.0.to_string(),
+                source,
+            });
+        }
+    };
+    out.show(&answer)?;
+    if let Outcome::Upgraded {
+        governors_failed: failed @ 1..,
+    } = outcome
+    {
+        report::note(&format!(
+            "{failed} tenants still have the policy before: deploy it again to go on"
+        ));
+    }
+    Ok(outcome.verdict())
+}
+
+async fn invoke(function: &str, event: Value) -> Result<Answer, PolicyError> {
+    let client = clients::lambda_invoker(&clients::load().await);
+    let event = event.to_string().into_bytes();
+    let invoked = client
+        .invoke()
+        .function_name(function)
+        .payload(event.into())
+        .send()
+        .await;
+    let invoked = invoked.map_err(|error| PolicyError::Invoke {
+        function: function.to_owned(),
+        source: error.into(),
+    })?;
+    let bytes = invoked.payload().map(AsRef::as_ref).unwrap_or_default();
+    let answer = || String::from_utf8_lossy(bytes).into_owned();
+    if let Some(kind) = invoked.function_error() {
+        return Err(PolicyError::Function {
+            function: function.to_owned(),
+            kind: kind.to_owned(),
+            answer: answer(),
+        });
+    }
+    let parsed = serde_json::from_slice(bytes).map(Answer);
+    parsed.map_err(|source| PolicyError::Answer {
+        function: function.to_owned(),
+        answer: answer(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(answer: Value, expected: Option<Verdict>) {
+        let outcome = Outcome::deserialize(&answer).ok();
+        assert_eq!(outcome.map(|outcome| outcome.verdict()), expected, "{answer}");
+    }
+
+    #[test]
+    fn outcomes() {
+        let upgraded =
+            |failed: u64| json!({ "outcome": "upgraded", "policy_hash": "", "governors_failed": failed });
+        check(upgraded(0), Some(Verdict::Good));
+        check(upgraded(1), Some(Verdict::NotGood));
+        check(
+            json!({ "outcome": "unchanged", "policy_hash": "" }),
+            Some(Verdict::Good),
+        );
+        check(
+            json!({ "outcome": "refused", "reason": "" }),
+            Some(Verdict::NotGood),
+        );
+        for silent in [
+            json!({}),
+            json!(null),
+            json!({ "outcome": "fine" }),
+            json!({ "outcome": "upgraded" }),
+        ] {
+            check(silent, None);
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! `ggen send-signal`: ask a tenant's governor for actions, through the tenant's queue.
+
+use std::fmt;
+use std::io;
+
+use aws::clients;
+use aws::config::{ConfigError, Stack};
+use aws::queues::{Messages, QueueError};
+use aws::store::{Store, StoreError};
+use clap::Args;
+use domain::account::AccountId;
+use domain::names;
+use domain::signal::{ActionId, ActionIdError, Signal};
+use domain::tenant::Lifecycle;
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use crate::cloud::{self, NEEDS_A_STACK};
+use crate::out::Out;
+use crate::report::Verdict;
+
+/// Most signals of one call.
+const MAX_COUNT: u64 = 100_000;
+
+fn after_help() -> String {
+    format!(
+        "\
+Examples:
+  ggen send-signal --account-id customer-123 --template restart-service --parameters '{{\"service\":\"web\"}}'
+  ggen send-signal --account-id customer-123 --template restart-service --count 20
+
+Prints the action ids. A signal sent twice with one --action-id asks for one action. Exit code 1 if the tenant takes no
+signals.
+{NEEDS_A_STACK}"
+    )
+}
+
+/// Arguments of `ggen send-signal`.
+#[derive(Args)]
+#[command(after_help = after_help())]
+pub struct SendSignalArgs {
+    /// The tenant's account
+    #[arg(long, value_name = "ID", value_parser = cloud::account_id)]
+    account_id: AccountId,
+    /// The action's template in the tenant's policy
+    #[arg(long, value_name = "NAME")]
+    template: String,
+    /// The template's parameters, a JSON object
+    #[arg(long, value_name = "JSON", default_value = "{}", value_parser = parameters)]
+    parameters: Map<String, Value>,
+    /// The action's id, 1 to 64 of A-Z a-z 0-9 _ - [default: a new UUID]
+    #[arg(long, value_name = "ID", value_parser = action_id, conflicts_with = "count")]
+    action_id: Option<ActionId>,
+    /// How many signals to send, each for an action of its own
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=MAX_COUNT))]
+    count: u64,
+    /// The policy the signal relies on; the governor refuses another [default: the tenant's own]
+    #[arg(long, value_name = "HASH")]
+    policy_hash: Option<String>,
+}
+
+fn parameters(text: &str) -> Result<Map<String, Value>, serde_json::Error> {
+    serde_json::from_str(text)
+}
+
+fn action_id(text: &str) -> Result<ActionId, ActionIdError> {
+    ActionId::try_from(text.to_owned())
+}
+
+/// Why signals could not be sent.
+#[derive(Debug, thiserror::Error)]
+pub enum SendSignalError {
+    /// A variable is missing.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The tenant cannot be read.
+    #[error("cannot read the tenant")]
+    Store(#[from] StoreError),
+    /// The new id is none, which cannot happen.
+    #[error("cannot make an action id")]
+    ActionId(#[from] ActionIdError),
+    /// The signal cannot be written.
+    #[error("cannot write the signal as JSON")]
+    Encode(#[from] serde_json::Error),
+    /// The queue did not take a signal.
+    #[error("{sent} of {count} signals were sent, the next one was not")]
+    Send {
+        /// Signals on the queue.
+        sent: usize,
+        /// Signals asked for.
+        count: u64,
+        /// What the queue said.
+        source: QueueError,
+    },
+    /// No runtime, or stdout cannot be written.
+    #[error("cannot go on")]
+    System(#[from] io::Error),
+}
+
+/// What a producer puts on the queue: the signal, and when it was asked for.
+#[derive(Serialize)]
+struct Message<'a> {
+    #[serde(flatten)]
+    signal: &'a Signal,
+    /// RFC 3339, UTC, milliseconds.
+    requested_at: String,
+}
+
+#[derive(Serialize)]
+struct Sent {
+    queue: String,
+    policy_hash: String,
+    action_ids: Vec<ActionId>,
+}
+
+impl fmt::Display for Sent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ids: Vec<_> = self.action_ids.iter().map(ActionId::as_str).collect();
+        f.write_str(&ids.join("\n"))
+    }
+}
+
+#[derive(Serialize)]
+struct NotAccepting<'a> {
+    refused: bool,
+    account_id: &'a AccountId,
+    /// The tenant's state; `null` when there never was one.
+    lifecycle: Option<Lifecycle>,
+}
+
+impl fmt::Display for NotAccepting<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.lifecycle {
+            Some(lifecycle) => write!(
+                f,
+                "REFUSED: {} is {} and takes no signals",
+                self.account_id,
+                lifecycle.name()
+            ),
+            None => write!(f, "REFUSED: there is no tenant {}", self.account_id),
+        }
+    }
+}
+
+/// Sends signals.
+///
+/// # Errors
+/// When the stack does not answer; a tenant that takes none is a verdict.
+pub fn run(args: &SendSignalArgs, out: &mut Out) -> Result<Verdict, SendSignalError> {
+    cloud::block_on(send(args, out))?
+}
+
+async fn send(args: &SendSignalArgs, out: &mut Out) -> Result<Verdict, SendSignalError> {
+    let stack = Stack::from_env()?;
+    let sdk = clients::load().await;
+    let account = cloud::load(&Store::new(&sdk, stack), &names::partition_key(&args.account_id)).await?;
+    let tenant = match account.tenant {
+        Some(tenant) if tenant.lifecycle == Lifecycle::Active => tenant,
+        other => {
+            let lifecycle = other.map(|tenant| tenant.lifecycle);
+            out.show(&NotAccepting {
+                refused: true,
+                account_id: &args.account_id,
+                lifecycle,
+            })?;
+            return Ok(Verdict::NotGood);
+        }
+    };
+    let messages = Messages::new(&sdk);
+    let policy_hash = args.policy_hash.clone().unwrap_or(tenant.policy.hash);
+    let mut sent = Sent {
+        queue: tenant.resources.queue,
+        policy_hash,
+        action_ids: Vec::new(),
+    };
+    let mut outcome = Ok(Verdict::Good);
+    for _ in 0..args.count {
+        let action_id = match &args.action_id {
+            Some(action_id) => action_id.clone(),
+            None => ActionId::try_from(Uuid::now_v7().to_string())?,
+        };
+        let signal = Signal {
+            action_id: action_id.clone(),
+            account_id: args.account_id.clone(),
+            template: args.template.clone(),
+            parameters: args.parameters.clone(),
+            policy_hash: sent.policy_hash.clone(),
+        };
+        let body = serde_json::to_string(&Message {
+            signal: &signal,
+            requested_at: format!("{:.3}", Timestamp::now()),
+        })?;
+        if let Err(source) = messages.send(&tenant.resources.queue_url, body).await {
+            outcome = Err(SendSignalError::Send {
+                sent: sent.action_ids.len(),
+                count: args.count,
+                source,
+            });
+            break;
+        }
+        sent.action_ids.push(action_id);
+    }
+    // What was sent is told even if not all was: those actions will happen.
+    if !sent.action_ids.is_empty() {
+        out.show(&sent)?;
+    }
+    outcome
+}

@@ -1,0 +1,331 @@
+//! `ggen switches`: what operators turn on and off for the whole system.
+
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+use std::time::Instant;
+
+use aws::clients;
+use aws::config::{self, ConfigError, Stack};
+use aws::control::{ControlError, ControlStore};
+use aws::secrets::{Secrets, SecretsError};
+use aws::spool::{Spool, SpoolError};
+use aws::store::{Keys, Plan, Store, StoreError};
+use clap::{Args, Subcommand};
+use domain::control::{Control, Switches};
+use domain::names;
+use jiff::Timestamp;
+use receipts::receipt::{Draft, Payload};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::cloud::{self, NEEDS_A_STACK};
+use crate::out::Out;
+use crate::report::{self, Verdict};
+
+/// Highest rollout tier.
+const MAX_TIER: u8 = 2;
+
+fn after_set_help() -> String {
+    format!(
+        "\
+Switches:
+  armed=true|false               off: every signal is refused
+  automation_enabled=true|false  off: actions wait for a person
+  safe_mode=true|false           on: actions wait for a person
+  rollout_tier=0|1|2             highest tier of action that runs without a person
+  disabled_templates=a,b         templates that wait for a person; * for all, nothing after = for none
+
+Example:
+  ggen switches set armed=true automation_enabled=true safe_mode=false rollout_tier=1 disabled_templates=
+
+A change leaves a signed switch_changed receipt in the system's ledger (ggen export-receipts --system).
+{NEEDS_A_STACK}"
+    )
+}
+
+/// What to do with the switches.
+#[derive(Subcommand)]
+pub enum SwitchesCommand {
+    /// Show the mode and the switches
+    #[command(after_help = NEEDS_A_STACK)]
+    Show,
+    /// Change switches
+    #[command(after_help = after_set_help())]
+    Set(SetArgs),
+}
+
+/// Arguments of `ggen switches set`.
+#[derive(Args)]
+pub struct SetArgs {
+    /// What to change; the rest stays as it is
+    #[arg(value_name = "SWITCH=VALUE", required = true)]
+    changes: Vec<Change>,
+    /// Who changes it, for the receipt
+    #[arg(long, value_name = "NAME", env = "USER")]
+    who: String,
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Armed(bool),
+    AutomationEnabled(bool),
+    SafeMode(bool),
+    RolloutTier(u8),
+    DisabledTemplates(Vec<String>),
+}
+
+/// A change that is none.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "expected armed, automation_enabled or safe_mode=true|false, rollout_tier=0|1|2 or disabled_templates=a,b"
+)]
+pub struct ChangeError;
+
+impl FromStr for Change {
+    type Err = ChangeError;
+
+    fn from_str(text: &str) -> Result<Self, ChangeError> {
+        let (name, value) = text.split_once('=').ok_or(ChangeError)?;
+        let switch = || value.parse().map_err(|_| ChangeError);
+        Ok(match name {
+            "armed" => Self::Armed(switch()?),
+            "automation_enabled" => Self::AutomationEnabled(switch()?),
+            "safe_mode" => Self::SafeMode(switch()?),
+            "rollout_tier" => {
+                let tier = value.parse().ok().filter(|tier| *tier <= MAX_TIER);
+                Self::RolloutTier(tier.ok_or(ChangeError)?)
+            }
+            "disabled_templates" => {
+                let templates = value
+                    .split(',')
+                    .map(str::trim)
+                    .filter(|template| !template.is_empty());
+                Self::DisabledTemplates(templates.map(str::to_owned).collect())
+            }
+            _ => return Err(ChangeError),
+        })
+    }
+}
+
+impl Change {
+    fn apply(&self, switches: &mut Switches) {
+        match self {
+            Self::Armed(on) => switches.armed = *on,
+            Self::AutomationEnabled(on) => switches.automation_enabled = *on,
+            Self::SafeMode(on) => switches.safe_mode = *on,
+            Self::RolloutTier(tier) => switches.rollout_tier = *tier,
+            Self::DisabledTemplates(templates) => switches.disabled_templates.clone_from(templates),
+        }
+    }
+}
+
+/// Why the switches could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum SwitchesError {
+    /// A variable is missing.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The control object cannot be read or changed.
+    #[error("cannot use the control object")]
+    Control(#[from] ControlError),
+    /// The signing key cannot be read; nothing was changed.
+    #[error("cannot read the signing key; nothing was changed")]
+    Secrets(#[from] SecretsError),
+    /// The switches have no JSON form.
+    #[error("cannot write the switches as JSON")]
+    Encode(#[from] serde_json::Error),
+    /// The switches are changed, and no receipt says so.
+    #[error(
+        "the switches are changed, but the receipt {receipt_id} is neither in the ledger ({ledger}) nor spooled"
+    )]
+    Receipt {
+        /// The receipt.
+        receipt_id: Uuid,
+        /// Why not in the ledger.
+        ledger: Box<StoreError>,
+        /// Why not in the spool.
+        source: SpoolError,
+    },
+    /// No runtime, or stdout cannot be written.
+    #[error("cannot go on")]
+    System(#[from] io::Error),
+}
+
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    control: Control,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    changed: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receipt_id: Option<Uuid>,
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let switches = &self.control.switches;
+        if self.changed == Some(false) {
+            writeln!(f, "nothing to change")?;
+        }
+        writeln!(
+            f,
+            "mode={}",
+            if self.control.degraded() {
+                "degraded"
+            } else {
+                "normal"
+            }
+        )?;
+        writeln!(f, "armed={}", switches.armed)?;
+        writeln!(f, "automation_enabled={}", switches.automation_enabled)?;
+        writeln!(f, "safe_mode={}", switches.safe_mode)?;
+        writeln!(f, "rollout_tier={}", switches.rollout_tier)?;
+        write!(f, "disabled_templates={}", switches.disabled_templates.join(","))?;
+        if let Some(receipt_id) = self.receipt_id {
+            write!(f, "\nreceipt {receipt_id}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Shows or changes.
+///
+/// # Errors
+/// When the stack does not answer.
+pub fn run(command: &SwitchesCommand, out: &mut Out) -> Result<Verdict, SwitchesError> {
+    let shown = match command {
+        SwitchesCommand::Show => cloud::block_on(show())??,
+        SwitchesCommand::Set(args) => cloud::block_on(set(args))??,
+    };
+    out.show(&shown)?;
+    Ok(Verdict::Good)
+}
+
+async fn show() -> Result<Shown, SwitchesError> {
+    let bucket = config::required(config::CONTROL_BUCKET)?;
+    let control = ControlStore::new(clients::s3(&clients::load().await), bucket)
+        .read()
+        .await?;
+    Ok(Shown {
+        control,
+        changed: None,
+        receipt_id: None,
+    })
+}
+
+async fn set(args: &SetArgs) -> Result<Shown, SwitchesError> {
+    let stack = Stack::from_env()?;
+    let (control, audit) = (
+        config::required(config::CONTROL_BUCKET)?,
+        config::required(config::AUDIT_BUCKET)?,
+    );
+    let sdk = clients::load().await;
+    // The key first: a change that could leave no receipt is not made.
+    let signer = Secrets::new(&sdk).signer(&stack.signing_key_secret).await?;
+    let (began, occurred_at) = (Instant::now(), Timestamp::now());
+
+    let changed = ControlStore::new(clients::s3(&sdk), control)
+        .change(|control| {
+            let mut control = control.clone();
+            args.changes
+                .iter()
+                .for_each(|change| change.apply(&mut control.switches));
+            control
+        })
+        .await?;
+    if changed.before.switches == changed.after.switches {
+        return Ok(Shown {
+            control: changed.after,
+            changed: Some(false),
+            receipt_id: None,
+        });
+    }
+
+    let receipt_id = Uuid::now_v7();
+    let draft = Draft {
+        receipt_id,
+        account_id: names::SYSTEM_ACCOUNT.to_owned(),
+        occurred_at,
+        duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        policy_hash: None,
+        payload: Payload::SwitchChanged {
+            who: args.who.clone(),
+            before: serde_json::to_string(&changed.before.switches)?,
+            after: serde_json::to_string(&changed.after.switches)?,
+        },
+    };
+    let plan = |_: &_| {
+        Ok::<_, StoreError>(Plan {
+            drafts: vec![draft.clone()],
+            ..Plan::default()
+        })
+    };
+    let store = Store::new(&sdk, stack);
+    let committed = store
+        .transact(&signer, names::SYSTEM_ACCOUNT, &Keys::default(), None, plan)
+        .await;
+    // Switches work while the tables do not, and so does their receipt: it waits in the spool.
+    if let Err(ledger) = committed {
+        let kept = Spool::new(clients::s3(&sdk), audit).keep(&draft, &signer).await;
+        kept.map_err(|source| SwitchesError::Receipt {
+            receipt_id,
+            ledger: ledger.into(),
+            source,
+        })?;
+        report::note("the ledger does not answer: the receipt waits in the spool");
+    }
+    Ok(Shown {
+        control: changed.after,
+        changed: Some(true),
+        receipt_id: Some(receipt_id),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: Result<&str, ()>) {
+        let changed = text.parse::<Change>().map(|change| {
+            let mut switches = Switches::default();
+            change.apply(&mut switches);
+            serde_json::to_string(&switches).unwrap()
+        });
+        assert_eq!(changed.as_deref().map_err(|_| ()), expected, "{text}");
+    }
+
+    #[test]
+    fn changes() {
+        let switches = |armed: bool, automation: bool, safe: bool, tier: u8, disabled: &str| {
+            format!(
+                r#"{{"armed":{armed},"automation_enabled":{automation},"safe_mode":{safe},"rollout_tier":{tier},"disabled_templates":[{disabled}]}}"#
+            )
+        };
+        check("armed=true", Ok(&switches(true, false, true, 0, r#""*""#)));
+        check(
+            "automation_enabled=true",
+            Ok(&switches(false, true, true, 0, r#""*""#)),
+        );
+        check("safe_mode=false", Ok(&switches(false, false, false, 0, r#""*""#)));
+        check("rollout_tier=2", Ok(&switches(false, false, true, 2, r#""*""#)));
+        check(
+            "disabled_templates=a, b,",
+            Ok(&switches(false, false, true, 0, r#""a","b""#)),
+        );
+        check("disabled_templates=", Ok(&switches(false, false, true, 0, "")));
+        for wrong in [
+            "",
+            "armed",
+            "armed=",
+            "armed=1",
+            "rollout_tier=3",
+            "rollout_tier=-1",
+            "mode=normal",
+            "Armed=true",
+        ] {
+            check(wrong, Err(()));
+        }
+    }
+}

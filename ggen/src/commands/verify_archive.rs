@@ -1,0 +1,216 @@
+//! `ggen verify-archive`: a tenant's whole ledger, offline.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
+use receipts::archive::{self, Limits};
+use receipts::key::KeyRing;
+use serde::Serialize;
+
+use crate::evidence::{PublicKeyError, Rejected, trusted_keys};
+use crate::input::{self, InputError};
+use crate::out::Out;
+use crate::report::Verdict;
+
+const EXAMPLES: &str = "\
+Examples:
+  ggen verify-archive 2026-01-31.tar.gz --public-key auditor.pub
+  ggen verify-archive 2026-01-31.tar.gz --public-key auditor.pub --closing 2026-01-31.closing.json
+
+Checks every byte of the archive in one pass, without unpacking it and without a network: each receipt's form and
+signature, sequence, chain, account and time order, the policies they name, the manifest and the sums. --closing also
+checks the receipt that closed the ledger, so that an archive that is older or shorter than the last one shows.
+Get the public key from the seller by another way than the archive.
+Exit code 0 VERIFIED, 1 NOT VERIFIED (with the first thing that is wrong), 2 could not tell.";
+
+/// Arguments of `ggen verify-archive`.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct VerifyArchiveArgs {
+    /// The archive, .tar.gz
+    #[arg(value_name = "FILE")]
+    archive: PathBuf,
+    /// A public key you trust, SPKI PEM; repeat for several
+    #[arg(long, value_name = "FILE", required = true)]
+    public_key: Vec<PathBuf>,
+    /// The decommission_complete receipt that stands beside the last archive of a tenant
+    #[arg(long, value_name = "FILE")]
+    closing: Option<PathBuf>,
+}
+
+/// Why an archive could not be checked.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyArchiveError {
+    /// A key cannot be used.
+    #[error(transparent)]
+    PublicKey(#[from] PublicKeyError),
+    /// The closing receipt cannot be read.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// The archive cannot be read: a matter of the disk, not of the archive.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The archive.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The verdict cannot be written.
+    #[error("cannot write the answer")]
+    Write(#[from] io::Error),
+}
+
+#[derive(Serialize)]
+struct VerifiedArchive {
+    verified: bool,
+    archive: PathBuf,
+    size_bytes: u64,
+    sha256: String,
+    account_id: String,
+    receipts: u64,
+    last_hash: String,
+    last_timestamp: Timestamp,
+    operations: BTreeMap<&'static str, u64>,
+    key_ids: Vec<String>,
+    policies: u64,
+    created_at: Timestamp,
+    /// The closing receipt's id, where it was checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    closed_by: Option<String>,
+}
+
+impl fmt::Display for VerifiedArchive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "VERIFIED: {}", self.archive.display())?;
+        writeln!(f, "  account     {}", self.account_id)?;
+        writeln!(f, "  receipts    {} in order, chained and signed", self.receipts)?;
+        writeln!(f, "  last        {} at {}", self.last_hash, self.last_timestamp)?;
+        writeln!(f, "  signed by   {}", self.key_ids.join(", "))?;
+        writeln!(f, "  policies    {}", self.policies)?;
+        writeln!(f, "  made at     {}", self.created_at)?;
+        writeln!(f, "  SHA-256     {} ({} bytes)", self.sha256, self.size_bytes)?;
+        for (operation, count) in &self.operations {
+            writeln!(f, "  {count:>9} × {operation}")?;
+        }
+        match &self.closed_by {
+            Some(receipt_id) => write!(f, "  closed by   receipt {receipt_id}: nothing was cut off"),
+            None => write!(
+                f,
+                "  closed by   not checked: --closing FILE shows whether a later archive exists"
+            ),
+        }
+    }
+}
+
+/// Checks an archive, and its closing receipt if given.
+///
+/// # Errors
+/// When a file cannot be read; an archive that does not hold is a verdict.
+pub fn run(args: &VerifyArchiveArgs, out: &mut Out) -> Result<Verdict, VerifyArchiveError> {
+    let keys = trusted_keys(&args.public_key)?;
+    let limits = Limits::default();
+    let closing = args
+        .closing
+        .as_ref()
+        .map(|path| input::text(path, limits.line_bytes))
+        .transpose()?;
+
+    let verified = match read(args, &keys, limits)? {
+        Ok(verified) => verified,
+        Err(error) => return reject(out, args, &error),
+    };
+    let closed_by = match closing
+        .map(|line| archive::verify_closing(&line, &verified, &keys))
+        .transpose()
+    {
+        Ok(receipt) => receipt.map(|receipt| receipt.receipt_id.to_string()),
+        Err(error) => return reject(out, args, &error),
+    };
+    out.show(&VerifiedArchive {
+        verified: true,
+        archive: args.archive.clone(),
+        size_bytes: verified.size_bytes,
+        sha256: verified.sha256,
+        account_id: verified.account_id,
+        receipts: verified.receipts,
+        last_hash: verified.last_hash,
+        last_timestamp: verified.last_timestamp,
+        operations: verified.operations,
+        key_ids: vec![verified.key_id],
+        policies: verified.policies,
+        created_at: verified.created_at,
+        closed_by,
+    })?;
+    Ok(Verdict::Good)
+}
+
+fn reject(
+    out: &mut Out,
+    args: &VerifyArchiveArgs,
+    error: &(dyn std::error::Error + 'static),
+) -> Result<Verdict, VerifyArchiveError> {
+    out.show(&Rejected::new(args.archive.display().to_string(), error))?;
+    Ok(Verdict::NotGood)
+}
+
+/// The outer error is the disk's, the inner one the archive's.
+fn read(
+    args: &VerifyArchiveArgs,
+    keys: &KeyRing,
+    limits: Limits,
+) -> Result<Result<archive::Verified, archive::ArchiveError>, VerifyArchiveError> {
+    let failed = |source| VerifyArchiveError::Read {
+        path: args.archive.clone(),
+        source,
+    };
+    let file = File::open(&args.archive).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
+    let bar = progress(size);
+    let disk = Cell::new(None);
+    let verified = archive::verify(
+        bar.wrap_read(Watched {
+            inner: file,
+            failure: &disk,
+        }),
+        keys,
+        limits,
+    );
+    bar.finish_and_clear();
+    match disk.take() {
+        Some(error) => Err(failed(error)),
+        None => Ok(verified),
+    }
+}
+
+/// A bar on stderr; where that is no terminal, nothing is drawn.
+fn progress(bytes: u64) -> ProgressBar {
+    let bar = ProgressBar::new(bytes);
+    if let Ok(style) = ProgressStyle::with_template("verifying {bar:40} {bytes}/{total_bytes} {eta}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// Keeps the system's own read error, which must not pass for a fault of the archive.
+struct Watched<'a, R> {
+    inner: R,
+    failure: &'a Cell<Option<io::Error>>,
+}
+
+impl<R: Read> Read for Watched<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.inner.read(buffer).inspect_err(|error| {
+            if error.kind() != io::ErrorKind::Interrupted {
+                self.failure
+                    .set(Some(io::Error::new(error.kind(), error.to_string())));
+            }
+        })
+    }
+}

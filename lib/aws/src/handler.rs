@@ -1,0 +1,175 @@
+//! Calls to the seller's action handler: signed, idempotent, and never waited for beyond their budget.
+
+use std::time::Duration;
+
+use domain::action::ActionEvent;
+use domain::names::printable;
+use domain::webhook::signature::{Secret, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP, sign_standard};
+use jiff::Timestamp;
+use reqwest::redirect::Policy;
+use reqwest::{Client, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tokio::time::{Instant, timeout_at};
+
+/// Most bytes read of an answer: an error needs no more.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+
+/// Why the client could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("making the handler's HTTP client")]
+pub struct ClientError(#[from] reqwest::Error);
+
+/// What a handler is asked for.
+#[derive(Debug, Clone, Serialize)]
+pub struct Call {
+    /// Which action.
+    pub action_id: String,
+    /// For whom.
+    pub account_id: String,
+    /// Template of the policy.
+    pub template: String,
+    /// The signal's parameters.
+    pub parameters: Map<String, Value>,
+}
+
+/// What a handler says when it says no.
+#[derive(Debug, Deserialize)]
+struct Refusal {
+    error_code: String,
+    recoverable: bool,
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    Refused { error_code: String, recoverable: bool },
+    OutOfTime,
+}
+
+/// A client of one handler, with its connections.
+pub struct HandlerClient {
+    http: Client,
+    base_url: String,
+}
+
+impl HandlerClient {
+    /// A client of the handler at `base_url`.
+    ///
+    /// # Errors
+    /// [`ClientError`] when TLS cannot be set up.
+    pub fn new(base_url: &str) -> Result<Self, ClientError> {
+        // A second call finds it installed, which is what is wanted.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = Client::builder()
+            .redirect(Policy::none())
+            .no_proxy()
+            .connect_timeout(Duration::from_secs(1))
+            .pool_idle_timeout(Duration::from_secs(60))
+            .build()?;
+        Ok(Self {
+            http,
+            base_url: base_url.trim_end_matches('/').to_owned(),
+        })
+    }
+
+    /// Asks for an action, and says how it ended within `budget` from now.
+    pub async fn act(&self, secret: &Secret, path: &str, call: &Call, budget: Duration) -> ActionEvent {
+        match self.post(secret, path, call, &call.action_id, budget).await {
+            Outcome::Done => ActionEvent::HandlerOk,
+            Outcome::Refused {
+                error_code,
+                recoverable,
+            } => ActionEvent::HandlerFailed {
+                error_code,
+                recoverable,
+            },
+            Outcome::OutOfTime => ActionEvent::DeadlineExceeded,
+        }
+    }
+
+    /// Asks for an action to be undone, and says how it ended within `budget` from now.
+    pub async fn undo(&self, secret: &Secret, path: &str, call: &Call, budget: Duration) -> ActionEvent {
+        let started = Instant::now();
+        match self
+            .post(
+                secret,
+                path,
+                call,
+                &format!("{}:rollback", call.action_id),
+                budget,
+            )
+            .await
+        {
+            Outcome::Done => {
+                let taken = started.elapsed().as_millis();
+                ActionEvent::UndoOk {
+                    rollback_duration_ms: u64::try_from(taken).unwrap_or(u64::MAX),
+                }
+            }
+            Outcome::Refused { error_code, .. } => {
+                tracing::warn!(action_id = call.action_id, error_code, "rollback refused");
+                ActionEvent::UndoFailed
+            }
+            Outcome::OutOfTime => ActionEvent::UndoFailed,
+        }
+    }
+
+    async fn post(&self, secret: &Secret, path: &str, call: &Call, key: &str, budget: Duration) -> Outcome {
+        let deadline = Instant::now() + budget;
+        let refused = |error_code: &str, recoverable| Outcome::Refused {
+            error_code: error_code.to_owned(),
+            recoverable,
+        };
+        let Ok(body) = serde_json::to_vec(call) else {
+            return refused("UNENCODABLE_CALL", false);
+        };
+        let now = Timestamp::now();
+        // A signature's id may not hold a dot, and an action id has none; a rollback is a message of its own.
+        let request = self
+            .http
+            .post(format!("{}{path}", self.base_url))
+            .header("content-type", "application/json")
+            .header("idempotency-key", key)
+            .header("x-deadline-ms", budget.as_millis().to_string())
+            .header(WEBHOOK_ID, key)
+            .header(WEBHOOK_TIMESTAMP, now.as_second().to_string())
+            .header(WEBHOOK_SIGNATURE, sign_standard(secret, key, now, &body))
+            .body(body);
+        let answered = timeout_at(deadline, async {
+            let response = request.send().await?;
+            let status = response.status();
+            let body = if status.is_success() {
+                Vec::new()
+            } else {
+                read(response).await?
+            };
+            Ok::<_, reqwest::Error>((status, body))
+        });
+        match answered.await {
+            Err(_) => Outcome::OutOfTime,
+            Ok(Err(e)) => {
+                // No answer says nothing about what the handler did, so it is recoverable: undo it.
+                tracing::warn!(action_id = call.action_id, error = %e.without_url(), "handler not reached");
+                refused("HANDLER_UNREACHABLE", true)
+            }
+            Ok(Ok((status, _))) if status.is_success() => Outcome::Done,
+            Ok(Ok((status, body))) => match serde_json::from_slice::<Refusal>(&body) {
+                Ok(said) => refused(&printable(&said.error_code, 64), said.recoverable),
+                Err(_) => refused(&format!("HTTP_{}", status.as_u16()), status.is_server_error()),
+            },
+        }
+    }
+}
+
+async fn read(mut response: Response) -> Result<Vec<u8>, reqwest::Error> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        body.extend_from_slice(&chunk);
+        if body.len() > MAX_ANSWER_BYTES {
+            break;
+        }
+    }
+    Ok(body)
+}

@@ -1,0 +1,165 @@
+//! The envelope of webhooks: API Gateway's event in, JSON or problem details (RFC 9457) out.
+
+use aws_lambda_events::apigw::{ApiGatewayV2httpRequest, ApiGatewayV2httpResponse};
+use aws_lambda_events::encodings::Body;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use domain::webhook::MAX_BODY_BYTES;
+use domain::webhook::signature::Headers;
+use serde_json::{Value, json};
+
+/// A request as it came: path, headers by lower-case name, raw bytes.
+#[derive(Debug)]
+pub struct Request {
+    /// Path without the stage, such as `/webhooks/github`.
+    pub path: String,
+    /// Headers by lower-case name.
+    pub headers: Headers,
+    /// The bytes that were posted.
+    pub body: Vec<u8>,
+}
+
+/// A refusal, as its caller reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// HTTP status.
+    pub status: u16,
+    /// Short and the same for every occurrence.
+    pub title: &'static str,
+    /// What was wrong this time.
+    pub detail: String,
+}
+
+impl Problem {
+    /// A problem with its status, title and detail.
+    #[must_use]
+    pub fn new(status: u16, title: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            status,
+            title,
+            detail: detail.into(),
+        }
+    }
+
+    /// The problem as `application/problem+json`.
+    #[must_use]
+    pub fn response(&self) -> ApiGatewayV2httpResponse {
+        let body = json!({
+            "type": "about:blank",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+        });
+        answer(self.status, "application/problem+json", body.to_string())
+    }
+}
+
+/// A JSON answer.
+#[must_use]
+pub fn json_response(status: u16, body: String) -> ApiGatewayV2httpResponse {
+    answer(status, "application/json", body)
+}
+
+fn answer(status: u16, content_type: &str, body: String) -> ApiGatewayV2httpResponse {
+    let mut response = ApiGatewayV2httpResponse::default();
+    response.status_code = i64::from(status);
+    if let Ok(value) = content_type.parse() {
+        response.headers.insert("content-type", value);
+    }
+    response.body = Some(Body::Text(body));
+    response
+}
+
+/// Reads an event. Nothing in it is trusted: sizes and encodings are checked here, signatures by the caller.
+///
+/// # Errors
+/// A [`Problem`] with status 400 for bytes that cannot be read, 413 for a body over 256 KiB.
+pub fn request(event: Value) -> Result<Request, Problem> {
+    let bad = |detail: String| Problem::new(400, "Malformed request", detail);
+    let event: ApiGatewayV2httpRequest = serde_json::from_value(event)
+        .map_err(|e| bad(format!("not an HTTP API event (payload format 2.0): {e}")))?;
+    let text = event.body.unwrap_or_default();
+    // Base64 spends four characters on three bytes.
+    if text.len() > MAX_BODY_BYTES.div_ceil(3) * 4 {
+        return Err(too_large());
+    }
+    let body = if event.is_base64_encoded {
+        STANDARD
+            .decode(text.as_bytes())
+            .map_err(|e| bad(format!("body is marked base64 and is not: {e}")))?
+    } else {
+        text.into_bytes()
+    };
+    if body.len() > MAX_BODY_BYTES {
+        return Err(too_large());
+    }
+    let mut headers = Headers::new();
+    for (name, value) in &event.headers {
+        // A value that is not text cannot be a signature; the check that misses it names the header.
+        if let Ok(value) = value.to_str() {
+            headers.insert(name.as_str().to_ascii_lowercase(), value.to_owned());
+        }
+    }
+    Ok(Request {
+        path: event.raw_path.unwrap_or_default(),
+        headers,
+        body,
+    })
+}
+
+fn too_large() -> Problem {
+    Problem::new(
+        413,
+        "Body too large",
+        format!("body has more than {MAX_BODY_BYTES} bytes"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(event: Value, expected: Result<&[u8], (u16, &str)>) {
+        match (request(event), expected) {
+            (Ok(request), Ok(body)) => assert_eq!(request.body, body),
+            (Err(problem), Err((status, start))) => {
+                assert_eq!(problem.status, status);
+                assert!(problem.detail.starts_with(start), "{:?}", problem.detail);
+            }
+            (got, _) => panic!("{got:?}"),
+        }
+    }
+
+    #[test]
+    fn bodies() {
+        check(json!({"body": "hi"}), Ok(b"hi"));
+        check(json!({"body": "aGk=", "isBase64Encoded": true}), Ok(b"hi"));
+        check(json!({}), Ok(b""));
+        check(
+            json!({"body": "!", "isBase64Encoded": true}),
+            Err((400, "body is marked base64 and is not")),
+        );
+        check(json!([1]), Err((400, "not an HTTP API event")));
+        check(
+            json!({"body": "x".repeat(MAX_BODY_BYTES)}),
+            Ok("x".repeat(MAX_BODY_BYTES).as_bytes()),
+        );
+        check(
+            json!({"body": "x".repeat(MAX_BODY_BYTES + 1)}),
+            Err((413, "body has more than 262144 bytes")),
+        );
+        let encoded = STANDARD.encode("x".repeat(MAX_BODY_BYTES + 1));
+        check(
+            json!({"body": encoded, "isBase64Encoded": true}),
+            Err((413, "body has more than 262144 bytes")),
+        );
+    }
+
+    #[test]
+    fn header_names_in_any_case() {
+        let got = request(json!({"headers": {"Webhook-ID": "m1"}, "rawPath": "/webhooks/github"})).unwrap();
+        assert_eq!(got.headers.get("webhook-id").map(String::as_str), Some("m1"));
+        assert_eq!(got.path, "/webhooks/github");
+    }
+}

@@ -1,0 +1,244 @@
+//! The registry bucket: enforcers by hash, and which one a SKU and plan have now.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aws_sdk_s3::Client;
+use aws_sdk_s3::error::DisplayErrorContext;
+use aws_sdk_s3::operation::get_object::GetObjectError;
+use aws_sdk_s3::primitives::ByteStream;
+use domain::names;
+use policy::enforcer::{BundleError, Enforcer};
+use serde::{Deserialize, Serialize};
+
+/// Why the registry could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// A call failed.
+    #[error("{operation} of s3://{bucket}/{key}: {detail}")]
+    Call {
+        /// Which operation.
+        operation: &'static str,
+        /// Which bucket.
+        bucket: String,
+        /// Which object.
+        key: String,
+        /// What the SDK said.
+        detail: String,
+    },
+    /// An index object is not of its form.
+    #[error("registry object {key} is not an index entry")]
+    Index {
+        /// Which object.
+        key: String,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// No enforcer of that hash is stored.
+    #[error("registry has no enforcer {hash}")]
+    Missing {
+        /// Which hash.
+        hash: String,
+    },
+    /// An enforcer's bytes are not what their name says, or not an enforcer.
+    #[error("enforcer {hash} cannot be loaded")]
+    Bundle {
+        /// Which hash.
+        hash: String,
+        /// What is wrong with it.
+        #[source]
+        source: BundleError,
+    },
+    /// An enforcer's bytes do not hash to its name.
+    #[error("enforcer stored as {expected} hashes to {found}")]
+    Hash {
+        /// The name.
+        expected: String,
+        /// The hash.
+        found: String,
+    },
+}
+
+/// Which enforcer a SKU and plan have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexEntry {
+    /// The product.
+    pub sku_id: String,
+    /// The plan.
+    pub plan_type: String,
+    /// Version of the policy.
+    pub policy_version: String,
+    /// SHA-256 of the enforcer's bytes.
+    pub policy_hash: String,
+}
+
+/// The registry bucket.
+pub struct Registry {
+    client: Client,
+    bucket: String,
+    loaded: Mutex<HashMap<String, Arc<Enforcer>>>,
+}
+
+/// Enforcers kept loaded: several versions and plans in a warm process, and no growth without end.
+const KEPT: usize = 32;
+
+impl Registry {
+    /// The registry of a stack.
+    #[must_use]
+    pub fn new(client: Client, bucket: String) -> Self {
+        Self {
+            client,
+            bucket,
+            loaded: Mutex::new(HashMap::new()),
+        }
+    }
+
+    fn error(&self, operation: &'static str, key: &str, detail: String) -> RegistryError {
+        RegistryError::Call {
+            operation,
+            bucket: self.bucket.clone(),
+            key: key.to_owned(),
+            detail,
+        }
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, RegistryError> {
+        let answer = match self
+            .client
+            .get_object()
+            .bucket(&self.bucket)
+            .key(key)
+            .send()
+            .await
+        {
+            Ok(answer) => answer,
+            Err(e) if matches!(e.as_service_error(), Some(GetObjectError::NoSuchKey(_))) => return Ok(None),
+            Err(e) => return Err(self.error("GetObject", key, DisplayErrorContext(e).to_string())),
+        };
+        let body = answer
+            .body
+            .collect()
+            .await
+            .map_err(|e| self.error("GetObject", key, e.to_string()))?;
+        Ok(Some(body.to_vec()))
+    }
+
+    async fn put(&self, key: &str, bytes: Vec<u8>) -> Result<(), RegistryError> {
+        let put = self
+            .client
+            .put_object()
+            .bucket(&self.bucket)
+            .key(key)
+            .content_type("application/json");
+        let answer = put.body(ByteStream::from(bytes)).send().await;
+        answer
+            .map(|_| ())
+            .map_err(|e| self.error("PutObject", key, DisplayErrorContext(e).to_string()))
+    }
+
+    async fn entry(&self, key: &str) -> Result<Option<IndexEntry>, RegistryError> {
+        let Some(bytes) = self.get(key).await? else {
+            return Ok(None);
+        };
+        let entry = serde_json::from_slice(&bytes);
+        entry.map(Some).map_err(|source| RegistryError::Index {
+            key: key.to_owned(),
+            source,
+        })
+    }
+
+    /// The enforcer a SKU and plan have now, if the plan is known.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when the bucket does not answer or the entry is not of its form.
+    pub async fn current(&self, sku_id: &str, plan_type: &str) -> Result<Option<IndexEntry>, RegistryError> {
+        self.entry(&names::index_key(sku_id, plan_type)).await
+    }
+
+    /// What a provider's own plan id means here, if it is known.
+    ///
+    /// # Errors
+    /// As [`Registry::current`].
+    pub async fn alias(&self, provider: &str, plan_id: &str) -> Result<Option<IndexEntry>, RegistryError> {
+        self.entry(&names::alias_key(provider, plan_id)).await
+    }
+
+    /// The enforcer of a hash, loaded once per process.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when it is not there, its bytes do not hash to its name, or it cannot be loaded.
+    pub async fn enforcer(&self, hash: &str) -> Result<Arc<Enforcer>, RegistryError> {
+        // A poisoned lock only means that a panic happened elsewhere; the map itself is whole.
+        let kept = self
+            .loaded
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(hash)
+            .cloned();
+        if let Some(enforcer) = kept {
+            return Ok(enforcer);
+        }
+        let bytes = self.get(&names::enforcer_key(hash)).await?;
+        let bytes = bytes.ok_or_else(|| RegistryError::Missing {
+            hash: hash.to_owned(),
+        })?;
+        let enforcer = Enforcer::load(&bytes).map_err(|source| RegistryError::Bundle {
+            hash: hash.to_owned(),
+            source,
+        })?;
+        if enforcer.hash() != hash {
+            return Err(RegistryError::Hash {
+                expected: hash.to_owned(),
+                found: enforcer.hash().to_owned(),
+            });
+        }
+        let enforcer = Arc::new(enforcer);
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if loaded.len() >= KEPT {
+            loaded.clear();
+        }
+        loaded.insert(hash.to_owned(), Arc::clone(&enforcer));
+        Ok(enforcer)
+    }
+
+    /// The bytes of an enforcer, for an archive.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when it is not there.
+    pub async fn enforcer_bytes(&self, hash: &str) -> Result<Vec<u8>, RegistryError> {
+        let bytes = self.get(&names::enforcer_key(hash)).await?;
+        bytes.ok_or_else(|| RegistryError::Missing {
+            hash: hash.to_owned(),
+        })
+    }
+
+    /// Stores an enforcer under its hash. Doing so again changes nothing.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when the bucket does not answer.
+    pub async fn store_enforcer(&self, hash: &str, bytes: &[u8]) -> Result<(), RegistryError> {
+        self.put(&names::enforcer_key(hash), bytes.to_vec()).await
+    }
+
+    /// Makes an enforcer the current one of its SKU and plan, and of the providers' plan ids that mean it.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when the bucket does not answer.
+    pub async fn publish(
+        &self,
+        entry: &IndexEntry,
+        aliases: &[(String, String)],
+    ) -> Result<(), RegistryError> {
+        let key = names::index_key(&entry.sku_id, &entry.plan_type);
+        let bytes = serde_json::to_vec(entry).map_err(|source| RegistryError::Index {
+            key: key.clone(),
+            source,
+        })?;
+        for (provider, plan_id) in aliases {
+            self.put(&names::alias_key(provider, plan_id), bytes.clone())
+                .await?;
+        }
+        self.put(&key, bytes).await
+    }
+}

@@ -1,0 +1,839 @@
+//! The tables: one consistent read, one transaction.
+//!
+//! [`Store::transact`] is the only way anything is written. It reads an account, asks a pure function what to write,
+//! chains and signs the receipts, and commits state, receipts, head and dedup together. When another writer was first
+//! it reads again and asks again, a bounded number of times, with jitter.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use aws_config::SdkConfig;
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::error::{DisplayErrorContext, SdkError};
+use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
+use aws_sdk_dynamodb::types::{
+    AttributeValue, KeysAndAttributes, Put, ReturnConsumedCapacity, TransactWriteItem,
+};
+use domain::action::Action;
+use domain::names;
+use domain::signal::ActionId;
+use domain::tenant::{Lifecycle, Tenant};
+use jiff::Timestamp;
+use receipts::key::Signer;
+use receipts::ledger::{self, AppendError, Head, Sealed};
+use receipts::receipt::Draft;
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+use uuid::Uuid;
+
+use crate::config::Stack;
+
+/// Times a commit is tried before it is given up and left to its caller's own retries.
+const ATTEMPTS: u32 = 8;
+/// How long a delivery's answer is kept, in seconds: senders retry for days.
+const DELIVERY_KEPT_SECONDS: i64 = 7 * 24 * 3600;
+
+type Item = std::collections::HashMap<String, AttributeValue>;
+
+/// Why the tables could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A call failed.
+    #[error("{operation} on {table} for account {account}: {detail}")]
+    Call {
+        /// Which operation.
+        operation: &'static str,
+        /// Which table.
+        table: String,
+        /// Whose items.
+        account: String,
+        /// What the SDK said.
+        detail: String,
+    },
+    /// An item is not of its form.
+    #[error("item {sk} of account {account} cannot be read: {detail}")]
+    Item {
+        /// Whose item.
+        account: String,
+        /// Which item.
+        sk: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Something could not be written as an item.
+    #[error("writing {what} of account {account} as an item: {detail}")]
+    Encode {
+        /// Whose item.
+        account: String,
+        /// Which item.
+        what: &'static str,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Other writers were first, every time.
+    #[error("account {account} was changed by others during {ATTEMPTS} attempts")]
+    Contended {
+        /// Whose items.
+        account: String,
+    },
+    /// The receipts could not be chained or signed.
+    #[error("appending receipts for account {account}")]
+    Append {
+        /// Whose ledger.
+        account: String,
+        /// Why.
+        #[source]
+        source: AppendError,
+    },
+}
+
+/// What was answered to a delivery, kept so that a repeat gets the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeliveryRecord {
+    /// The delivery's key.
+    pub key: String,
+    /// SHA-256 of the body that was answered.
+    pub body_sha256: String,
+    /// HTTP status of the answer.
+    pub status: u16,
+    /// The receipt it left.
+    pub receipt: String,
+}
+
+/// Which items of an account to read beside its tenant and head.
+#[derive(Debug, Clone, Default)]
+pub struct Keys {
+    /// Actions.
+    pub actions: BTreeSet<ActionId>,
+    /// A delivery.
+    pub delivery: Option<String>,
+    /// Receipts that must be appended once only.
+    pub once: BTreeSet<Uuid>,
+}
+
+/// An account as the tables hold it.
+#[derive(Debug, Clone)]
+pub struct Account {
+    /// The tables' key of the account.
+    pub partition: String,
+    /// The tenant, if there ever was one.
+    pub tenant: Option<Tenant>,
+    /// Where its ledger ends.
+    pub head: Head,
+    /// The actions asked for that exist.
+    pub actions: BTreeMap<ActionId, Action>,
+    /// The delivery asked for, if it was answered before.
+    pub delivery: Option<DeliveryRecord>,
+    /// The receipts asked for that were appended before.
+    pub once: BTreeSet<Uuid>,
+}
+
+/// What to write. An empty plan writes nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// The tenant afterwards, its `revision` one more than the one read.
+    pub tenant: Option<Tenant>,
+    /// Actions afterwards. Each is conditioned on what was read: absent, or of the same owner and state.
+    pub actions: Vec<Action>,
+    /// Receipts to append, in order.
+    pub drafts: Vec<Draft>,
+    /// Appends that must happen once only: their `receipt_id`s.
+    pub once: Vec<Uuid>,
+    /// The answer to keep, with the index of the draft that is its receipt.
+    pub delivery: Option<DeliveryPlan>,
+    /// A queue to note as this account's.
+    pub queue: Option<String>,
+}
+
+/// The answer to a delivery, before its receipt is sealed.
+#[derive(Debug, Clone)]
+pub struct DeliveryPlan {
+    /// The delivery's key.
+    pub key: String,
+    /// SHA-256 of its body.
+    pub body_sha256: String,
+    /// HTTP status of the answer.
+    pub status: u16,
+    /// Which of the plan's drafts is the receipt.
+    pub draft: usize,
+}
+
+/// What was written.
+#[derive(Debug, Clone)]
+pub struct Committed {
+    /// The account as it now is. Only what the plan touched is fresh.
+    pub account: Account,
+    /// The receipts as they stand in the ledger.
+    pub sealed: Vec<Sealed>,
+}
+
+/// The tables.
+pub struct Store {
+    client: Client,
+    stack: Stack,
+}
+
+fn text(value: impl Into<String>) -> AttributeValue {
+    AttributeValue::S(value.into())
+}
+
+fn number(value: u64) -> AttributeValue {
+    AttributeValue::N(value.to_string())
+}
+
+fn key(partition: &str, sk: &str) -> Item {
+    [
+        ("account_id".to_owned(), text(partition)),
+        ("sk".to_owned(), text(sk)),
+    ]
+    .into()
+}
+
+fn action_sk(id: &ActionId) -> String {
+    format!("ACTION#{}", id.as_str())
+}
+
+/// The table key of a delivery's answer. Deliveries are not filed under the account they name: the same id with another
+/// account in its body is still the same id.
+fn delivery_partition(delivery: &str) -> String {
+    format!("_webhook:{delivery}")
+}
+
+fn once_sk(id: Uuid) -> String {
+    format!("ONCE#{id}")
+}
+
+/// The table key of the note that says whose a queue is.
+fn queue_partition(queue: &str) -> String {
+    format!("_queue:{queue}")
+}
+
+const TENANT: &str = "TENANT";
+const HEAD: &str = "HEAD";
+const WEBHOOK: &str = "WEBHOOK";
+
+impl Store {
+    /// The tables of a stack.
+    #[must_use]
+    pub fn new(sdk: &SdkConfig, stack: Stack) -> Self {
+        Self {
+            client: Client::new(sdk),
+            stack,
+        }
+    }
+
+    fn call_error<E, R>(
+        operation: &'static str,
+        table: &str,
+        account: &str,
+        error: SdkError<E, R>,
+    ) -> StoreError
+    where
+        E: std::error::Error + 'static,
+        R: std::fmt::Debug,
+    {
+        StoreError::Call {
+            operation,
+            table: table.to_owned(),
+            account: account.to_owned(),
+            detail: DisplayErrorContext(error).to_string(),
+        }
+    }
+
+    /// Reads an account: tenant, head and the items asked for, in one strongly consistent call.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the table does not answer or an item is not of its form.
+    pub async fn load(&self, partition: &str, keys: &Keys) -> Result<Account, StoreError> {
+        let table = &self.stack.tenants_table;
+        let mut wanted = vec![key(partition, TENANT), key(partition, HEAD)];
+        wanted.extend(keys.actions.iter().map(|id| key(partition, &action_sk(id))));
+        wanted.extend(keys.delivery.iter().map(|d| key(&delivery_partition(d), WEBHOOK)));
+        wanted.extend(keys.once.iter().map(|id| key(partition, &once_sk(*id))));
+        let mut items: BTreeMap<String, Item> = BTreeMap::new();
+        let mut rounds = 0;
+        while !wanted.is_empty() {
+            rounds += 1;
+            if rounds > ATTEMPTS {
+                return Err(StoreError::Contended {
+                    account: partition.to_owned(),
+                });
+            }
+            // A BatchGetItem takes 100 keys; what is left over goes into the next round.
+            let rest = wanted.split_off(wanted.len().min(100));
+            let request = KeysAndAttributes::builder()
+                .set_keys(Some(wanted))
+                .consistent_read(true)
+                .build();
+            let request = request.map_err(|e| StoreError::Encode {
+                account: partition.to_owned(),
+                what: "keys",
+                detail: e.to_string(),
+            })?;
+            let answer = self
+                .client
+                .batch_get_item()
+                .request_items(table, request)
+                .return_consumed_capacity(ReturnConsumedCapacity::Total)
+                .send()
+                .await
+                .map_err(|e| Self::call_error("BatchGetItem", table, partition, e))?;
+            wanted = rest;
+            for left in answer.unprocessed_keys.unwrap_or_default().into_values() {
+                wanted.extend(left.keys);
+            }
+            for item in answer.responses.unwrap_or_default().into_values().flatten() {
+                if let Some(sk) = item.get("sk").and_then(|sk| sk.as_s().ok()) {
+                    items.insert(sk.clone(), item);
+                }
+            }
+        }
+        Self::account(partition, keys, items)
+    }
+
+    fn account(
+        partition: &str,
+        keys: &Keys,
+        mut items: BTreeMap<String, Item>,
+    ) -> Result<Account, StoreError> {
+        fn read<T: serde::de::DeserializeOwned>(
+            partition: &str,
+            sk: &str,
+            field: &str,
+            item: Option<Item>,
+        ) -> Result<Option<T>, StoreError> {
+            let Some(mut item) = item else { return Ok(None) };
+            let wrong = |detail: String| StoreError::Item {
+                account: partition.to_owned(),
+                sk: sk.to_owned(),
+                detail,
+            };
+            let value = item
+                .remove(field)
+                .ok_or_else(|| wrong(format!("attribute {field} is missing")))?;
+            serde_dynamo::from_attribute_value(value)
+                .map(Some)
+                .map_err(|e| wrong(e.to_string()))
+        }
+        let mut actions = BTreeMap::new();
+        for id in &keys.actions {
+            let sk = action_sk(id);
+            if let Some(action) = read::<Action>(partition, &sk, "action", items.remove(&sk))? {
+                actions.insert(id.clone(), action);
+            }
+        }
+        let delivery = read(partition, WEBHOOK, "delivery", items.remove(WEBHOOK))?;
+        let once = keys
+            .once
+            .iter()
+            .copied()
+            .filter(|id| items.contains_key(&once_sk(*id)))
+            .collect();
+        Ok(Account {
+            partition: partition.to_owned(),
+            tenant: read(partition, TENANT, "tenant", items.remove(TENANT))?,
+            head: read(partition, HEAD, "head", items.remove(HEAD))?.unwrap_or_else(Head::empty),
+            actions,
+            delivery,
+            once,
+        })
+    }
+
+    /// Writes what `plan` says of the account, once it stands; asks again with a fresh account when others were first.
+    ///
+    /// `plan` must be pure: it may be asked several times. `account` is what was read before, if it was.
+    ///
+    /// # Errors
+    /// The plan's own error, or [`StoreError`] when the tables do not answer or others were first every time.
+    pub async fn transact<E: From<StoreError>>(
+        &self,
+        signer: &Signer,
+        partition: &str,
+        keys: &Keys,
+        account: Option<Account>,
+        mut plan: impl FnMut(&Account) -> Result<Plan, E>,
+    ) -> Result<Committed, E> {
+        let mut account = match account {
+            Some(account) => account,
+            None => self.load(partition, keys).await?,
+        };
+        for attempt in 1..=ATTEMPTS {
+            let wanted = plan(&account)?;
+            if let Some(committed) = self.commit(signer, &account, &wanted, Timestamp::now()).await? {
+                return Ok(committed);
+            }
+            warn!(account = partition, attempt, "another writer was first");
+            // Full jitter: writers that lost together do not come back together.
+            let most = 10u64.saturating_mul(1 << attempt.min(6));
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=most))).await;
+            account = self.load(partition, keys).await?;
+        }
+        Err(StoreError::Contended {
+            account: partition.to_owned(),
+        }
+        .into())
+    }
+
+    /// Commits a plan. `None` when a condition failed.
+    async fn commit(
+        &self,
+        signer: &Signer,
+        account: &Account,
+        plan: &Plan,
+        now: Timestamp,
+    ) -> Result<Option<Committed>, StoreError> {
+        let partition = account.partition.as_str();
+        let appended = ledger::append(&account.head, &plan.drafts, now, signer).map_err(|source| {
+            StoreError::Append {
+                account: partition.to_owned(),
+                source,
+            }
+        })?;
+        let mut writes = Vec::new();
+        if let Some(tenant) = &plan.tenant {
+            writes.push(self.put_tenant(account, tenant)?);
+        }
+        for action in &plan.actions {
+            writes.push(self.put_action(account, action)?);
+        }
+        if !appended.sealed.is_empty() {
+            writes.push(self.put_head(account, &appended.head)?);
+        }
+        for sealed in &appended.sealed {
+            writes.push(self.put_receipt(partition, sealed)?);
+        }
+        for id in &plan.once {
+            writes.push(self.put(
+                partition,
+                &once_sk(*id),
+                Item::new(),
+                "attribute_not_exists(sk)",
+                Item::new(),
+            )?);
+        }
+        if let Some(delivery) = &plan.delivery {
+            writes.push(self.put_delivery(partition, delivery, &appended.sealed, now)?);
+        }
+        if let Some(queue) = &plan.queue {
+            let owner = [("owner".to_owned(), text(partition))].into();
+            writes.push(self.put(&queue_partition(queue), "QUEUE", owner, "", Item::new())?);
+        }
+        let mut after = account.clone();
+        after.head = appended.head;
+        if let Some(tenant) = &plan.tenant {
+            after.tenant = Some(tenant.clone());
+        }
+        for action in &plan.actions {
+            after.actions.insert(action.action_id.clone(), action.clone());
+        }
+        let committed = Committed {
+            account: after,
+            sealed: appended.sealed,
+        };
+        if writes.is_empty() {
+            return Ok(Some(committed));
+        }
+        let answer = self
+            .client
+            .transact_write_items()
+            .set_transact_items(Some(writes))
+            .return_consumed_capacity(ReturnConsumedCapacity::Total)
+            .send()
+            .await;
+        match answer {
+            Ok(_) => Ok(Some(committed)),
+            Err(e) if others_were_first(&e) => Ok(None),
+            Err(e) => Err(Self::call_error(
+                "TransactWriteItems",
+                &self.stack.tenants_table,
+                partition,
+                e,
+            )),
+        }
+    }
+
+    fn put(
+        &self,
+        partition: &str,
+        sk: &str,
+        fields: Item,
+        condition: &str,
+        values: Item,
+    ) -> Result<TransactWriteItem, StoreError> {
+        let mut item = key(partition, sk);
+        item.extend(fields);
+        self.put_into(&self.stack.tenants_table, partition, item, condition, values)
+    }
+
+    fn put_into(
+        &self,
+        table: &str,
+        partition: &str,
+        item: Item,
+        condition: &str,
+        values: Item,
+    ) -> Result<TransactWriteItem, StoreError> {
+        let mut put = Put::builder().table_name(table).set_item(Some(item));
+        if !condition.is_empty() {
+            put = put.condition_expression(condition);
+        }
+        if !values.is_empty() {
+            put = put.set_expression_attribute_values(Some(values));
+        }
+        // Only names that are reserved words or repeat are aliased; `#` names appear where the expression uses them.
+        for (alias, name) in [
+            ("#size", "size"),
+            ("#state", "action_state"),
+            ("#owner", "action_owner"),
+        ] {
+            if condition.contains(alias) {
+                put = put.expression_attribute_names(alias, name);
+            }
+        }
+        let put = put.build().map_err(|e| StoreError::Encode {
+            account: partition.to_owned(),
+            what: "transaction",
+            detail: e.to_string(),
+        })?;
+        Ok(TransactWriteItem::builder().put(put).build())
+    }
+
+    fn put_tenant(&self, account: &Account, tenant: &Tenant) -> Result<TransactWriteItem, StoreError> {
+        let fields = [
+            ("tenant".to_owned(), encode(&account.partition, "tenant", tenant)?),
+            ("lifecycle".to_owned(), text(tenant.lifecycle.name())),
+            (
+                "sku_plan".to_owned(),
+                text(sku_plan(tenant.sku_id.as_str(), tenant.plan_type.as_str())),
+            ),
+            ("revision".to_owned(), number(tenant.revision)),
+        ];
+        match &account.tenant {
+            None => self.put(
+                &account.partition,
+                TENANT,
+                fields.into(),
+                "attribute_not_exists(sk)",
+                Item::new(),
+            ),
+            Some(read) => {
+                let values = [(":revision".to_owned(), number(read.revision))].into();
+                self.put(
+                    &account.partition,
+                    TENANT,
+                    fields.into(),
+                    "revision = :revision",
+                    values,
+                )
+            }
+        }
+    }
+
+    fn put_action(&self, account: &Account, action: &Action) -> Result<TransactWriteItem, StoreError> {
+        let state = |action: &Action| encode(&account.partition, "action state", &action.state);
+        let fields = [
+            ("action".to_owned(), encode(&account.partition, "action", action)?),
+            ("action_state".to_owned(), state(action)?),
+            ("action_owner".to_owned(), text(action.owner.to_string())),
+        ];
+        let sk = action_sk(&action.action_id);
+        match account.actions.get(&action.action_id) {
+            None => self.put(
+                &account.partition,
+                &sk,
+                fields.into(),
+                "attribute_not_exists(sk)",
+                Item::new(),
+            ),
+            Some(read) => {
+                let values = [
+                    (":state".to_owned(), state(read)?),
+                    (":owner".to_owned(), text(read.owner.to_string())),
+                ];
+                let condition = "#state = :state AND #owner = :owner";
+                self.put(&account.partition, &sk, fields.into(), condition, values.into())
+            }
+        }
+    }
+
+    fn put_head(&self, account: &Account, head: &Head) -> Result<TransactWriteItem, StoreError> {
+        let fields = [
+            ("head".to_owned(), encode(&account.partition, "head", head)?),
+            ("size".to_owned(), number(head.size)),
+        ];
+        if account.head.size == 0 {
+            return self.put(
+                &account.partition,
+                HEAD,
+                fields.into(),
+                "attribute_not_exists(sk)",
+                Item::new(),
+            );
+        }
+        let values = [(":size".to_owned(), number(account.head.size))].into();
+        self.put(&account.partition, HEAD, fields.into(), "#size = :size", values)
+    }
+
+    fn put_receipt(&self, partition: &str, sealed: &Sealed) -> Result<TransactWriteItem, StoreError> {
+        let item = [
+            ("account_id".to_owned(), text(partition)),
+            ("seq".to_owned(), text(format!("{:020}", sealed.seq))),
+            ("receipt_id".to_owned(), text(sealed.receipt_id.to_string())),
+            ("operation".to_owned(), text(sealed.operation)),
+            ("line".to_owned(), text(sealed.line.clone())),
+        ];
+        let table = &self.stack.receipts_table;
+        self.put_into(
+            table,
+            partition,
+            item.into(),
+            "attribute_not_exists(account_id)",
+            Item::new(),
+        )
+    }
+
+    fn put_delivery(
+        &self,
+        partition: &str,
+        plan: &DeliveryPlan,
+        sealed: &[Sealed],
+        now: Timestamp,
+    ) -> Result<TransactWriteItem, StoreError> {
+        let receipt = sealed.get(plan.draft).map(|s| s.line.clone()).unwrap_or_default();
+        let record = DeliveryRecord {
+            key: plan.key.clone(),
+            body_sha256: plan.body_sha256.clone(),
+            status: plan.status,
+            receipt,
+        };
+        let expires = now
+            .as_second()
+            .saturating_add(DELIVERY_KEPT_SECONDS)
+            .unsigned_abs();
+        let fields = [
+            ("delivery".to_owned(), encode(partition, "delivery", &record)?),
+            ("expires_at".to_owned(), number(expires)),
+        ];
+        let filed = delivery_partition(&plan.key);
+        self.put(
+            &filed,
+            WEBHOOK,
+            fields.into(),
+            "attribute_not_exists(sk)",
+            Item::new(),
+        )
+    }
+
+    /// Whose a tenant queue is, for a message that does not say so itself.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the table does not answer.
+    pub async fn queue_owner(&self, queue: &str) -> Result<Option<String>, StoreError> {
+        let table = &self.stack.tenants_table;
+        let answer = self
+            .client
+            .get_item()
+            .table_name(table)
+            .set_key(Some(key(&queue_partition(queue), "QUEUE")))
+            .return_consumed_capacity(ReturnConsumedCapacity::Total)
+            .send()
+            .await
+            .map_err(|e| Self::call_error("GetItem", table, queue, e))?;
+        Ok(answer
+            .item
+            .and_then(|item| item.get("owner").and_then(|v| v.as_s().ok().cloned())))
+    }
+
+    /// One page of a ledger from `seq` on, in order.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the table does not answer.
+    pub async fn receipts_from(&self, partition: &str, seq: u64) -> Result<Vec<String>, StoreError> {
+        let table = &self.stack.receipts_table;
+        let answer = self
+            .client
+            .query()
+            .table_name(table)
+            .consistent_read(true)
+            .key_condition_expression("account_id = :account AND seq >= :seq")
+            .expression_attribute_values(":account", text(partition))
+            .expression_attribute_values(":seq", text(format!("{seq:020}")))
+            .return_consumed_capacity(ReturnConsumedCapacity::Total)
+            .send()
+            .await
+            .map_err(|e| Self::call_error("Query", table, partition, e))?;
+        let mut lines = Vec::new();
+        for item in answer.items.unwrap_or_default() {
+            let line = item.get("line").and_then(|line| line.as_s().ok()).cloned();
+            lines.push(line.ok_or_else(|| StoreError::Item {
+                account: partition.to_owned(),
+                sk: format!("receipt in the page from {seq}"),
+                detail: "attribute line is missing".to_owned(),
+            })?);
+        }
+        Ok(lines)
+    }
+
+    /// Table keys of the tenants of a SKU and plan, one page: the keys and, when there are more, where to go on.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the index does not answer.
+    pub async fn tenants_of_plan(
+        &self,
+        sku_id: &str,
+        plan_type: &str,
+        after: Option<Item>,
+    ) -> Result<(Vec<String>, Option<Item>), StoreError> {
+        let table = &self.stack.tenants_table;
+        let plan = sku_plan(sku_id, plan_type);
+        let answer = self
+            .client
+            .query()
+            .table_name(table)
+            .index_name("by-plan")
+            .key_condition_expression("sku_plan = :plan")
+            .expression_attribute_values(":plan", text(&plan))
+            .set_exclusive_start_key(after)
+            .return_consumed_capacity(ReturnConsumedCapacity::Total)
+            .send()
+            .await
+            .map_err(|e| Self::call_error("Query", table, &plan, e))?;
+        let next = answer.last_evaluated_key;
+        let items = answer.items.unwrap_or_default();
+        let keys = items
+            .iter()
+            .filter_map(|item| item.get("account_id")?.as_s().ok().cloned())
+            .collect();
+        Ok((keys, next))
+    }
+
+    /// How many tenants are active.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the index does not answer.
+    pub async fn count_active(&self) -> Result<u64, StoreError> {
+        let table = &self.stack.tenants_table;
+        let mut count = 0u64;
+        let mut after = None;
+        loop {
+            let answer = self
+                .client
+                .query()
+                .table_name(table)
+                .index_name("by-lifecycle")
+                .key_condition_expression("lifecycle = :active")
+                .expression_attribute_values(":active", text(Lifecycle::Active.name()))
+                .select(aws_sdk_dynamodb::types::Select::Count)
+                .set_exclusive_start_key(after)
+                .return_consumed_capacity(ReturnConsumedCapacity::Total)
+                .send()
+                .await
+                .map_err(|e| Self::call_error("Query", table, "by-lifecycle", e))?;
+            count = count.saturating_add(u64::try_from(answer.count).unwrap_or(0));
+            after = answer.last_evaluated_key;
+            if after.is_none() {
+                return Ok(count);
+            }
+        }
+    }
+
+    /// Writes a value and reads it back: does storage work?
+    ///
+    /// # Errors
+    /// [`StoreError`] when it does not, naming the call that failed or the value that came back.
+    pub async fn probe(&self, value: Uuid) -> Result<(), StoreError> {
+        let table = &self.stack.tenants_table;
+        let account = names::SYSTEM_ACCOUNT;
+        let mut item = key(account, "PROBE");
+        item.insert("value".to_owned(), text(value.to_string()));
+        self.client
+            .put_item()
+            .table_name(table)
+            .set_item(Some(item))
+            .send()
+            .await
+            .map_err(|e| Self::call_error("PutItem", table, account, e))?;
+        let answer = self
+            .client
+            .get_item()
+            .table_name(table)
+            .set_key(Some(key(account, "PROBE")))
+            .consistent_read(true)
+            .send()
+            .await
+            .map_err(|e| Self::call_error("GetItem", table, account, e))?;
+        let found = answer
+            .item
+            .as_ref()
+            .and_then(|item| item.get("value")?.as_s().ok());
+        if found == Some(&value.to_string()) {
+            return Ok(());
+        }
+        Err(StoreError::Item {
+            account: account.to_owned(),
+            sk: "PROBE".to_owned(),
+            detail: format!("wrote {value}, read back {found:?}"),
+        })
+    }
+}
+
+/// The index key of a SKU and plan; each part is encoded, so the slash between them is the only one.
+fn sku_plan(sku_id: &str, plan_type: &str) -> String {
+    format!("{}/{}", names::key_segment(sku_id), names::key_segment(plan_type))
+}
+
+fn encode<T: Serialize>(account: &str, what: &'static str, value: &T) -> Result<AttributeValue, StoreError> {
+    serde_dynamo::to_attribute_value(value).map_err(|e| StoreError::Encode {
+        account: account.to_owned(),
+        what,
+        detail: e.to_string(),
+    })
+}
+
+/// Whether a transaction failed only because another writer changed what it was conditioned on, or was writing it.
+fn others_were_first<R>(error: &SdkError<TransactWriteItemsError, R>) -> bool {
+    match error.as_service_error() {
+        Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) => cancelled
+            .cancellation_reasons()
+            .iter()
+            .filter_map(|reason| reason.code())
+            .filter(|code| *code != "None")
+            .all(|code| code == "ConditionalCheckFailed" || code == "TransactionConflict"),
+        Some(TransactWriteItemsError::TransactionInProgressException(_)) => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_dynamodb::types::CancellationReason;
+    use aws_sdk_dynamodb::types::error::TransactionCanceledException;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(codes: &[&str], retried: bool) {
+        let reasons = codes
+            .iter()
+            .map(|code| CancellationReason::builder().code(*code).build())
+            .collect();
+        let cancelled = TransactionCanceledException::builder()
+            .set_cancellation_reasons(Some(reasons))
+            .build();
+        let error = TransactWriteItemsError::TransactionCanceledException(cancelled);
+        assert_eq!(
+            others_were_first(&SdkError::service_error(error, ())),
+            retried,
+            "{codes:?}"
+        );
+    }
+
+    // The local cloud never answers TransactionConflict; AWS does, so that path is held here.
+    #[test]
+    fn which_cancellations_are_retried() {
+        check(&["None", "ConditionalCheckFailed"], true);
+        check(&["TransactionConflict", "None"], true);
+        check(&["ConditionalCheckFailed", "ValidationError"], false);
+        check(&["ItemCollectionSizeLimitExceeded"], false);
+    }
+}

@@ -1,0 +1,47 @@
+//! Logs as JSON lines and metrics in CloudWatch's embedded metric format, both on standard output.
+
+use std::io::Write;
+
+use jiff::Timestamp;
+use serde_json::json;
+use tracing_subscriber::EnvFilter;
+
+/// Namespace of every metric.
+pub const NAMESPACE: &str = "MarketplaceGovernor";
+
+/// Sends log events to standard output as JSON, filtered by `RUST_LOG` (default `info`).
+pub fn init() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let subscriber = tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_current_span(false)
+        .with_span_list(false)
+        .with_target(false)
+        .with_env_filter(filter)
+        .finish();
+    // Fails only where a subscriber is already set, and then that one serves.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+/// Counts one occurrence of `name`, by function and one more dimension.
+///
+/// CloudWatch makes a metric of the line without a call to it, see the embedded metric format specification.
+pub fn count(function: &str, name: &str, dimension: (&str, &str)) {
+    let (key, value) = dimension;
+    let line = json!({
+        "_aws": {
+            "Timestamp": Timestamp::now().as_millisecond(),
+            "CloudWatchMetrics": [{
+                "Namespace": NAMESPACE,
+                "Dimensions": [["function"], ["function", key]],
+                "Metrics": [{ "Name": name, "Unit": "Count" }],
+            }],
+        },
+        "function": function,
+        key: value,
+        name: 1,
+    });
+    // A metric that cannot be written must not fail the work it counts; the log has the event as well.
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}

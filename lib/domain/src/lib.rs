@@ -1,0 +1,13 @@
+//! What Marketplace Governor decides, free of I/O.
+//!
+//! Every decision is a function of (state, event, now). Nothing here knows a cloud SDK, an async runtime, the
+//! environment or a clock: the shell (lib/aws and the functions) reads the world, asks here, and carries out the answer.
+
+pub mod account;
+pub mod action;
+pub mod control;
+pub mod gate;
+pub mod names;
+pub mod signal;
+pub mod tenant;
+pub mod webhook;

@@ -1,0 +1,188 @@
+//! Injective names: any account id becomes a legal queue name, table key and object key, and no two share one.
+
+use sha2::{Digest, Sha256};
+
+use crate::account::AccountId;
+
+/// Ledger and state of the control plane itself. No external account id maps to it: see [`partition_key`].
+pub const SYSTEM_ACCOUNT: &str = "_system";
+
+/// The tables' `account_id` key for a customer.
+///
+/// Keys that begin with one underscore belong to the control plane, so an external id that begins with an underscore
+/// gets two more. The mapping is injective and cannot produce [`SYSTEM_ACCOUNT`].
+#[must_use]
+pub fn partition_key(account: &AccountId) -> String {
+    let id = account.as_str();
+    if id.starts_with('_') {
+        format!("__{id}")
+    } else {
+        id.to_owned()
+    }
+}
+
+/// Name of a tenant's queue: `<prefix>-t-<readable part>-<128 bits of SHA-256>-g<generation>`.
+///
+/// SQS allows 80 characters of `[A-Za-z0-9_-]`, too few for 256 characters of anything, so the digest makes the name
+/// unique and the readable part (at most 16 characters) is only for people. The generation changes when an account
+/// subscribes again, because SQS refuses the name of a deleted queue for 60 s.
+#[must_use]
+pub fn queue_name(prefix: &str, account: &AccountId, generation: u64) -> String {
+    let readable: String = account
+        .as_str()
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
+        .take(16)
+        .collect();
+    let digest = Sha256::digest(account.as_str().as_bytes());
+    let digest: String = hex::encode(digest).chars().take(32).collect();
+    format!("{prefix}-t-{readable}-{digest}-g{generation}")
+}
+
+/// Whether a queue of any generation is this account's.
+#[must_use]
+pub fn queue_belongs_to(queue: &str, prefix: &str, account: &AccountId) -> bool {
+    let generation = queue
+        .rsplit_once("-g")
+        .and_then(|(_, generation)| generation.parse().ok());
+    generation.is_some_and(|generation| queue == queue_name(prefix, account, generation))
+}
+
+/// Name of the dead-letter queue beside a tenant's queue.
+#[must_use]
+pub fn dead_letter_queue_name(queue: &str) -> String {
+    format!("{queue}-dlq")
+}
+
+/// Percent-encodes everything but `[A-Za-z0-9_-]`, so that any text is one path segment of an object key.
+#[must_use]
+pub fn key_segment(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_' {
+            out.push(char::from(byte));
+        } else {
+            out.push('%');
+            out.push_str(&hex::encode_upper([byte]));
+        }
+    }
+    out
+}
+
+/// Registry object that says which enforcer a SKU and plan have now.
+#[must_use]
+pub fn index_key(sku_id: &str, plan_type: &str) -> String {
+    format!("index/{}/{}.json", key_segment(sku_id), key_segment(plan_type))
+}
+
+/// Registry object that says what a provider's own plan id means here.
+#[must_use]
+pub fn alias_key(provider: &str, plan_id: &str) -> String {
+    format!("aliases/{}/{}.json", key_segment(provider), key_segment(plan_id))
+}
+
+/// Registry object that holds an enforcer's bytes.
+#[must_use]
+pub fn enforcer_key(hash: &str) -> String {
+    format!("enforcers/{hash}.json")
+}
+
+/// Audit object that holds an account's archive of one day (`date` as YYYY-MM-DD).
+///
+/// Account ids may be long: 256 characters of four bytes percent-encode to more than the 1,024 bytes of an object
+/// key, so a segment beyond 512 bytes is cut and made unique by a digest.
+#[must_use]
+pub fn archive_key(account: &AccountId, date: &str) -> String {
+    format!("{}/{date}.tar.gz", account_segment(account))
+}
+
+/// The audit bucket's folder of one account.
+#[must_use]
+pub fn account_segment(account: &AccountId) -> String {
+    let segment = key_segment(account.as_str());
+    if segment.len() <= 512 {
+        return segment;
+    }
+    let head: String = segment.chars().take(400).collect();
+    // `~` is never produced by `key_segment`, so a cut segment cannot equal a whole one.
+    format!(
+        "{head}~{}",
+        hex::encode(Sha256::digest(account.as_str().as_bytes()))
+    )
+}
+
+/// Somebody else's words, made safe for a receipt: at most `most` characters, none of them a control character.
+#[must_use]
+pub fn printable(text: &str, most: usize) -> String {
+    text.chars()
+        .map(|c| if c == '\n' { ' ' } else { c })
+        .filter(|c| !c.is_control())
+        .take(most)
+        .collect()
+}
+
+/// Prefix of receipts that wait for storage to recover.
+pub const SPOOL_PREFIX: &str = "spool/";
+
+/// Audit object that holds one spooled receipt. Keys sort by time, and say the operation so that it can be counted
+/// without reading.
+#[must_use]
+pub fn spool_key(occurred_at: jiff::Timestamp, receipt_id: uuid::Uuid, operation: &str) -> String {
+    format!(
+        "{SPOOL_PREFIX}{:015}-{receipt_id}-{operation}.json",
+        occurred_at.as_millisecond().max(0)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn account(text: &str) -> AccountId {
+        AccountId::parse(text).unwrap()
+    }
+
+    #[test]
+    fn no_customer_reaches_the_system_ledger() {
+        for id in ["_system", "__system", "_x", "_"] {
+            let key = partition_key(&account(id));
+            assert_ne!(key, SYSTEM_ACCOUNT, "{id}");
+            assert!(key.starts_with("___"), "{id} -> {key}");
+        }
+        assert_eq!(partition_key(&account("customer-123")), "customer-123");
+    }
+
+    #[test]
+    fn a_queue_belongs_to_one_account() {
+        let queue = queue_name("mg-dev", &account("customer-g1"), 7);
+        assert!(queue_belongs_to(&queue, "mg-dev", &account("customer-g1")));
+        assert!(!queue_belongs_to(&queue, "mg-dev", &account("customer-g2")));
+        assert!(!queue_belongs_to(&queue, "mg-prod", &account("customer-g1")));
+        assert!(!queue_belongs_to("", "mg-dev", &account("customer-g1")));
+        assert!(!queue_belongs_to("x-g07", "mg-dev", &account("customer-g1")));
+    }
+
+    proptest! {
+        #[test]
+        fn names_are_legal_and_distinct(ids in proptest::collection::hash_set("[^\\p{Cc}]{1,256}", 1..20), generation in 1..1_000_000u64) {
+            let mut queues = HashSet::new();
+            let mut keys = HashSet::new();
+            let mut folders = HashSet::new();
+            for id in &ids {
+                let id = account(id);
+                let name = dead_letter_queue_name(&queue_name("mg-production", &id, generation));
+                prop_assert!(name.len() <= 80, "{name}");
+                prop_assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'), "{name}");
+                prop_assert!(queues.insert(name));
+                prop_assert!(keys.insert(partition_key(&id)));
+                let folder = archive_key(&id, "2026-01-01");
+                prop_assert!(folder.len() <= 1024 && !folder.contains(".."));
+                prop_assert!(folders.insert(folder));
+            }
+        }
+    }
+}

@@ -1,0 +1,520 @@
+//! The ontology O: what compliance writes, in the one form the compiler reads.
+//!
+//! [`Ontology::parse`] reads the YAML strictly (unknown and duplicate keys are errors), checks every name, limit and
+//! reference, and sorts what has no order of its own. Two files that mean the same give equal ontologies.
+
+use std::collections::BTreeMap;
+
+use semver::Version;
+use serde::{Deserialize, Serialize};
+
+use crate::{document, sha256_hex};
+
+/// Largest policy file accepted, in bytes.
+pub const MAX_ONTOLOGY_BYTES: usize = 256 * 1024;
+/// Most actions, rules or aliases in one policy.
+pub const MAX_ENTRIES: usize = 100;
+/// Most parameters of one action, and most choices of one `one_of`.
+pub const MAX_PARAMETERS: usize = 64;
+/// Longest a string parameter may be, in characters, where the policy names no `max_length`.
+pub const DEFAULT_MAX_LENGTH: u32 = 256;
+/// Largest `max_length` a policy may name, in characters.
+pub const LARGEST_MAX_LENGTH: u32 = 4096;
+
+/// One plan of one SKU: its quota, the actions it may run and the rules on them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Ontology {
+    /// The SKU, `[a-z][a-z0-9-]{0,63}`.
+    pub sku_id: String,
+    /// The plan within the SKU, `[a-z][a-z0-9-]{0,63}`.
+    pub plan_type: String,
+    /// Version of the policy; every change that is deployed raises it.
+    pub version: Version,
+    /// What marketplaces call this plan, sorted.
+    pub aliases: Vec<Alias>,
+    /// Whether tenants share tables.
+    pub isolation: Isolation,
+    /// What a tenant of this plan may use.
+    pub quota: Quota,
+    /// The actions, sorted by template.
+    pub actions: Vec<ActionSpec>,
+    /// The approval rules, sorted by id.
+    pub rules: Vec<ApprovalRule>,
+}
+
+/// A marketplace's own name for a plan.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Alias {
+    /// The marketplace.
+    pub provider: Provider,
+    /// The plan's id there: decimal digits for GitHub.
+    pub plan_id: String,
+}
+
+/// A marketplace whose plans have names of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Provider {
+    /// GitHub Marketplace; `plan_id` is `marketplace_purchase.plan.id`.
+    Github,
+}
+
+impl Provider {
+    /// The name used in policy files and registry keys.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Github => "github",
+        }
+    }
+}
+
+/// Where a tenant's actions and receipts are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// In tables shared with other tenants.
+    Pool,
+    /// In tables of the tenant's own.
+    Dedicated,
+}
+
+/// What a tenant may use; both limits are 1 to [`MAX_INTEGER`](crate::MAX_INTEGER).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quota {
+    /// Actions started in one calendar month.
+    pub monthly_actions: u64,
+    /// Actions running at one time.
+    pub concurrent_actions: u64,
+}
+
+/// How much an action can break, and so how much trust running it alone takes.
+///
+/// The operator's rollout tier admits actions up to that tier; what is above goes to a person.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+pub enum Tier {
+    /// 0: observes, changes nothing.
+    Observe,
+    /// 1: changes something its rollback restores.
+    Reversible,
+    /// 2: changes something a rollback may not restore fully; runs only on a deterministic match.
+    Deterministic,
+}
+
+/// An action the plan may run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActionSpec {
+    /// The name signals ask for, `[a-z][a-z0-9-]{0,63}`.
+    pub template: String,
+    /// For people: what it does.
+    pub description: String,
+    /// How much it can break.
+    pub tier: Tier,
+    /// Path below the handler's base URL that runs it.
+    pub handler: String,
+    /// Path below the handler's base URL that undoes it; accepts "never happened".
+    pub rollback: String,
+    /// Parameters by name, `[a-z][a-z0-9_]{0,63}`.
+    pub parameters: BTreeMap<String, ParameterSpec>,
+}
+
+/// Type and bounds of one parameter; all bounds are inclusive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+pub enum ParameterSpec {
+    /// A whole number.
+    Integer {
+        /// Whether a request must carry it.
+        required: bool,
+        /// Smallest value.
+        minimum: i64,
+        /// Largest value.
+        maximum: i64,
+    },
+    /// A text.
+    String {
+        /// Whether a request must carry it.
+        required: bool,
+        /// Longest text, in characters (Unicode scalar values).
+        max_length: u32,
+        /// The only texts accepted, sorted; any text where absent.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        one_of: Option<Vec<String>>,
+    },
+    /// `true` or `false`.
+    Boolean {
+        /// Whether a request must carry it.
+        required: bool,
+    },
+}
+
+/// A rule a request must meet besides the parameters' own bounds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ApprovalRule {
+    /// Its name in decisions and receipts, `[a-z][a-z0-9-]{0,63}`.
+    pub id: String,
+    /// For people: why it stands.
+    pub description: String,
+    /// Templates it applies to, sorted.
+    pub actions: Vec<String>,
+    /// Conditions that must all hold, sorted.
+    pub require: Vec<Condition>,
+}
+
+/// One condition on one parameter. A request without the parameter does not meet it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Condition {
+    /// The parameter; every action of the rule declares it.
+    pub parameter: String,
+    /// What its value must meet.
+    #[serde(flatten)]
+    pub requirement: Requirement,
+}
+
+/// What a condition asks of a parameter's value.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Requirement {
+    /// An integer no larger than this.
+    AtMost(i64),
+    /// An integer no smaller than this.
+    AtLeast(i64),
+    /// Exactly this value.
+    Equals(Literal),
+    /// One of these values, sorted, all of one type.
+    OneOf(Vec<Literal>),
+}
+
+/// A value written in a policy.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected a whole number, a text, or true or false")]
+pub enum Literal {
+    /// `true` or `false`.
+    Boolean(bool),
+    /// A whole number.
+    Integer(i64),
+    /// A text.
+    String(String),
+}
+
+/// A policy file was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OntologyError {
+    /// The file is larger than [`MAX_ONTOLOGY_BYTES`].
+    #[error("policy of {bytes} bytes is larger than the {limit} allowed")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// Not YAML of the expected shape; the message carries line and column.
+    #[error("policy is not readable: {source}")]
+    Yaml {
+        /// What the reader found, and where.
+        source: Box<serde_saphyr::Error>,
+    },
+    /// A field holds what it must not.
+    #[error("{place}: {problem}")]
+    Field {
+        /// Path of the field, such as `actions[0].parameters.replicas.minimum`; lists count from 0.
+        place: String,
+        /// What is wrong with it.
+        problem: FieldError,
+    },
+    /// The ontology could not be written as canonical JSON.
+    #[error("writing the ontology as canonical JSON: {0}")]
+    Canonical(#[source] serde_json::Error),
+}
+
+/// What is wrong with one field of a policy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FieldError {
+    /// Not `[a-z][a-z0-9-]{0,63}`.
+    #[error("{value:?} is not a name: a lower-case letter, then up to 63 of a-z, 0-9 and -")]
+    Name {
+        /// What was written.
+        value: String,
+    },
+    /// Not `[a-z][a-z0-9_]{0,63}`.
+    #[error("{value:?} is not a parameter name: a lower-case letter, then up to 63 of a-z, 0-9 and _")]
+    ParameterName {
+        /// What was written.
+        value: String,
+    },
+    /// A name decisions use for themselves.
+    #[error("{value:?} is reserved for decisions the enforcer makes itself")]
+    Reserved {
+        /// What was written.
+        value: String,
+    },
+    /// Not a semantic version.
+    #[error("{value:?} is not a semantic version such as 1.4.0: {reason}")]
+    Version {
+        /// What was written.
+        value: String,
+        /// Why not.
+        reason: String,
+    },
+    /// Not a plan id of its provider.
+    #[error("{value:?} is not a GitHub plan id: 1 to 18 digits, the first not 0")]
+    PlanId {
+        /// What was written.
+        value: String,
+    },
+    /// Written twice where it may stand once.
+    #[error("{value} stands here twice")]
+    Duplicate {
+        /// What was written.
+        value: String,
+    },
+    /// A list without entries.
+    #[error("is an empty list; leave it out or fill it")]
+    Empty,
+    /// More entries than allowed.
+    #[error("has {count} entries, more than the {limit} allowed")]
+    TooMany {
+        /// How many.
+        count: usize,
+        /// How many at most.
+        limit: usize,
+    },
+    /// A limit of 0 or above 2^53 − 1.
+    #[error("{value} is not a limit: 1 to 9007199254740991")]
+    Limit {
+        /// What was written.
+        value: u64,
+    },
+    /// Not a tier.
+    #[error("{value} is not a tier: 0 observes, 1 is reversible, 2 needs a deterministic match")]
+    Tier {
+        /// What was written.
+        value: u64,
+    },
+    /// Not an absolute path.
+    #[error(
+        "{value:?} is not a path such as /actions/restart: segments of letters, digits, . _ - after each /"
+    )]
+    Path {
+        /// What was written.
+        value: String,
+    },
+    /// An action that undoes itself with itself.
+    #[error("is the same path as the handler; undoing must not act again")]
+    RollbackIsHandler,
+    /// Text that is empty, too long or has control characters.
+    #[error("must be 1 to {limit} characters without control characters")]
+    Text {
+        /// Longest accepted.
+        limit: usize,
+    },
+    /// A bound the parameter's type does not have.
+    #[error("does not apply to {subject}")]
+    DoesNotApply {
+        /// What it was written for.
+        subject: &'static str,
+    },
+    /// An integer other JSON readers would round.
+    #[error("{value} is outside -9007199254740991 to 9007199254740991")]
+    Integer {
+        /// What was written.
+        value: i64,
+    },
+    /// `minimum` above `maximum`.
+    #[error("minimum {minimum} is above maximum {maximum}")]
+    Range {
+        /// As written.
+        minimum: i64,
+        /// As written.
+        maximum: i64,
+    },
+    /// Not a usable length.
+    #[error("{value} is not a length: 1 to {limit}")]
+    MaxLength {
+        /// What was written.
+        value: u64,
+        /// Largest accepted.
+        limit: u32,
+    },
+    /// A rule names an action the policy does not have.
+    #[error("no action has template {template:?}")]
+    UnknownTemplate {
+        /// What was written.
+        template: String,
+    },
+    /// A rule names a parameter one of its actions does not have.
+    #[error("action {template:?} has no parameter {parameter:?}")]
+    UnknownParameter {
+        /// The action.
+        template: String,
+        /// What was written.
+        parameter: String,
+    },
+    /// A condition with no requirement, or more than one.
+    #[error("needs exactly one of at_most, at_least, equals and one_of, not {count}")]
+    Requirements {
+        /// How many it has.
+        count: usize,
+    },
+    /// A requirement its parameter can not be compared with, or can never meet.
+    #[error("{value} is no value that parameter {parameter:?} of action {template:?} can have: {accepts}")]
+    Impossible {
+        /// What was written.
+        value: String,
+        /// The parameter.
+        parameter: String,
+        /// The action.
+        template: String,
+        /// What the parameter accepts.
+        accepts: String,
+    },
+}
+
+impl Ontology {
+    /// Reads a policy file.
+    ///
+    /// # Errors
+    /// When the text is too large, is not YAML of this shape, or a field is wrong; the first problem found is told.
+    pub fn parse(yaml: &str) -> Result<Self, OntologyError> {
+        document::parse(yaml)
+    }
+
+    /// Lower-case hex SHA-256 of the ontology's canonical JSON (RFC 8785): equal for files that mean the same.
+    ///
+    /// # Errors
+    /// Only if the ontology can not be written as JSON.
+    pub fn hash(&self) -> Result<String, OntologyError> {
+        let bytes = serde_json_canonicalizer::to_vec(self).map_err(OntologyError::Canonical)?;
+        Ok(sha256_hex(&bytes))
+    }
+}
+
+impl Tier {
+    /// The tier as policies write it: 0, 1 or 2.
+    #[must_use]
+    pub fn level(self) -> u64 {
+        match self {
+            Self::Observe => 0,
+            Self::Reversible => 1,
+            Self::Deterministic => 2,
+        }
+    }
+}
+
+impl TryFrom<u64> for Tier {
+    type Error = FieldError;
+
+    fn try_from(level: u64) -> Result<Self, FieldError> {
+        match level {
+            0 => Ok(Self::Observe),
+            1 => Ok(Self::Reversible),
+            2 => Ok(Self::Deterministic),
+            value => Err(FieldError::Tier { value }),
+        }
+    }
+}
+
+impl From<Tier> for u64 {
+    fn from(tier: Tier) -> Self {
+        tier.level()
+    }
+}
+
+impl ParameterSpec {
+    /// Whether a request must carry the parameter.
+    #[must_use]
+    pub fn required(&self) -> bool {
+        match self {
+            Self::Integer { required, .. } | Self::String { required, .. } | Self::Boolean { required } => {
+                *required
+            }
+        }
+    }
+
+    /// The type as policies write it.
+    #[must_use]
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Self::Integer { .. } => "integer",
+            Self::String { .. } => "string",
+            Self::Boolean { .. } => "boolean",
+        }
+    }
+
+    /// Whether a value is of the type and within the bounds.
+    #[must_use]
+    pub fn accepts(&self, value: &Literal) -> bool {
+        match (self, value) {
+            (Self::Integer { minimum, maximum, .. }, Literal::Integer(value)) => {
+                (minimum..=maximum).contains(&value)
+            }
+            (
+                Self::String {
+                    one_of: Some(choices),
+                    ..
+                },
+                Literal::String(value),
+            ) => choices.contains(value),
+            (Self::String { max_length, .. }, Literal::String(value)) => within_length(value, *max_length),
+            (Self::Boolean { .. }, Literal::Boolean(_)) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Whether a text has at most so many characters.
+pub(crate) fn within_length(text: &str, limit: u32) -> bool {
+    // Counting stops one past the limit, so a huge text costs no more than a long one.
+    usize::try_from(limit).is_ok_and(|limit| text.chars().take(limit.saturating_add(1)).count() <= limit)
+}
+
+impl std::fmt::Display for ParameterSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Integer { minimum, maximum, .. } => write!(f, "an integer from {minimum} to {maximum}"),
+            Self::String {
+                one_of: Some(choices),
+                ..
+            } => write!(f, "one of {choices:?}"),
+            Self::String { max_length, .. } => {
+                write!(f, "a string of at most {max_length} characters")
+            }
+            Self::Boolean { .. } => f.write_str("true or false"),
+        }
+    }
+}
+
+impl std::fmt::Display for Literal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Boolean(value) => write!(f, "{value}"),
+            Self::Integer(value) => write!(f, "{value}"),
+            Self::String(value) => write!(f, "{value:?}"),
+        }
+    }
+}
+
+impl Isolation {
+    /// As policies write it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pool => "pool",
+            Self::Dedicated => "dedicated",
+        }
+    }
+}
+
+impl std::fmt::Display for Isolation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

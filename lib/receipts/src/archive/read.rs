@@ -1,0 +1,708 @@
+//! Checking an archive without unpacking it.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, BufReader, Chain as ChainedReader, Read, Take};
+
+use flate2::bufread::GzDecoder;
+use jiff::Timestamp;
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+use uuid::Uuid;
+
+use super::{
+    AUDITOR_PUB, BLOCK, CHUNK_LINES, Chunk, Contents, FORMAT_VERSION, GZIP_HEADER, MANIFEST, Manifest, SUMS,
+    Tally, VERIFY, VERIFY_TEXT, ZEROS, header, padding, policy_member,
+};
+use crate::canonical::{FormError, jcs, sha256_hex};
+use crate::key::{KeyError, KeyRing, PublicKey};
+use crate::ledger::Head;
+use crate::receipt::{Payload, Receipt};
+use crate::verify::{Chain, ChainError, difference};
+
+/// How much an archive may ask of its reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the file.
+    pub archive_bytes: u64,
+    /// Bytes of all members together, unpacked.
+    pub unpacked_bytes: u64,
+    /// Bytes of one member that is read whole: key, policy, manifest, sums, text.
+    pub document_bytes: u64,
+    /// Bytes of one receipt.
+    pub line_bytes: u64,
+    /// Members.
+    pub members: u64,
+}
+
+impl Default for Limits {
+    /// Room for some ten million receipts; 16 MiB is the most that is held of any one member.
+    fn default() -> Self {
+        Self {
+            archive_bytes: 8 << 30,
+            unpacked_bytes: 32 << 30,
+            document_bytes: 16 << 20,
+            line_bytes: 64 << 10,
+            members: 100_000,
+        }
+    }
+}
+
+/// The first thing that is wrong with an archive.
+#[derive(Debug, Error)]
+pub enum ArchiveError {
+    /// Not gzip as archives are written.
+    #[error("the archive begins with the bytes {found}, expected the gzip header {expected}")]
+    Gzip {
+        /// In hex.
+        expected: String,
+        /// In hex.
+        found: String,
+    },
+    /// The stream broke off, or its checksum does not hold.
+    #[error("reading `{member}` from the archive failed")]
+    Read {
+        /// The member, or the place.
+        member: String,
+        /// What the stream said.
+        #[source]
+        source: io::Error,
+    },
+    /// More than the reader was told to accept.
+    #[error("`{member}`: {what} above the limit of {limit}")]
+    TooLarge {
+        /// The member, or the archive.
+        member: String,
+        /// What was counted.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+    /// A member that does not belong there.
+    #[error("expected member {expected:?}, found {found:?}")]
+    UnexpectedMember {
+        /// What could stand there.
+        expected: String,
+        /// What stands there.
+        found: String,
+    },
+    /// A tar header that is not the one this member has.
+    #[error("the header of {member:?} has {found:#04x} at byte {at}, expected {expected:#04x}")]
+    Header {
+        /// The member.
+        member: String,
+        /// The byte of the header.
+        at: usize,
+        /// What it must be.
+        expected: u8,
+        /// What it is.
+        found: u8,
+    },
+    /// A member that is a link, a folder or a device.
+    #[error("{member:?} is not a plain file but of tar type {found:?}")]
+    NotAFile {
+        /// The member.
+        member: String,
+        /// Its type.
+        found: char,
+    },
+    /// Bytes that are no part of any member.
+    #[error("{place}: expected {expected}, found other bytes")]
+    StrayBytes {
+        /// Where.
+        place: String,
+        /// What must stand there.
+        expected: &'static str,
+    },
+    /// `auditor.pub` is no key.
+    #[error("`auditor.pub` is not a public key")]
+    PublicKey {
+        /// Why.
+        #[source]
+        source: KeyError,
+    },
+    /// `auditor.pub` is another key than the trusted ones.
+    #[error("`auditor.pub` is key {found}, trusted are: {expected}")]
+    UntrustedKey {
+        /// The trusted key ids.
+        expected: String,
+        /// The archive's.
+        found: String,
+    },
+    /// A receipt that is wrong, or in the wrong place.
+    #[error("`{member}` holds a bad receipt")]
+    Receipt {
+        /// The member.
+        member: String,
+        /// Which, the rule, and both values.
+        #[source]
+        source: ChainError,
+    },
+    /// A member of `receipts/` with the wrong number of lines.
+    #[error(
+        "`{member}`: expected {CHUNK_LINES} receipts (1 to {CHUNK_LINES} in the last one), found {found}"
+    )]
+    ChunkLines {
+        /// The member.
+        member: String,
+        /// Its lines.
+        found: u64,
+    },
+    /// Text where the archive prescribes another.
+    #[error("`{member}`: {place}: expected {expected:?}, found {found:?}")]
+    Document {
+        /// The member.
+        member: String,
+        /// Where the two part.
+        place: String,
+        /// What must stand there.
+        expected: String,
+        /// What stands there.
+        found: String,
+    },
+    /// The manifest is not one.
+    #[error("`manifest.json` is not a manifest")]
+    Manifest {
+        /// What the parser said.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The manifest that the archive should have has no JSON form.
+    #[error("working out the manifest that the archive should have failed")]
+    ManifestForm {
+        /// Why.
+        #[source]
+        source: FormError,
+    },
+    /// A format this version does not read.
+    #[error("`manifest.json`: format_version: expected {FORMAT_VERSION}, found {found}")]
+    Format {
+        /// The archive's format.
+        found: u64,
+    },
+    /// A policy whose bytes are not those its name stands for.
+    #[error("`{member}`: its bytes must have the SHA-256 of its name: expected {expected}, found {found}")]
+    PolicyBytes {
+        /// The member.
+        member: String,
+        /// The hash in its name.
+        expected: String,
+        /// The hash of its bytes.
+        found: String,
+    },
+    /// A receipt names a policy that is not there.
+    #[error("the receipt at place {place} names a policy: expected `policies/{hash}.json`, found {found:?}")]
+    MissingPolicy {
+        /// The receipt's place in the ledger, from 0.
+        place: u64,
+        /// The policy.
+        hash: String,
+        /// The member where it must stand.
+        found: String,
+    },
+}
+
+/// What a good archive holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// Whose receipts.
+    pub account_id: String,
+    /// How many.
+    pub receipts: u64,
+    /// The hash of the last; 64 zeros when there is none.
+    pub last_hash: String,
+    /// The timestamp of the last; the Unix epoch when there is none.
+    pub last_timestamp: Timestamp,
+    /// Receipts by operation.
+    pub operations: BTreeMap<&'static str, u64>,
+    /// The key that signed them all.
+    pub key_id: String,
+    /// Policies in the archive.
+    pub policies: u64,
+    /// When the archive says it was made. Nothing but the closing receipt vouches for it.
+    pub created_at: Timestamp,
+    /// Bytes of the file.
+    pub size_bytes: u64,
+    /// SHA-256 of the file in lower-case hex.
+    pub sha256: String,
+}
+
+/// Checks a whole archive in one pass: every byte of the tar, every receipt, the chain, the policies, the sums.
+///
+/// Memory is bounded by `limits`, whatever the archive says of itself. A good archive may still be an older or shorter
+/// one than the seller's, or the same tar packed differently: [`verify_closing`] finds that.
+///
+/// # Errors
+/// [`ArchiveError`]: the first thing that is wrong, by member, receipt and rule, with both values.
+pub fn verify(reader: impl Read, keys: &KeyRing, limits: Limits) -> Result<Verified, ArchiveError> {
+    let mut members = Members::open(reader, limits)?;
+    let mut contents = Contents::default();
+    let mut operations = BTreeMap::new();
+    let mut chain = Chain::new();
+
+    let member = members.next(AUDITOR_PUB)?;
+    let key = public_key(&members.document(&member, AUDITOR_PUB, &mut contents)?, keys)?;
+    let key_ring = KeyRing::from(key.clone());
+
+    let mut member = members.next(&contents.next_chunk())?;
+    while member.name == contents.next_chunk() {
+        if let Some(last) = contents.chunks.last().filter(|last| last.lines != CHUNK_LINES) {
+            return Err(ArchiveError::ChunkLines {
+                member: last.name.clone(),
+                found: last.lines,
+            });
+        }
+        let mut lines = 0;
+        let sha256 = members.lines(&member, |line| {
+            let receipt = chain
+                .push(line, &key_ring)
+                .map_err(|source| ArchiveError::Receipt {
+                    member: member.name.clone(),
+                    source,
+                })?;
+            *operations.entry(receipt.payload.operation()).or_insert(0) += 1;
+            contents.name_policy(receipt.policy_hash, receipt.seq);
+            lines += 1;
+            Ok(())
+        })?;
+        if !(1..=CHUNK_LINES).contains(&lines) {
+            return Err(ArchiveError::ChunkLines {
+                member: member.name,
+                found: lines,
+            });
+        }
+        contents.add_sum(&member.name, &sha256);
+        contents.chunks.push(Chunk {
+            name: member.name,
+            lines,
+            sha256,
+        });
+        member = members.next(MANIFEST)?;
+    }
+
+    let policies = std::mem::take(&mut contents.policies);
+    for (hash, &place) in &policies {
+        let name = policy_member(hash);
+        if member.name != name {
+            return Err(ArchiveError::MissingPolicy {
+                place,
+                hash: hash.clone(),
+                found: member.name,
+            });
+        }
+        let found = sha256_hex(members.document(&member, &name, &mut contents)?);
+        if found != *hash {
+            return Err(ArchiveError::PolicyBytes {
+                member: name,
+                expected: hash.clone(),
+                found,
+            });
+        }
+        member = members.next(MANIFEST)?;
+    }
+
+    let bytes = members.document(&member, MANIFEST, &mut contents)?;
+    let manifest = check_manifest(&bytes, &contents, &chain, key.key_id())?;
+    let sums = contents.sums.clone();
+    for (name, expected) in [(SUMS, sums.as_str()), (VERIFY, VERIFY_TEXT)] {
+        let member = members.next(name)?;
+        let found = members.document(&member, name, &mut contents)?;
+        check_text(name, expected, &found)?;
+    }
+    let (size_bytes, sha256) = members.finish()?;
+
+    let head = chain.head();
+    Ok(Verified {
+        account_id: manifest.account_id,
+        receipts: head.size,
+        last_hash: head.last_hash.clone(),
+        last_timestamp: head.timestamp,
+        operations,
+        key_id: key.key_id().to_owned(),
+        policies: policies.len() as u64,
+        created_at: manifest.created_at,
+        size_bytes,
+        sha256,
+    })
+}
+
+fn public_key(pem: &[u8], keys: &KeyRing) -> Result<PublicKey, ArchiveError> {
+    let pem = String::from_utf8_lossy(pem);
+    let key = PublicKey::from_pem(&pem).map_err(|source| ArchiveError::PublicKey { source })?;
+    if keys.get(key.key_id()) != Some(&key) {
+        let expected = keys.key_ids().collect::<Vec<_>>().join(", ");
+        return Err(ArchiveError::UntrustedKey {
+            expected,
+            found: key.key_id().to_owned(),
+        });
+    }
+    let written = key
+        .to_pem()
+        .map_err(|source| ArchiveError::PublicKey { source })?;
+    check_text(AUDITOR_PUB, &written, pem.as_bytes())?;
+    Ok(key)
+}
+
+/// Holds the manifest against what was read. Only `created_at`, and the account of an archive without receipts, are
+/// its own word.
+fn check_manifest(
+    bytes: &[u8],
+    contents: &Contents,
+    chain: &Chain,
+    key_id: &str,
+) -> Result<Manifest, ArchiveError> {
+    #[derive(Deserialize)]
+    struct Format {
+        format_version: u64,
+    }
+    let not_one = |source| ArchiveError::Manifest { source };
+    let Format {
+        format_version: found,
+    } = serde_json::from_slice(bytes).map_err(not_one)?;
+    if found != FORMAT_VERSION {
+        return Err(ArchiveError::Format { found });
+    }
+    let manifest: Manifest = serde_json::from_slice(bytes).map_err(not_one)?;
+    let account_id = chain.account_id().unwrap_or(&manifest.account_id);
+    let expected = contents.manifest(account_id, chain.head(), key_id, manifest.created_at);
+    let expected = jcs(&expected).map_err(|source| ArchiveError::ManifestForm { source })?;
+    check_text(MANIFEST, &expected, bytes)?;
+    Ok(manifest)
+}
+
+fn check_text(member: &str, expected: &str, found: &[u8]) -> Result<(), ArchiveError> {
+    if expected.as_bytes() == found {
+        return Ok(());
+    }
+    let (at, expected, found) = difference(expected, &String::from_utf8_lossy(found));
+    Err(ArchiveError::Document {
+        member: member.to_owned(),
+        place: format!("at byte {at}"),
+        expected,
+        found,
+    })
+}
+
+/// A sidecar that does not close this archive.
+#[derive(Debug, Error)]
+pub enum ClosingError {
+    /// It is no good receipt, or does not stand right behind the archive's last one.
+    #[error("the closing receipt does not stand behind the archive's last receipt")]
+    Receipt {
+        /// The rule and both values.
+        #[source]
+        source: ChainError,
+    },
+    /// It is about something else.
+    #[error("the closing receipt {receipt_id}: expected operation decommission_complete, found {found}")]
+    Operation {
+        /// The receipt.
+        receipt_id: Uuid,
+        /// Its operation.
+        found: &'static str,
+    },
+    /// It closes another archive.
+    #[error("the closing receipt {receipt_id}: its `{field}` is {expected}, the archive's is {found}")]
+    Archive {
+        /// The receipt.
+        receipt_id: Uuid,
+        /// The field.
+        field: &'static str,
+        /// What the receipt says.
+        expected: String,
+        /// What the archive is.
+        found: String,
+    },
+}
+
+/// Checks that the sidecar's `decommission_complete` receipt closes the archive that was verified: it stands right
+/// behind the archive's last receipt, and names the archive's SHA-256, size and number of receipts. So an archive that
+/// was cut, replaced by an older one or made again shows.
+///
+/// # Errors
+/// [`ClosingError`] names the rule and both values.
+pub fn verify_closing(
+    sidecar_line: &str,
+    verified: &Verified,
+    keys: &KeyRing,
+) -> Result<Receipt, ClosingError> {
+    let head = Head {
+        size: verified.receipts,
+        last_hash: verified.last_hash.clone(),
+        timestamp: verified.last_timestamp,
+    };
+    // A file may end its only line.
+    let line = sidecar_line.strip_suffix('\n').unwrap_or(sidecar_line);
+    let receipt = Chain::after(&verified.account_id, head)
+        .push(line, keys)
+        .map_err(|source| ClosingError::Receipt { source })?;
+    let receipt_id = receipt.receipt_id;
+    let Payload::DecommissionComplete {
+        receipts_archived,
+        archive_size_bytes,
+        archive_sha256,
+        ..
+    } = &receipt.payload
+    else {
+        return Err(ClosingError::Operation {
+            receipt_id,
+            found: receipt.payload.operation(),
+        });
+    };
+    for (field, expected, found) in [
+        ("archive_sha256", archive_sha256, &verified.sha256),
+        (
+            "receipts_archived",
+            &receipts_archived.to_string(),
+            &verified.receipts.to_string(),
+        ),
+        (
+            "archive_size_bytes",
+            &archive_size_bytes.to_string(),
+            &verified.size_bytes.to_string(),
+        ),
+    ] {
+        if expected != found {
+            let (expected, found) = (expected.clone(), found.clone());
+            return Err(ClosingError::Archive {
+                receipt_id,
+                field,
+                expected,
+                found,
+            });
+        }
+    }
+    Ok(receipt)
+}
+
+/// A member's header, read and found in order.
+struct Member {
+    name: String,
+    size: u64,
+}
+
+/// The file, counted and hashed, with the header that was already read put back in front.
+type Compressed<R> = ChainedReader<io::Cursor<[u8; 10]>, BufReader<Tally<Take<R>>>>;
+
+/// The members of an archive, one after the other.
+struct Members<R: Read> {
+    stream: BufReader<GzDecoder<Compressed<R>>>,
+    limits: Limits,
+    members: u64,
+    unpacked: u64,
+}
+
+impl<R: Read> Members<R> {
+    fn open(reader: R, limits: Limits) -> Result<Self, ArchiveError> {
+        // One byte more than the limit, so that reaching it shows.
+        let mut file = BufReader::new(Tally::new(reader.take(limits.archive_bytes.saturating_add(1))));
+        let mut found = [0; GZIP_HEADER.len()];
+        file.read_exact(&mut found).map_err(|source| ArchiveError::Read {
+            member: "the gzip header".to_owned(),
+            source,
+        })?;
+        if found != GZIP_HEADER {
+            return Err(ArchiveError::Gzip {
+                expected: hex::encode(GZIP_HEADER),
+                found: hex::encode(found),
+            });
+        }
+        // The decoder reads the header too.
+        let stream = BufReader::new(GzDecoder::new(io::Cursor::new(found).chain(file)));
+        Ok(Self {
+            stream,
+            limits,
+            members: 0,
+            unpacked: 0,
+        })
+    }
+
+    /// The next header. `expected` is for the error when there is none.
+    fn next(&mut self, expected: &str) -> Result<Member, ArchiveError> {
+        let mut block = [0; BLOCK];
+        self.fill(&mut block, expected)?;
+        let unexpected = |found: &str| ArchiveError::UnexpectedMember {
+            expected: expected.to_owned(),
+            found: found.to_owned(),
+        };
+        if block == [0; BLOCK] {
+            return Err(unexpected("the end of the archive"));
+        }
+        self.members += 1;
+        let found = tar::Header::from_byte_slice(&block);
+        let name = String::from_utf8_lossy(&found.path_bytes()).into_owned();
+        if !found.entry_type().is_file() {
+            let found = char::from(found.entry_type().as_byte());
+            return Err(ArchiveError::NotAFile { member: name, found });
+        }
+        let size = found.entry_size().map_err(|source| ArchiveError::Read {
+            member: name.clone(),
+            source,
+        })?;
+        // A name that leaves the folder has no header either.
+        let expected_block = header(&name, size).map_err(|_| unexpected(&name))?;
+        let bytes = expected_block.as_bytes().iter().zip(&block).enumerate();
+        for (at, (&expected, &found)) in bytes {
+            if expected != found {
+                return Err(ArchiveError::Header {
+                    member: name,
+                    at,
+                    expected,
+                    found,
+                });
+            }
+        }
+        let Limits {
+            members,
+            unpacked_bytes,
+            ..
+        } = self.limits;
+        self.within(&name, "number of members", self.members, members)?;
+        self.within(
+            &name,
+            "bytes unpacked",
+            self.unpacked.saturating_add(size),
+            unpacked_bytes,
+        )?;
+        Ok(Member { name, size })
+    }
+
+    /// The bytes of a member that is read whole, if it is the one called `expected`.
+    fn document(
+        &mut self,
+        member: &Member,
+        expected: &str,
+        contents: &mut Contents,
+    ) -> Result<Vec<u8>, ArchiveError> {
+        if member.name != expected {
+            let (expected, found) = (expected.to_owned(), member.name.clone());
+            return Err(ArchiveError::UnexpectedMember { expected, found });
+        }
+        self.within(&member.name, "bytes", member.size, self.limits.document_bytes)?;
+        let mut bytes = Vec::new();
+        // Grows with what is there, not with what the header promises.
+        let read = (&mut self.stream).take(member.size).read_to_end(&mut bytes);
+        let read = read.map_err(|source| self.broken(&member.name, source))?;
+        if (read as u64) < member.size {
+            return Err(self.broken(&member.name, io::ErrorKind::UnexpectedEof.into()));
+        }
+        self.unpacked += member.size;
+        self.end(member)?;
+        contents.add_sum(&member.name, &sha256_hex(&bytes));
+        Ok(bytes)
+    }
+
+    /// Gives the lines of a member to `each`, without their line feeds; returns the member's SHA-256.
+    fn lines(
+        &mut self,
+        member: &Member,
+        mut each: impl FnMut(&str) -> Result<(), ArchiveError>,
+    ) -> Result<String, ArchiveError> {
+        let mut sha256 = Sha256::new();
+        let mut line = Vec::new();
+        let mut left = member.size;
+        while left > 0 {
+            line.clear();
+            let most = left.min(self.limits.line_bytes.saturating_add(1));
+            let read = (&mut self.stream).take(most).read_until(b'\n', &mut line);
+            let read = read.map_err(|source| self.broken(&member.name, source))? as u64;
+            sha256.update(&line);
+            let Some(text) = line.strip_suffix(b"\n") else {
+                self.within(&member.name, "bytes in a line", read, self.limits.line_bytes)?;
+                if read < most {
+                    return Err(self.broken(&member.name, io::ErrorKind::UnexpectedEof.into()));
+                }
+                return Err(stray(&member.name, "a line feed at its end"));
+            };
+            left -= read;
+            self.unpacked += read;
+            each(str::from_utf8(text).map_err(|_| stray(&member.name, "UTF-8"))?)?;
+        }
+        self.end(member)?;
+        Ok(hex::encode(sha256.finalize()))
+    }
+
+    /// Reads what must stand behind the last member: two empty blocks, and nothing.
+    fn finish(mut self) -> Result<(u64, String), ArchiveError> {
+        const END: &str = "the end of the archive";
+        let mut blocks = [0; 2 * BLOCK];
+        self.fill(&mut blocks, END)?;
+        if blocks != ZEROS {
+            return Err(stray(END, "two empty blocks"));
+        }
+        // Asking for one more byte is also what makes the decoder check its checksum.
+        let behind = self
+            .stream
+            .read(&mut [0])
+            .map_err(|source| self.broken(END, source))?;
+        if behind != 0 {
+            return Err(stray(END, "nothing behind the tar"));
+        }
+        let (_, mut file) = self.stream.into_inner().into_inner().into_inner();
+        let rest = file.fill_buf().map_err(|source| ArchiveError::Read {
+            member: END.to_owned(),
+            source,
+        })?;
+        if !rest.is_empty() {
+            return Err(stray(END, "nothing behind the gzip stream"));
+        }
+        let file = file.into_inner();
+        let limit = self.limits.archive_bytes;
+        if file.bytes > limit {
+            return Err(ArchiveError::TooLarge {
+                member: "the archive".to_owned(),
+                what: "bytes",
+                limit,
+            });
+        }
+        Ok((file.bytes, file.sha256()))
+    }
+
+    fn end(&mut self, member: &Member) -> Result<(), ArchiveError> {
+        let mut block = [0; BLOCK];
+        let padding = block.get_mut(..padding(member.size)).unwrap_or_default();
+        self.fill(padding, &member.name)?;
+        if padding.iter().any(|&byte| byte != 0) {
+            return Err(stray(&member.name, "zeros up to the next block"));
+        }
+        Ok(())
+    }
+
+    fn fill(&mut self, buffer: &mut [u8], member: &str) -> Result<(), ArchiveError> {
+        self.unpacked += buffer.len() as u64;
+        self.stream
+            .read_exact(buffer)
+            .map_err(|source| self.broken(member, source))
+    }
+
+    /// A read that failed; because of the limit, where that is why.
+    fn broken(&self, member: &str, source: io::Error) -> ArchiveError {
+        let (_, file) = self.stream.get_ref().get_ref().get_ref();
+        let limit = self.limits.archive_bytes;
+        match self.within("the archive", "bytes", file.get_ref().bytes, limit) {
+            Err(too_large) => too_large,
+            Ok(()) => ArchiveError::Read {
+                member: member.to_owned(),
+                source,
+            },
+        }
+    }
+
+    fn within(&self, member: &str, what: &'static str, found: u64, limit: u64) -> Result<(), ArchiveError> {
+        if found <= limit {
+            return Ok(());
+        }
+        Err(ArchiveError::TooLarge {
+            member: member.to_owned(),
+            what,
+            limit,
+        })
+    }
+}
+
+fn stray(place: &str, expected: &'static str) -> ArchiveError {
+    ArchiveError::StrayBytes {
+        place: place.to_owned(),
+        expected,
+    }
+}

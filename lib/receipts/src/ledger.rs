@@ -1,0 +1,189 @@
+//! Sealing drafts onto a ledger's head: sequence, chain, signature. Storing them is the caller's.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::canonical::{FormError, ZERO_HASH, sha256_hex};
+use crate::key::{KeyRing, Signer};
+use crate::receipt::{Draft, Receipt, Signed, Spooled, millis};
+use crate::verify::{LineError, read_signed};
+
+/// Drafts that can't be appended.
+#[derive(Debug, Error)]
+pub enum AppendError {
+    /// Drafts of two tenants in one group.
+    #[error("appending receipt {receipt_id} of account {found:?} to the ledger of account {expected:?}")]
+    MixedAccounts {
+        /// The draft that does not belong.
+        receipt_id: Uuid,
+        /// The account of the first draft.
+        expected: String,
+        /// Its account.
+        found: String,
+    },
+    /// A value that no receipt may hold.
+    #[error("writing receipt {receipt_id} failed")]
+    Form {
+        /// The draft.
+        receipt_id: Uuid,
+        /// Which value, and why.
+        #[source]
+        source: FormError,
+    },
+}
+
+/// Where a ledger ends. A commit holds only if the stored head is still the one it was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Receipts in the ledger; the next `seq`.
+    pub size: u64,
+    /// The hash of the last receipt; 64 zeros for an empty ledger.
+    pub last_hash: String,
+    /// The last receipt's timestamp.
+    #[serde(with = "millis")]
+    pub timestamp: Timestamp,
+}
+
+impl Head {
+    /// The head of a ledger without receipts.
+    pub fn empty() -> Self {
+        Self {
+            size: 0,
+            last_hash: ZERO_HASH.to_owned(),
+            timestamp: Timestamp::UNIX_EPOCH,
+        }
+    }
+}
+
+/// A receipt ready to be stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealed {
+    /// Place in the ledger.
+    pub seq: u64,
+    /// The draft's id.
+    pub receipt_id: Uuid,
+    /// What it is about.
+    pub operation: &'static str,
+    /// SHA-256 of the canonical bytes without the signature, in lower-case hex.
+    pub hash: String,
+    /// The ledger line, without a line feed.
+    pub line: String,
+}
+
+/// A group of receipts and the head after them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Appended {
+    /// In the order of the drafts.
+    pub sealed: Vec<Sealed>,
+    /// The head once they are stored.
+    pub head: Head,
+}
+
+/// Seals `drafts` in order behind `head`, as one group commit.
+///
+/// Their `timestamp` is `now`, or the head's where the clock went backwards.
+///
+/// # Errors
+/// [`AppendError`] names the first draft that can't stand in this ledger; nothing is sealed then.
+pub fn append(
+    head: &Head,
+    drafts: &[Draft],
+    now: Timestamp,
+    signer: &Signer,
+) -> Result<Appended, AppendError> {
+    let mut head = head.clone();
+    let timestamp = millis::truncate(now).max(head.timestamp);
+    let mut sealed = Vec::with_capacity(drafts.len());
+    for draft in drafts {
+        if let Some(first) = drafts
+            .first()
+            .filter(|first| first.account_id != draft.account_id)
+        {
+            return Err(AppendError::MixedAccounts {
+                receipt_id: draft.receipt_id,
+                expected: first.account_id.clone(),
+                found: draft.account_id.clone(),
+            });
+        }
+        let one = seal(&head, draft, timestamp, signer).map_err(|source| AppendError::Form {
+            receipt_id: draft.receipt_id,
+            source,
+        })?;
+        head = Head {
+            size: one.seq + 1,
+            last_hash: one.hash.clone(),
+            timestamp,
+        };
+        sealed.push(one);
+    }
+    Ok(Appended { sealed, head })
+}
+
+fn seal(head: &Head, draft: &Draft, timestamp: Timestamp, signer: &Signer) -> Result<Sealed, FormError> {
+    let mut receipt = Receipt {
+        receipt_id: draft.receipt_id,
+        seq: head.size,
+        timestamp,
+        occurred_at: draft.occurred_at,
+        account_id: draft.account_id.clone(),
+        status: draft.payload.status(),
+        duration_ms: draft.duration_ms,
+        policy_hash: draft.policy_hash.clone(),
+        prev_hash: head.last_hash.clone(),
+        key_id: signer.key_id().to_owned(),
+        signature: String::new(),
+        payload: draft.payload.clone(),
+    };
+    let unsigned = receipt.text()?;
+    receipt.signature = signer.sign(unsigned.as_bytes());
+    Ok(Sealed {
+        seq: receipt.seq,
+        receipt_id: receipt.receipt_id,
+        operation: receipt.payload.operation(),
+        hash: sha256_hex(unsigned),
+        line: receipt.text()?,
+    })
+}
+
+/// A signed line for the spool, where receipts wait while the ledger can't be written: without `seq`, `prev_hash` and
+/// `timestamp`, which only the ledger can give, and with `spooled: true`.
+///
+/// # Errors
+/// [`FormError`] when the draft holds a value that no receipt may hold.
+pub fn spool_line(draft: &Draft, signer: &Signer) -> Result<String, FormError> {
+    let mut spooled = Spooled {
+        receipt_id: draft.receipt_id,
+        occurred_at: draft.occurred_at,
+        account_id: draft.account_id.clone(),
+        status: draft.payload.status(),
+        duration_ms: draft.duration_ms,
+        policy_hash: draft.policy_hash.clone(),
+        key_id: signer.key_id().to_owned(),
+        spooled: true,
+        signature: String::new(),
+        payload: draft.payload.clone(),
+    };
+    spooled.signature = signer.sign(spooled.text()?.as_bytes());
+    spooled.text()
+}
+
+/// Reads a spool line back, verified, as the draft to append. Its `occurred_at` is in whole milliseconds.
+///
+/// # Errors
+/// [`LineError`] as for a ledger line.
+pub fn parse_spool_line(line: &str, keys: &KeyRing) -> Result<Draft, LineError> {
+    let spooled: Spooled = read_signed(line, keys)?;
+    if !spooled.spooled {
+        return Err(LineError::NotSpooled);
+    }
+    Ok(Draft {
+        receipt_id: spooled.receipt_id,
+        account_id: spooled.account_id,
+        occurred_at: spooled.occurred_at,
+        duration_ms: spooled.duration_ms,
+        policy_hash: spooled.policy_hash,
+        payload: spooled.payload,
+    })
+}

@@ -1,0 +1,26 @@
+//! Receipts: what they say, their canonical bytes, their chain, and the archive an auditor checks offline.
+//!
+//! Pure: no clock, no environment, no network. Times, keys and identifiers are arguments.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`canonical`] | the bytes that are hashed and signed (RFC 8785), and which values may stand in them |
+//! | [`key`] | Ed25519 keys: signing, and the ring of keys an auditor trusts |
+//! | [`receipt`] | one typed payload for each operation, and the receipt around it |
+//! | [`ledger`] | sealing drafts onto a head: sequence, chain, signature |
+//! | [`verify`] | checking a line, and a chain of lines |
+//! | [`archive`] | writing and checking a tenant's archive |
+
+pub mod archive;
+pub mod canonical;
+pub mod key;
+pub mod ledger;
+pub mod receipt;
+pub mod verify;
+
+pub use archive::{ArchiveInput, ArchiveSummary, Limits, Verified};
+pub use canonical::{FormError, jcs, sha256_hex};
+pub use key::{KeyRing, PublicKey, Signer};
+pub use ledger::{Appended, Head, Sealed, append, parse_spool_line, spool_line};
+pub use receipt::{Draft, Payload, Receipt, Status};
+pub use verify::{Chain, ChainError, LineError, verify_line};

@@ -1,0 +1,539 @@
+//! What a receipt says: one typed payload for each operation, and the fields every receipt has.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::canonical::{FormError, check_values, is_sha256_hex, jcs, sha256_hex};
+
+/// How an operation ended, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// It did what it was asked to.
+    Success,
+    /// It was tried and did not work.
+    Failed,
+    /// It was not allowed, and nothing was done.
+    Refused,
+    /// A person decides; nothing was done.
+    Routed,
+    /// It began; another receipt says how it ended.
+    Started,
+    /// There was nothing to do.
+    Ignored,
+}
+
+impl Status {
+    /// The word as it stands in a receipt.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+            Self::Routed => "routed",
+            Self::Started => "started",
+            Self::Ignored => "ignored",
+        }
+    }
+}
+
+/// What a tenant's plan allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    /// Actions in a calendar month.
+    pub monthly_actions: u64,
+    /// Actions in flight at once.
+    pub concurrent_actions: u64,
+}
+
+/// What was provisioned for a tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// The tenant's governor.
+    pub fsm_id: String,
+    /// The tenant's queue.
+    pub queue: String,
+    /// The table that holds the tenant.
+    pub table: String,
+}
+
+/// A change of a governor's concurrency.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Concurrency {
+    /// Before.
+    pub previous: u64,
+    /// After.
+    pub new: u64,
+}
+
+/// A difference in cost per month, in US dollars, exact to 1/10,000 dollar.
+///
+/// The one amount that stands in receipts as a JSON number. Counted in ten-thousandths, so that the number has the
+/// same digits in RFC 8785 and in `jq`, whatever computed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct UsdDelta(i64);
+
+impl UsdDelta {
+    /// A dollar's parts.
+    const PARTS: f64 = 10_000.0;
+    /// ± a hundred million dollars; every value inside prints without an exponent.
+    const LIMIT: i64 = 1_000_000_000_000;
+
+    /// From ten-thousandths of a dollar; `None` from a hundred million dollars on.
+    pub fn from_ten_thousandths(parts: i64) -> Option<Self> {
+        (parts.unsigned_abs() < Self::LIMIT.unsigned_abs()).then_some(Self(parts))
+    }
+
+    /// In ten-thousandths of a dollar.
+    pub fn ten_thousandths(self) -> i64 {
+        self.0
+    }
+}
+
+impl From<UsdDelta> for f64 {
+    fn from(delta: UsdDelta) -> Self {
+        delta.0 as Self / UsdDelta::PARTS
+    }
+}
+
+impl TryFrom<f64> for UsdDelta {
+    type Error = String;
+
+    fn try_from(dollars: f64) -> Result<Self, Self::Error> {
+        // Out of range saturates, and is then refused; NaN becomes 0, which JSON can't bring.
+        Self::from_ten_thousandths((dollars * Self::PARTS).round() as i64)
+            .ok_or_else(|| format!("a cost difference of {dollars} dollars is out of range"))
+    }
+}
+
+/// The result of an attempt to change a policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyOutcome {
+    /// The version that was offered; absent when it could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_version: Option<String>,
+    /// The version that was in force; absent when there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_version: Option<String>,
+    /// Why it came out so.
+    pub reason: String,
+    /// A request the two versions decide differently.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counterexample: Option<String>,
+}
+
+/// A decision about a governor's concurrency.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scaling {
+    /// Before and after; equal when nothing changed.
+    pub concurrency: Concurrency,
+    /// What the quota said.
+    pub quota_check: String,
+    /// What the change costs a month.
+    pub cost_delta_usd: UsdDelta,
+}
+
+/// An action and how the gate or the handler answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActionOutcome {
+    /// The action.
+    pub action_id: String,
+    /// Its template in the policy.
+    pub template: String,
+    /// The answer's code.
+    pub code: String,
+}
+
+/// What an operation did. One variant for each operation; the tag `operation` is the variant's name in snake case.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "operation", rename_all = "snake_case")]
+pub enum Payload {
+    /// A tenant was provisioned.
+    EntitlementActive {
+        /// The product.
+        sku_id: String,
+        /// The plan.
+        plan_type: String,
+        /// Where the tenant lives.
+        region: String,
+        /// The policy in force.
+        policy_version: String,
+        /// The tenant's governor.
+        fsm_id: String,
+        /// What the plan allows.
+        quota: Quota,
+        /// What was made.
+        resources: Resources,
+    },
+    /// Provisioning failed and was undone.
+    EntitlementFailed {
+        /// The product asked for.
+        sku_id: String,
+        /// The plan asked for.
+        plan_type: String,
+        /// Why.
+        reason: String,
+        /// The step that failed.
+        step: String,
+        /// The steps that were undone, in the order of undoing.
+        undone: Vec<String>,
+    },
+    /// Tenants moved to a new policy.
+    PolicyUpgraded {
+        /// The policy in force now.
+        policy_version: String,
+        /// The policy in force before.
+        previous_version: String,
+        /// Governors that took it.
+        governors_updated: u64,
+        /// Governors that did not.
+        governors_failed: u64,
+        /// What the compatibility check said.
+        compatibility_check: String,
+    },
+    /// A policy was not valid.
+    PolicyValidationFailed(PolicyOutcome),
+    /// A policy was not taken.
+    PolicyUpgradeSkipped(PolicyOutcome),
+    /// An earlier policy was put back.
+    PolicyRollback(PolicyOutcome),
+    /// A policy was put in force against the compatibility check.
+    PolicyForced(PolicyOutcome),
+    /// A governor's concurrency changed.
+    GovernorScaled(Scaling),
+    /// A governor's concurrency was not raised: the quota is used up.
+    QuotaExceeded(Scaling),
+    /// A change of concurrency was taken back.
+    ScaleReverted(Scaling),
+    /// Storage failed; the system refuses everything until it recovers.
+    DegradedMode {
+        /// Why.
+        reason: String,
+        /// The storage's error.
+        error_code: String,
+        /// Failed probes in a row.
+        failure_count: u64,
+        /// Tenants that are refused.
+        affected_tenants: u64,
+        /// How loud the alert is.
+        alert_severity: String,
+    },
+    /// Storage recovered.
+    DegradedModeCleared {
+        /// Why.
+        reason: String,
+        /// How long it lasted, in seconds.
+        downtime_seconds: u64,
+        /// Actions refused meanwhile.
+        actions_refused: u64,
+    },
+    /// An action was done.
+    ActionComplete(ActionOutcome),
+    /// An action was refused by the gate.
+    ActionRefused {
+        /// The action.
+        action_id: String,
+        /// The template asked for.
+        template: String,
+        /// The gate's code.
+        code: String,
+        /// What the gate adds for people.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        detail: Option<String>,
+        /// The policy rules that decided.
+        rules: Vec<String>,
+    },
+    /// An action waits for a person.
+    ActionRouted(ActionOutcome),
+    /// An action did not answer in time.
+    ActionTimeout {
+        /// The action.
+        action_id: String,
+        /// Its deadline, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// An action failed.
+    ActionFailed {
+        /// The action.
+        action_id: String,
+        /// The handler's error.
+        error_code: String,
+        /// Whether undoing it makes sense.
+        is_recoverable: bool,
+    },
+    /// An action was undone.
+    ActionRolledBack {
+        /// The action.
+        action_id: String,
+        /// The receipt of what was undone.
+        previous_action_receipt_id: Uuid,
+        /// How long undoing took, in milliseconds.
+        rollback_duration_ms: u64,
+    },
+    /// A tenant leaves.
+    DecommissionStart {
+        /// The product.
+        sku_id: String,
+        /// Actions still running.
+        in_flight_actions: u64,
+    },
+    /// A tenant left; closes the ledger.
+    DecommissionComplete {
+        /// Actions done in the tenant's life.
+        actions_completed: u64,
+        /// Actions failed in the tenant's life.
+        actions_failed: u64,
+        /// Receipts in the archive.
+        receipts_archived: u64,
+        /// Where the archive is.
+        archive_path: String,
+        /// The archive's bytes.
+        archive_size_bytes: u64,
+        /// The archive's SHA-256 in lower-case hex.
+        archive_sha256: String,
+        /// The stored object's version.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        archive_version: Option<String>,
+    },
+    /// Somebody moved a switch.
+    SwitchChanged {
+        /// Who.
+        who: String,
+        /// The switches before.
+        before: String,
+        /// The switches after.
+        after: String,
+    },
+    /// A policy bundle was deployed.
+    PolicyDeployed {
+        /// The ontology's hash.
+        #[serde(rename = "O_hash")]
+        o_hash: String,
+        /// The enforcer's hash.
+        #[serde(rename = "A_hash")]
+        a_hash: String,
+        /// The compiler that made it.
+        ggen_version: String,
+        /// When.
+        #[serde(with = "millis")]
+        deployment_timestamp: Timestamp,
+    },
+    /// A verified webhook changed nothing.
+    WebhookIgnored {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Payload {
+    /// The operation's name, as the field `operation` has it.
+    pub fn operation(&self) -> &'static str {
+        match self {
+            Self::EntitlementActive { .. } => "entitlement_active",
+            Self::EntitlementFailed { .. } => "entitlement_failed",
+            Self::PolicyUpgraded { .. } => "policy_upgraded",
+            Self::PolicyValidationFailed(_) => "policy_validation_failed",
+            Self::PolicyUpgradeSkipped(_) => "policy_upgrade_skipped",
+            Self::PolicyRollback(_) => "policy_rollback",
+            Self::PolicyForced(_) => "policy_forced",
+            Self::GovernorScaled(_) => "governor_scaled",
+            Self::QuotaExceeded(_) => "quota_exceeded",
+            Self::ScaleReverted(_) => "scale_reverted",
+            Self::DegradedMode { .. } => "degraded_mode",
+            Self::DegradedModeCleared { .. } => "degraded_mode_cleared",
+            Self::ActionComplete(_) => "action_complete",
+            Self::ActionRefused { .. } => "action_refused",
+            Self::ActionRouted(_) => "action_routed",
+            Self::ActionTimeout { .. } => "action_timeout",
+            Self::ActionFailed { .. } => "action_failed",
+            Self::ActionRolledBack { .. } => "action_rolled_back",
+            Self::DecommissionStart { .. } => "decommission_start",
+            Self::DecommissionComplete { .. } => "decommission_complete",
+            Self::SwitchChanged { .. } => "switch_changed",
+            Self::PolicyDeployed { .. } => "policy_deployed",
+            Self::WebhookIgnored { .. } => "webhook_ignored",
+        }
+    }
+
+    /// How the operation ended. It follows from the operation, so no receipt can claim another.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::EntitlementActive { .. }
+            | Self::PolicyUpgraded { .. }
+            | Self::PolicyRollback(_)
+            | Self::PolicyForced(_)
+            | Self::GovernorScaled(_)
+            | Self::ScaleReverted(_)
+            | Self::DegradedModeCleared { .. }
+            | Self::ActionComplete(_)
+            | Self::ActionRolledBack { .. }
+            | Self::DecommissionComplete { .. }
+            | Self::SwitchChanged { .. }
+            | Self::PolicyDeployed { .. } => Status::Success,
+            Self::EntitlementFailed { .. }
+            | Self::PolicyValidationFailed(_)
+            | Self::ActionTimeout { .. }
+            | Self::ActionFailed { .. } => Status::Failed,
+            Self::QuotaExceeded(_) | Self::ActionRefused { .. } => Status::Refused,
+            Self::ActionRouted(_) => Status::Routed,
+            Self::DegradedMode { .. } | Self::DecommissionStart { .. } => Status::Started,
+            Self::PolicyUpgradeSkipped(_) | Self::WebhookIgnored { .. } => Status::Ignored,
+        }
+    }
+}
+
+/// A receipt before it has its place in a ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Draft {
+    /// Made once, and kept through retries.
+    pub receipt_id: Uuid,
+    /// Whose ledger; `_system` for what concerns everybody.
+    pub account_id: String,
+    /// When it happened; stands in the receipt cut to milliseconds.
+    pub occurred_at: Timestamp,
+    /// How long the operation took, in milliseconds.
+    pub duration_ms: u64,
+    /// The enforcer that decided, where one did: 64 lower-case hex digits.
+    pub policy_hash: Option<String>,
+    /// What happened.
+    pub payload: Payload,
+}
+
+/// A receipt in its place.
+///
+/// Serialised with [`jcs`] this is the ledger line; without `signature` it is what was hashed and signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// Made once, and kept through retries.
+    pub receipt_id: Uuid,
+    /// Place in the ledger, from 0, without gaps.
+    pub seq: u64,
+    /// When it was appended; never before its predecessor's.
+    #[serde(with = "millis")]
+    pub timestamp: Timestamp,
+    /// When it happened.
+    #[serde(with = "millis")]
+    pub occurred_at: Timestamp,
+    /// Whose ledger.
+    pub account_id: String,
+    /// How it ended.
+    pub status: Status,
+    /// How long it took, in milliseconds.
+    pub duration_ms: u64,
+    /// The enforcer that decided, where one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_hash: Option<String>,
+    /// The hash of the receipt before this one; 64 zeros for the first.
+    pub prev_hash: String,
+    /// The key that signed.
+    pub key_id: String,
+    /// Ed25519 in base64; empty only while the receipt is being signed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub signature: String,
+    /// What happened, and the field `operation`.
+    #[serde(flatten)]
+    pub payload: Payload,
+}
+
+impl Receipt {
+    /// SHA-256 of the canonical bytes without `signature`, in lower-case hex: the next receipt's `prev_hash`.
+    ///
+    /// # Errors
+    /// [`FormError`] when the receipt holds a value that no receipt may hold.
+    pub fn hash(&self) -> Result<String, FormError> {
+        let unsigned = Self {
+            signature: String::new(),
+            ..self.clone()
+        };
+        Ok(sha256_hex(unsigned.text()?))
+    }
+}
+
+/// A receipt in the spool: signed, without a place in the ledger.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Spooled {
+    pub(crate) receipt_id: Uuid,
+    #[serde(with = "millis")]
+    pub(crate) occurred_at: Timestamp,
+    pub(crate) account_id: String,
+    pub(crate) status: Status,
+    pub(crate) duration_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) policy_hash: Option<String>,
+    pub(crate) key_id: String,
+    /// Always true. It keeps the two kinds of signed bytes apart.
+    pub(crate) spooled: bool,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) signature: String,
+    #[serde(flatten)]
+    pub(crate) payload: Payload,
+}
+
+/// What is signed as canonical JSON, with its signature inside.
+pub(crate) trait Signed: Serialize + Sized {
+    fn policy_hash(&self) -> Option<&str>;
+    fn key_id(&self) -> &str;
+    fn signature(&self) -> &str;
+    fn status(&self) -> Status;
+    fn payload(&self) -> &Payload;
+
+    /// The canonical text, held to the rules for values.
+    fn text(&self) -> Result<String, FormError> {
+        if let Some(value) = self.policy_hash().filter(|value| !is_sha256_hex(value)) {
+            return Err(FormError::PolicyHash {
+                value: value.to_owned(),
+            });
+        }
+        let text = jcs(self)?;
+        check_values(&text)?;
+        Ok(text)
+    }
+}
+
+/// The same fields under the same names.
+macro_rules! signed {
+    ($type:ty) => {
+        impl Signed for $type {
+            fn policy_hash(&self) -> Option<&str> {
+                self.policy_hash.as_deref()
+            }
+            fn key_id(&self) -> &str {
+                &self.key_id
+            }
+            fn signature(&self) -> &str {
+                &self.signature
+            }
+            fn status(&self) -> Status {
+                self.status
+            }
+            fn payload(&self) -> &Payload {
+                &self.payload
+            }
+        }
+    };
+}
+
+signed!(Receipt);
+signed!(Spooled);
+
+/// Times as receipts write them: RFC 3339, UTC, exactly milliseconds.
+pub(crate) mod millis {
+    use jiff::Timestamp;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    /// Cuts a time to whole milliseconds.
+    pub(crate) fn truncate(time: Timestamp) -> Timestamp {
+        // In range: the result lies between the time itself and the epoch.
+        Timestamp::from_millisecond(time.as_millisecond()).unwrap_or(time)
+    }
+
+    pub(crate) fn serialize<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:.3}", truncate(*time)))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+        Timestamp::deserialize(deserializer)
+    }
+}

@@ -1,0 +1,327 @@
+//! Checking a ledger line, and a chain of lines.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::canonical::{FormError, sha256_hex};
+use crate::key::{KeyRing, SignatureError};
+use crate::ledger::Head;
+use crate::receipt::{Receipt, Signed};
+
+/// How much of two differing texts an error quotes.
+const QUOTED_CHARS: usize = 32;
+
+/// A line that is not a good receipt.
+#[derive(Debug, Error)]
+pub enum LineError {
+    /// Not JSON, or not the fields of a known operation.
+    #[error("the line is not a receipt")]
+    Parse {
+        /// What the parser said.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A value no receipt may hold.
+    #[error("the receipt has a value that no receipt may have")]
+    Form {
+        /// Which, and why.
+        #[source]
+        source: FormError,
+    },
+    /// Not exactly the canonical form of itself: white space, order, an unknown or repeated field, another spelling.
+    #[error(
+        "the line is not the canonical form of its receipt: at byte {at} expected {expected:?}, found {found:?}"
+    )]
+    NotCanonical {
+        /// Where the two part.
+        at: usize,
+        /// The canonical form from there.
+        expected: String,
+        /// The line from there.
+        found: String,
+    },
+    /// `status` is not what the operation means.
+    #[error("the status of `{operation}` is {expected:?}, found {found:?}")]
+    Status {
+        /// The operation.
+        operation: &'static str,
+        /// Its status.
+        expected: &'static str,
+        /// What the line says.
+        found: &'static str,
+    },
+    /// No signature.
+    #[error("the receipt is not signed")]
+    Unsigned,
+    /// Signed by a key nobody vouched for.
+    #[error("the receipt is signed by key {key_id}, trusted are: {trusted}")]
+    UnknownKey {
+        /// The key it names.
+        key_id: String,
+        /// The ids in the ring.
+        trusted: String,
+    },
+    /// The signature does not hold.
+    #[error("the receipt's signature does not hold")]
+    Signature {
+        /// In what way.
+        #[source]
+        source: SignatureError,
+    },
+    /// A spool line that says it is none.
+    #[error("`spooled` is false in a spool line")]
+    NotSpooled,
+}
+
+/// Checks one ledger line (without its line feed) by itself: form, values, key, signature. Not its place in a ledger.
+///
+/// # Errors
+/// [`LineError`] says which rule the line breaks.
+pub fn verify_line(line: &str, keys: &KeyRing) -> Result<Receipt, LineError> {
+    read_signed(line, keys)
+}
+
+/// As [`verify_line`], for every kind of signed line.
+pub(crate) fn read_signed<T: Signed + DeserializeOwned>(line: &str, keys: &KeyRing) -> Result<T, LineError> {
+    let (value, signed_bytes) = read::<T>(line)?;
+    check_signature(&value, &signed_bytes, keys)?;
+    Ok(value)
+}
+
+/// Reads a line strictly, and the bytes its signature and hash are over.
+fn read<T: Signed + DeserializeOwned>(line: &str) -> Result<(T, String), LineError> {
+    let value: T = serde_json::from_str(line).map_err(|source| LineError::Parse { source })?;
+    let canonical = value.text().map_err(|source| LineError::Form { source })?;
+    if canonical != line {
+        let (at, expected, found) = difference(&canonical, line);
+        return Err(LineError::NotCanonical { at, expected, found });
+    }
+    let payload = value.payload();
+    let (expected, found) = (payload.status(), value.status());
+    if expected != found {
+        let operation = payload.operation();
+        return Err(LineError::Status {
+            operation,
+            expected: expected.as_str(),
+            found: found.as_str(),
+        });
+    }
+    // Cut rather than serialised again: inside a string the quotes would be escaped, so these bytes are the field.
+    let field = format!("\"signature\":\"{}\",", value.signature());
+    let signed_bytes = line.replacen(&field, "", 1);
+    if value.signature().is_empty() || signed_bytes.len() == line.len() {
+        return Err(LineError::Unsigned);
+    }
+    Ok((value, signed_bytes))
+}
+
+fn check_signature<T: Signed>(value: &T, signed_bytes: &str, keys: &KeyRing) -> Result<(), LineError> {
+    let key = keys.get(value.key_id()).ok_or_else(|| LineError::UnknownKey {
+        key_id: value.key_id().to_owned(),
+        trusted: keys.key_ids().collect::<Vec<_>>().join(", "),
+    })?;
+    key.verify(signed_bytes.as_bytes(), value.signature())
+        .map_err(|source| LineError::Signature { source })
+}
+
+/// The first byte where two texts differ, and what stands there in each.
+pub(crate) fn difference(expected: &str, found: &str) -> (usize, String, String) {
+    let at = expected
+        .bytes()
+        .zip(found.bytes())
+        .take_while(|(a, b)| a == b)
+        .count();
+    let at = (0..=at)
+        .rev()
+        .find(|&at| expected.is_char_boundary(at) && found.is_char_boundary(at))
+        .unwrap_or(0);
+    let quote = |text: &str| {
+        text.get(at..)
+            .unwrap_or_default()
+            .chars()
+            .take(QUOTED_CHARS)
+            .collect()
+    };
+    (at, quote(expected), quote(found))
+}
+
+/// What a receipt in its place must hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// All receipts of a ledger name its account.
+    Account,
+    /// `seq` counts from 0 without gaps.
+    Sequence,
+    /// `prev_hash` is the predecessor's hash.
+    PreviousHash,
+    /// `timestamp` is not before the predecessor's.
+    TimeOrder,
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Account => "account_id is the ledger's",
+            Self::Sequence => "seq has no gaps",
+            Self::PreviousHash => "prev_hash is the predecessor's hash",
+            Self::TimeOrder => "timestamp is not before the predecessor's",
+        })
+    }
+}
+
+/// The first bad receipt of a ledger.
+#[derive(Debug, Error)]
+pub enum ChainError {
+    /// The line is not a good receipt by itself.
+    #[error("the receipt at place {place} is not good")]
+    Line {
+        /// Its place in the ledger, from 0.
+        place: u64,
+        /// Why.
+        #[source]
+        source: LineError,
+    },
+    /// A good receipt in the wrong place.
+    #[error(
+        "receipt {receipt_id} at place {place} breaks the rule \"{rule}\": expected {expected}, found {found}"
+    )]
+    Link {
+        /// Its place in the ledger, from 0.
+        place: u64,
+        /// The receipt.
+        receipt_id: Uuid,
+        /// The rule it breaks.
+        rule: Rule,
+        /// What the rule asks for.
+        expected: String,
+        /// What the receipt says.
+        found: String,
+    },
+}
+
+/// Follows one ledger, line by line, from its first receipt.
+#[derive(Debug, Clone)]
+pub struct Chain {
+    account_id: Option<String>,
+    head: Head,
+}
+
+impl Chain {
+    /// A ledger from its start; the first receipt says whose it is.
+    pub fn new() -> Self {
+        Self {
+            account_id: None,
+            head: Head::empty(),
+        }
+    }
+
+    /// The ledger of one account from its start.
+    pub fn of(account_id: &str) -> Self {
+        Self::after(account_id, Head::empty())
+    }
+
+    /// The ledger of one account behind a head that is already trusted.
+    pub fn after(account_id: &str, head: Head) -> Self {
+        Self {
+            account_id: Some(account_id.to_owned()),
+            head,
+        }
+    }
+
+    /// Where the chain ends so far.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// Whose ledger it is; `None` before the first receipt of a [`Chain::new`].
+    pub fn account_id(&self) -> Option<&str> {
+        self.account_id.as_deref()
+    }
+
+    /// Checks the next line by itself and in its place. After an error the chain stands where it stood.
+    ///
+    /// # Errors
+    /// [`ChainError`] names the receipt, the rule and both values.
+    pub fn push(&mut self, line: &str, keys: &KeyRing) -> Result<Receipt, ChainError> {
+        self.follow(line, |receipt, signed_bytes| {
+            check_signature(receipt, signed_bytes, keys)
+        })
+    }
+
+    /// As [`Chain::push`] without checking the signature: for one who reads receipts it has stored itself.
+    ///
+    /// # Errors
+    /// [`ChainError`] names the receipt, the rule and both values.
+    pub fn push_unverified(&mut self, line: &str) -> Result<Receipt, ChainError> {
+        self.follow(line, |_, _| Ok(()))
+    }
+
+    fn follow(
+        &mut self,
+        line: &str,
+        check: impl FnOnce(&Receipt, &str) -> Result<(), LineError>,
+    ) -> Result<Receipt, ChainError> {
+        let place = self.head.size;
+        let (receipt, signed_bytes) = read::<Receipt>(line)
+            .and_then(|(receipt, signed_bytes)| {
+                check(&receipt, &signed_bytes)?;
+                Ok((receipt, signed_bytes))
+            })
+            .map_err(|source| ChainError::Line { place, source })?;
+        self.check_place(&receipt)?;
+        self.account_id.get_or_insert_with(|| receipt.account_id.clone());
+        self.head = Head {
+            size: place + 1,
+            last_hash: sha256_hex(signed_bytes),
+            timestamp: receipt.timestamp,
+        };
+        Ok(receipt)
+    }
+
+    fn check_place(&self, receipt: &Receipt) -> Result<(), ChainError> {
+        let broken = |rule, expected: &dyn fmt::Display, found: &dyn fmt::Display| {
+            Err(ChainError::Link {
+                place: self.head.size,
+                receipt_id: receipt.receipt_id,
+                rule,
+                expected: expected.to_string(),
+                found: found.to_string(),
+            })
+        };
+        if let Some(account_id) = self
+            .account_id
+            .as_ref()
+            .filter(|&account_id| *account_id != receipt.account_id)
+        {
+            return broken(Rule::Account, account_id, &receipt.account_id);
+        }
+        if receipt.seq != self.head.size {
+            return broken(Rule::Sequence, &self.head.size, &receipt.seq);
+        }
+        if receipt.prev_hash != self.head.last_hash {
+            return broken(Rule::PreviousHash, &self.head.last_hash, &receipt.prev_hash);
+        }
+        if receipt.timestamp < self.head.timestamp {
+            return broken(
+                Rule::TimeOrder,
+                &in_millis(self.head.timestamp),
+                &in_millis(receipt.timestamp),
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Default for Chain {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn in_millis(time: Timestamp) -> String {
+    format!("{time:.3}")
+}

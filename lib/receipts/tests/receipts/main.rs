@@ -1,0 +1,17 @@
+//! Receipts from outside: canonical bytes, ledgers, archives, and what `jq` and `openssl` say of them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+// The name its users give it.
+extern crate governor_receipts as receipts;
+
+mod archive;
+mod drafts;
+mod jcs;
+mod ledger;
+mod shell;
