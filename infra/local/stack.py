@@ -359,7 +359,9 @@ def dev_secrets(ggen: Path) -> tuple[dict[str, str], Path]:
         public_key.unlink(missing_ok=True)
         keys("generate", "--private", private_key, "--public", public_key)
         store.touch(mode=0o600)
-        store.write_text(json.dumps({name: keys("secret") for name in ("standard", "github", "handler")}, indent=2))
+        # GitHub's own published example, so that the signed sample events in events/ stay valid.
+        github = {"github": "It's a Secret to Everybody"}
+        store.write_text(json.dumps({**github, **{name: keys("secret") for name in ("standard", "handler")}}, indent=2))
     return {"signing_key": private_key.read_text(), **json.loads(store.read_text())}, public_key
 
 

@@ -8,7 +8,9 @@ use lambda_runtime::{Error, LambdaEvent, run, service_fn};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     aws::telemetry::init();
-    let cancel = Cancel::from_env().await?;
+    let cancel = Cancel::from_env()
+        .await
+        .map_err(aws::telemetry::StartFailure::new)?;
     let cancel = &cancel;
     run(service_fn(|event: LambdaEvent<serde_json::Value>| async move {
         cancel.handle(event.payload).await

@@ -10,7 +10,9 @@ use lambda_runtime::{Error, LambdaEvent, run, service_fn};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     aws::telemetry::init();
-    let governor = Governor::from_env().await?;
+    let governor = Governor::from_env()
+        .await
+        .map_err(aws::telemetry::StartFailure::new)?;
     let governor = &governor;
     run(service_fn(|event: LambdaEvent<SqsEvent>| async move {
         Ok::<_, Error>(governor.handle(event.payload).await)

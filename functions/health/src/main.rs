@@ -8,7 +8,9 @@ use lambda_runtime::{Error, LambdaEvent, run, service_fn};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     aws::telemetry::init();
-    let health = Health::from_env().await?;
+    let health = Health::from_env()
+        .await
+        .map_err(aws::telemetry::StartFailure::new)?;
     let health = &health;
     run(service_fn(|event: LambdaEvent<Round>| async move {
         Ok::<_, Error>(health.handle(event.payload).await)

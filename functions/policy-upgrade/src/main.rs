@@ -8,7 +8,9 @@ use lambda_runtime::{Error, LambdaEvent, run, service_fn};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     aws::telemetry::init();
-    let upgrade = PolicyUpgrade::from_env().await?;
+    let upgrade = PolicyUpgrade::from_env()
+        .await
+        .map_err(aws::telemetry::StartFailure::new)?;
     let upgrade = &upgrade;
     run(service_fn(|event: LambdaEvent<Proposal>| async move {
         upgrade.handle(&event.payload).await.map_err(|e| {

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::io::{BufWriter, Seek, Write};
 
 use aws_sdk_s3::Client;
-use aws_sdk_s3::error::DisplayErrorContext;
 use aws_sdk_s3::primitives::ByteStream;
 use domain::account::AccountId;
 use domain::names;
@@ -12,6 +11,7 @@ use jiff::Timestamp;
 use receipts::archive::{ArchiveSummary, WriteError, Writer};
 use receipts::key::PublicKey;
 
+use crate::clients::explain;
 use crate::registry::{Registry, RegistryError};
 use crate::store::{Store, StoreError};
 
@@ -153,7 +153,7 @@ impl Archives {
             .body(body)
             .send()
             .await
-            .map_err(|e| self.refused(key, DisplayErrorContext(e)))?;
+            .map_err(|e| self.refused(key, explain(&e)))?;
         Ok(answer.version_id)
     }
 

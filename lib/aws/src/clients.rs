@@ -52,3 +52,43 @@ pub fn lambda_invoker(sdk: &SdkConfig) -> aws_sdk_lambda::Client {
         .build();
     aws_sdk_lambda::Client::from_conf(config)
 }
+
+/// What went wrong, from the outermost error to the innermost, on one line.
+///
+/// The SDK's own long form holds the whole raw answer, and the answer to a read of a secret holds the secret.
+#[must_use]
+pub fn explain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut said: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let text = error.to_string().replace('\n', " ");
+        // Many wrappers repeat what they wrap.
+        if !said.iter().any(|before| before.ends_with(&text)) {
+            said.push(text);
+        }
+        next = error.source();
+    }
+    said.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_secretsmanager::error::SdkError;
+    use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueError;
+    use aws_sdk_secretsmanager::types::error::ResourceNotFoundException;
+
+    use super::explain;
+
+    #[test]
+    fn an_error_is_explained_without_the_raw_answer() {
+        let inner = ResourceNotFoundException::builder()
+            .message("no such secret")
+            .build();
+        let error = GetSecretValueError::ResourceNotFoundException(inner);
+        let error = SdkError::service_error(error, "raw answer with whsec_AAAA".to_owned());
+        assert_eq!(
+            explain(&error),
+            "service error: ResourceNotFoundException: no such secret"
+        );
+    }
+}

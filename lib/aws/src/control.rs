@@ -1,11 +1,13 @@
 //! The control object in S3, changed only by compare-and-swap on its ETag.
 
 use aws_sdk_s3::Client;
-use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata};
+use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::operation::get_object::GetObjectError;
 use aws_sdk_s3::primitives::ByteStream;
 use domain::control::Control;
 use tokio::sync::Mutex;
+
+use crate::clients::explain;
 
 /// Name of the object.
 const KEY: &str = "control.json";
@@ -93,12 +95,12 @@ impl ControlStore {
                 if let Some((etag, control)) = last.as_ref() {
                     return Ok((Some(etag.clone()), control.clone()));
                 }
-                return Err(self.call("GetObject", DisplayErrorContext(e).to_string()));
+                return Err(self.call("GetObject", explain(&e)));
             }
             Err(e) if matches!(e.as_service_error(), Some(GetObjectError::NoSuchKey(_))) => {
                 return Ok((None, Control::default()));
             }
-            Err(e) => return Err(self.call("GetObject", DisplayErrorContext(e).to_string())),
+            Err(e) => return Err(self.call("GetObject", explain(&e))),
         };
         let etag = answer.e_tag().map(str::to_owned);
         let body = answer
@@ -153,7 +155,7 @@ impl ControlStore {
                     let most = 10u64.saturating_mul(1 << attempt.min(6));
                     tokio::time::sleep(std::time::Duration::from_millis(fastrand::u64(0..=most))).await;
                 }
-                Err(e) => return Err(self.call("PutObject", DisplayErrorContext(e).to_string())),
+                Err(e) => return Err(self.call("PutObject", explain(&e))),
             }
         }
         Err(ControlError::Contended {

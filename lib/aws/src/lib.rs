@@ -11,7 +11,6 @@ pub mod control;
 pub mod decommission;
 pub mod handler;
 pub mod http;
-pub mod operator;
 pub mod queues;
 pub mod registry;
 pub mod secrets;

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 
 use aws_sdk_lambda::error::ProvideErrorMetadata as _;
 use aws_sdk_lambda::types::{FunctionResponseType, ScalingConfig};
-use aws_sdk_sqs::error::DisplayErrorContext;
 use aws_sdk_sqs::types::{ChangeMessageVisibilityBatchRequestEntry, QueueAttributeName};
 use domain::names;
 use domain::tenant::{Quota, TenantResources};
 use serde_json::json;
+
+use crate::clients::explain;
 
 /// How long a message stays hidden once a governor has it, in seconds: longer than a claim's lease, so that a
 /// redelivery after a crash finds the lease expired.
@@ -127,7 +128,7 @@ impl TenantQueues {
             .set_attributes(Some(attributes))
             .send()
             .await;
-        let answer = answer.map_err(|e| call("CreateQueue", name, DisplayErrorContext(e)))?;
+        let answer = answer.map_err(|e| call("CreateQueue", name, explain(&e)))?;
         answer
             .queue_url
             .ok_or_else(|| missing("CreateQueue", name, "a queue URL"))
@@ -160,7 +161,7 @@ impl TenantQueues {
             Err(e) if e.code() == Some("ResourceConflictException") => {
                 self.find_mapping(queue, &source).await
             }
-            Err(e) => Err(call("CreateEventSourceMapping", queue, DisplayErrorContext(e))),
+            Err(e) => Err(call("CreateEventSourceMapping", queue, explain(&e))),
         }
     }
 
@@ -172,7 +173,7 @@ impl TenantQueues {
             .event_source_arn(source)
             .send()
             .await;
-        let answer = answer.map_err(|e| call(operation, queue, DisplayErrorContext(e)))?;
+        let answer = answer.map_err(|e| call(operation, queue, explain(&e)))?;
         let found = answer
             .event_source_mappings
             .unwrap_or_default()
@@ -231,7 +232,7 @@ impl Teardown {
         let answer = match get.set_attribute_names(Some(names.to_vec())).send().await {
             Ok(answer) => answer,
             Err(e) if queue_is_gone(e.code()) => return Ok(Backlog::default()),
-            Err(e) => return Err(call("GetQueueAttributes", queue_url, DisplayErrorContext(e))),
+            Err(e) => return Err(call("GetQueueAttributes", queue_url, explain(&e))),
         };
         let attributes = answer.attributes.unwrap_or_default();
         let read = |name: &QueueAttributeName, what: &'static str| {
@@ -260,11 +261,7 @@ impl Teardown {
         {
             Ok(_) => Ok(()),
             Err(e) if e.code() == Some("ResourceNotFoundException") => Ok(()),
-            Err(e) => Err(call(
-                "DeleteEventSourceMapping",
-                mapping_id,
-                DisplayErrorContext(e),
-            )),
+            Err(e) => Err(call("DeleteEventSourceMapping", mapping_id, explain(&e))),
         }
     }
 
@@ -276,7 +273,7 @@ impl Teardown {
         match self.sqs.delete_queue().queue_url(queue_url).send().await {
             Ok(_) => Ok(()),
             Err(e) if queue_is_gone(e.code()) => Ok(()),
-            Err(e) => Err(call("DeleteQueue", queue_url, DisplayErrorContext(e))),
+            Err(e) => Err(call("DeleteQueue", queue_url, explain(&e))),
         }
     }
 }
@@ -309,7 +306,7 @@ impl Messages {
             .await;
         answer
             .map(|_| ())
-            .map_err(|e| call("SendMessage", queue_url, DisplayErrorContext(e)))
+            .map_err(|e| call("SendMessage", queue_url, explain(&e)))
     }
 
     /// Makes messages visible again after some seconds instead of the queue's own time.
@@ -329,7 +326,7 @@ impl Messages {
         }
         let change = self.sqs.change_message_visibility_batch().queue_url(queue_url);
         let answer = change.set_entries(Some(entries)).send().await;
-        let answer = answer.map_err(|e| call(operation, queue_url, DisplayErrorContext(e)))?;
+        let answer = answer.map_err(|e| call(operation, queue_url, explain(&e)))?;
         match answer.failed.first() {
             None => Ok(()),
             Some(failed) => Err(call(

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_sdk_s3::Client;
-use aws_sdk_s3::error::DisplayErrorContext;
 use aws_sdk_s3::operation::get_object::GetObjectError;
 use aws_sdk_s3::primitives::ByteStream;
 use domain::names;
 use policy::enforcer::{BundleError, Enforcer};
 use serde::{Deserialize, Serialize};
+
+use crate::clients::explain;
 
 /// Why the registry could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -114,7 +115,7 @@ impl Registry {
         {
             Ok(answer) => answer,
             Err(e) if matches!(e.as_service_error(), Some(GetObjectError::NoSuchKey(_))) => return Ok(None),
-            Err(e) => return Err(self.error("GetObject", key, DisplayErrorContext(e).to_string())),
+            Err(e) => return Err(self.error("GetObject", key, explain(&e))),
         };
         let body = answer
             .body
@@ -134,7 +135,7 @@ impl Registry {
         let answer = put.body(ByteStream::from(bytes)).send().await;
         answer
             .map(|_| ())
-            .map_err(|e| self.error("PutObject", key, DisplayErrorContext(e).to_string()))
+            .map_err(|e| self.error("PutObject", key, explain(&e)))
     }
 
     async fn entry(&self, key: &str) -> Result<Option<IndexEntry>, RegistryError> {

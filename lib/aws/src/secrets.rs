@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use aws_sdk_secretsmanager::Client;
-use aws_sdk_secretsmanager::error::DisplayErrorContext;
 use domain::webhook::signature::{Secret, SecretError};
 use receipts::key::Signer;
 use tokio::sync::Mutex;
+
+use crate::clients::explain;
 
 /// How long a secret is kept before it is read again; a rotation is seen within this time.
 const KEEP: Duration = Duration::from_secs(300);
@@ -79,7 +80,7 @@ impl Secrets {
             .await
             .map_err(|e| SecretsError::Read {
                 id: id.to_owned(),
-                detail: DisplayErrorContext(e).to_string(),
+                detail: explain(&e),
             })?;
         let text = answer.secret_string().filter(|text| !text.trim().is_empty());
         let text = text

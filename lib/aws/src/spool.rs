@@ -1,7 +1,6 @@
 //! The spool: signed receipts in S3 that wait until the tables work again.
 
 use aws_sdk_s3::Client;
-use aws_sdk_s3::error::DisplayErrorContext;
 use aws_sdk_s3::operation::head_object::HeadObjectError;
 use aws_sdk_s3::primitives::ByteStream;
 use domain::names;
@@ -9,6 +8,8 @@ use receipts::canonical::FormError;
 use receipts::key::Signer;
 use receipts::ledger;
 use receipts::receipt::Draft;
+
+use crate::clients::explain;
 
 /// Why the spool could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +68,7 @@ impl Spool {
         let answer = put.body(ByteStream::from(line.into_bytes())).send().await;
         answer
             .map(|_| ())
-            .map_err(|e| self.error("PutObject", &key, DisplayErrorContext(e)))
+            .map_err(|e| self.error("PutObject", &key, explain(&e)))
     }
 
     /// Whether a receipt is kept.
@@ -86,7 +87,7 @@ impl Spool {
         {
             Ok(_) => Ok(true),
             Err(e) if e.as_service_error().is_some_and(HeadObjectError::is_not_found) => Ok(false),
-            Err(e) => Err(self.error("HeadObject", &key, DisplayErrorContext(e))),
+            Err(e) => Err(self.error("HeadObject", &key, explain(&e))),
         }
     }
 
@@ -101,8 +102,7 @@ impl Spool {
             .bucket(&self.bucket)
             .prefix(names::SPOOL_PREFIX);
         let answer = list.set_start_after(after).send().await;
-        let answer =
-            answer.map_err(|e| self.error("ListObjectsV2", names::SPOOL_PREFIX, DisplayErrorContext(e)))?;
+        let answer = answer.map_err(|e| self.error("ListObjectsV2", names::SPOOL_PREFIX, explain(&e)))?;
         Ok(answer
             .contents
             .unwrap_or_default()
@@ -123,7 +123,7 @@ impl Spool {
             .key(key)
             .send()
             .await;
-        let answer = answer.map_err(|e| self.error("GetObject", key, DisplayErrorContext(e)))?;
+        let answer = answer.map_err(|e| self.error("GetObject", key, explain(&e)))?;
         let body = answer
             .body
             .collect()
@@ -149,7 +149,7 @@ impl Spool {
             .await;
         answer
             .map(|_| ())
-            .map_err(|e| self.error("DeleteObject", key, DisplayErrorContext(e)))
+            .map_err(|e| self.error("DeleteObject", key, explain(&e)))
     }
 
     fn error(&self, operation: &'static str, key: &str, detail: impl std::fmt::Display) -> SpoolError {

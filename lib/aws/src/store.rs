@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use aws_config::SdkConfig;
 use aws_sdk_dynamodb::Client;
-use aws_sdk_dynamodb::error::{DisplayErrorContext, SdkError};
+use aws_sdk_dynamodb::error::SdkError;
 use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
 use aws_sdk_dynamodb::types::{
     AttributeValue, KeysAndAttributes, Put, ReturnConsumedCapacity, TransactWriteItem,
@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 use uuid::Uuid;
 
+use crate::clients::explain;
 use crate::config::Stack;
 
 /// Times a commit is tried before it is given up and left to its caller's own retries.
@@ -230,13 +231,13 @@ impl Store {
     ) -> StoreError
     where
         E: std::error::Error + 'static,
-        R: std::fmt::Debug,
+        R: std::fmt::Debug + 'static,
     {
         StoreError::Call {
             operation,
             table: table.to_owned(),
             account: account.to_owned(),
-            detail: DisplayErrorContext(error).to_string(),
+            detail: explain(&error),
         }
     }
 

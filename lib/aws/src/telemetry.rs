@@ -9,6 +9,31 @@ use tracing_subscriber::EnvFilter;
 /// Namespace of every metric.
 pub const NAMESPACE: &str = "MarketplaceGovernor";
 
+/// Why a function cannot start. `main` shows an error by its `Debug`, so that is the sentence itself.
+pub struct StartFailure(String);
+
+impl StartFailure {
+    /// The failure as a log line and as what `main` returns.
+    pub fn new(error: impl std::error::Error) -> Self {
+        tracing::error!(error = %error, "cannot start");
+        Self(error.to_string())
+    }
+}
+
+impl std::fmt::Debug for StartFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::fmt::Display for StartFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StartFailure {}
+
 /// Sends log events to standard output as JSON, filtered by `RUST_LOG` (default `info`).
 pub fn init() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));

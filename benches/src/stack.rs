@@ -1,0 +1,379 @@
+//! The local stack this process runs in (`stack.py exec` gives it the environment), driven from outside.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use domain::webhook::signature::{Secret, sign_standard};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::http;
+
+/// Where Standard Webhooks that begin a subscription go.
+pub const ENTITLEMENT_PATH: &str = "/webhooks/entitlement";
+/// Where Standard Webhooks that end one go.
+pub const CANCEL_PATH: &str = "/webhooks/cancel";
+
+const POLICY: &str = include_str!("../../policies/marketplace-sku-456/professional.yaml");
+const SKU: &str = "sku_id: marketplace-sku-456";
+const VERSION: &str = "version: 1.0.0";
+
+/// A variable of the stack's environment.
+#[must_use]
+pub fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        eprintln!("{name} is not set: run `make bench`, which starts a local stack for this");
+        std::process::exit(2)
+    })
+}
+
+/// A name no earlier run has used.
+#[must_use]
+pub fn fresh(what: &str) -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("bench-{what}-{:x}-{count}", Timestamp::now().as_microsecond())
+}
+
+/// Runs `ggen`; its answer, once it says that all is good.
+#[must_use]
+pub fn ggen(arguments: &[&str], input: &str) -> String {
+    let mut process = Command::new(variable("GGEN"))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starting ggen");
+    let mut stdin = process.stdin.take().expect("ggen's standard input");
+    stdin.write_all(input.as_bytes()).expect("writing to ggen");
+    drop(stdin);
+    let output = process.wait_with_output().expect("ggen's answer");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "ggen {} ended with {}: {text}",
+        arguments.join(" "),
+        output.status
+    );
+    text
+}
+
+/// Lets actions run without a person; a fresh stack is disarmed.
+pub fn arm() {
+    let switches = [
+        "armed=true",
+        "automation_enabled=true",
+        "safe_mode=false",
+        "rollout_tier=1",
+        "disabled_templates=",
+    ];
+    let _ = ggen(
+        &[&["switches", "set", "--who", "bench"], switches.as_slice()].concat(),
+        "",
+    );
+}
+
+/// The sample policy for a SKU of its own, so that a bench meets only the tenants it made.
+#[must_use]
+pub fn policy(sku: &str, version: &str) -> String {
+    assert!(
+        POLICY.contains(SKU) && POLICY.contains(VERSION),
+        "the sample policy is not the one this bench knows"
+    );
+    POLICY
+        .replace(SKU, &format!("sku_id: {sku}"))
+        .replace(VERSION, &format!("version: {version}"))
+}
+
+/// Puts a policy in force, as compliance does.
+pub fn deploy(policy: &str) {
+    let _ = ggen(&["policy", "deploy", "-"], policy);
+}
+
+/// Headers and body of a signed Standard Webhooks delivery.
+pub struct Delivery {
+    path: &'static str,
+    headers: Vec<(String, String)>,
+    body: String,
+}
+
+impl Delivery {
+    /// A delivery that begins a subscription.
+    #[must_use]
+    pub fn created(account: &str, sku: &str) -> Self {
+        let data =
+            json!({"account_id": account, "sku_id": sku, "plan_type": "professional", "region": "us-east-1"});
+        Self::new(ENTITLEMENT_PATH, "entitlement.created", &data)
+    }
+
+    /// A delivery that ends one.
+    #[must_use]
+    pub fn cancelled(account: &str, sku: &str) -> Self {
+        Self::new(
+            CANCEL_PATH,
+            "entitlement.cancelled",
+            &json!({"account_id": account, "sku_id": sku}),
+        )
+    }
+
+    fn new(path: &'static str, kind: &str, data: &Value) -> Self {
+        let (id, now) = (fresh("delivery"), Timestamp::now());
+        let body = json!({"type": kind, "timestamp": now.to_string(), "data": data}).to_string();
+        let secret =
+            Secret::standard(&variable("STANDARD_WEBHOOK_SECRET")).expect("the stack's webhook secret");
+        let signature = sign_standard(&secret, &id, now, body.as_bytes());
+        let headers = [
+            ("content-type", "application/json".to_owned()),
+            ("webhook-id", id),
+            ("webhook-timestamp", now.as_second().to_string()),
+            ("webhook-signature", signature),
+        ];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value)).into();
+        Self { path, headers, body }
+    }
+
+    /// Posts it to the HTTP API; the receipt it was answered with.
+    #[must_use]
+    pub fn post(&self) -> Value {
+        let url = format!("{}{}", variable("API_URL"), self.path);
+        let answer = http::send("POST", &url, &self.headers, self.body.as_bytes());
+        let said = String::from_utf8_lossy(&answer.body);
+        assert_eq!(answer.status, 200, "POST {url}: {said}");
+        serde_json::from_slice(&answer.body).unwrap_or_else(|e| panic!("POST {url}: {e}: {said}"))
+    }
+
+    /// The event that the HTTP API makes of it (payload format 2.0).
+    #[must_use]
+    pub fn event(&self) -> Value {
+        let headers: BTreeMap<_, _> = self.headers.iter().cloned().collect();
+        json!({
+            "version": "2.0",
+            "routeKey": format!("POST {}", self.path),
+            "rawPath": self.path,
+            "rawQueryString": "",
+            "headers": headers,
+            "requestContext": {
+                "accountId": "000000000000", "apiId": "bench", "domainName": "bench", "domainPrefix": "bench",
+                "http": {"method": "POST", "path": self.path, "protocol": "HTTP/1.1", "sourceIp": "127.0.0.1",
+                         "userAgent": "bench"},
+                "requestId": "bench", "routeKey": format!("POST {}", self.path), "stage": "$default",
+                "time": "21/Nov/2026:00:00:00 +0000", "timeEpoch": 0
+            },
+            "body": self.body,
+            "isBase64Encoded": false
+        })
+    }
+}
+
+/// A provisioned tenant, as its receipt tells.
+pub struct Tenant {
+    /// The account.
+    pub account: String,
+    queue: String,
+    policy_hash: String,
+}
+
+impl Tenant {
+    /// Subscribes an account through the HTTP API.
+    #[must_use]
+    pub fn subscribe(account: &str, sku: &str) -> Self {
+        Self::of(account, &Delivery::created(account, sku).post())
+    }
+
+    /// The tenant of an `entitlement_active` receipt.
+    #[must_use]
+    pub fn of(account: &str, receipt: &Value) -> Self {
+        let text = |at: &str| {
+            let found = receipt.pointer(at).and_then(Value::as_str);
+            found.unwrap_or_else(|| panic!("no {at} in {receipt}")).to_owned()
+        };
+        assert_eq!(text("/operation"), "entitlement_active", "{receipt}");
+        Self {
+            account: account.to_owned(),
+            queue: text("/resources/queue"),
+            policy_hash: text("/policy_hash"),
+        }
+    }
+
+    /// The event that SQS makes of `count` new signals on the tenant's queue.
+    #[must_use]
+    pub fn signals(&self, count: usize) -> Value {
+        let arn = format!(
+            "arn:aws:sqs:{}:{}:{}",
+            variable("AWS_REGION"),
+            variable("AWS_ACCOUNT_ID"),
+            self.queue
+        );
+        let now = Timestamp::now().as_millisecond().to_string();
+        let record = |_| {
+            let signal = json!({
+                "action_id": fresh("action"),
+                "account_id": self.account,
+                "template": "restart-service",
+                "parameters": {"service": "web"},
+                "policy_hash": self.policy_hash,
+            });
+            json!({
+                "messageId": fresh("message"),
+                "receiptHandle": "bench",
+                "body": signal.to_string(),
+                "attributes": {"ApproximateReceiveCount": "1", "SentTimestamp": now, "SenderId": "bench",
+                               "ApproximateFirstReceiveTimestamp": now},
+                "messageAttributes": {},
+                "md5OfBody": "",
+                "eventSource": "aws:sqs",
+                "eventSourceARN": arn,
+                "awsRegion": variable("AWS_REGION"),
+            })
+        };
+        json!({"Records": (0..count).map(record).collect::<Vec<_>>()})
+    }
+}
+
+fn signed_as(service: &str) -> (String, String) {
+    let scope = format!("Credential=test/20260101/us-east-1/{service}/aws4_request");
+    (
+        "authorization".to_owned(),
+        format!("AWS4-HMAC-SHA256 {scope}, SignedHeaders=host, Signature=0"),
+    )
+}
+
+fn lambda(method: &str, path: &str, body: &[u8]) -> http::Answer {
+    let url = format!("{}/2015-03-31/functions/{path}", variable("AWS_ENDPOINT_URL"));
+    let answer = http::send(method, &url, &[signed_as("lambda")], body);
+    let said = String::from_utf8_lossy(&answer.body);
+    assert!(
+        answer.status == 200 && !answer.head.contains("x-amz-function-error"),
+        "{method} {url}: {said}"
+    );
+    answer
+}
+
+/// Invokes a deployed function and waits for its answer.
+#[must_use]
+pub fn invoke(function: &str, event: &Value) -> Value {
+    let answer = lambda(
+        "POST",
+        &format!("{function}/invocations"),
+        event.to_string().as_bytes(),
+    );
+    serde_json::from_slice(&answer.body).expect("an answer in JSON")
+}
+
+/// A deployed function's environment, as Lambda would give it to a bootstrap.
+#[must_use]
+pub fn environment(function: &str) -> BTreeMap<String, String> {
+    let answer = lambda("GET", &format!("{function}/configuration"), b"");
+    let configuration: Value = serde_json::from_slice(&answer.body).expect("a configuration in JSON");
+    let variables = configuration["Environment"]["Variables"]
+        .as_object()
+        .cloned()
+        .unwrap_or_default();
+    let mut env: BTreeMap<String, String> = variables
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value.as_str()?.to_owned())))
+        .collect();
+    env.extend(base_environment(
+        function,
+        &configuration["MemorySize"].to_string(),
+    ));
+    env
+}
+
+/// What Lambda sets for every function.
+#[must_use]
+pub fn base_environment(function: &str, memory_mib: &str) -> BTreeMap<String, String> {
+    let region = variable("AWS_REGION");
+    [
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_SESSION_TOKEN", "test"),
+        ("AWS_REGION", &region),
+        ("AWS_DEFAULT_REGION", &region),
+        ("AWS_ENDPOINT_URL", &variable("AWS_ENDPOINT_URL")),
+        ("AWS_EXECUTION_ENV", "AWS_Lambda_rust"),
+        ("AWS_LAMBDA_FUNCTION_NAME", function),
+        ("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST"),
+        ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", memory_mib),
+        ("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand"),
+        ("AWS_LAMBDA_LOG_GROUP_NAME", &format!("/aws/lambda/{function}")),
+        ("AWS_LAMBDA_LOG_STREAM_NAME", "2026/11/21/[$LATEST]0"),
+        ("LAMBDA_TASK_ROOT", "/var/task"),
+        ("LAMBDA_RUNTIME_DIR", "/var/runtime"),
+        ("_HANDLER", "bootstrap"),
+        ("PATH", "/usr/local/bin:/usr/bin/:/bin:/opt/bin"),
+        ("LANG", "en_US.UTF-8"),
+        ("TZ", ":UTC"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into()
+}
+
+/// Makes a queue that nothing reads; its URL.
+#[must_use]
+pub fn make_queue(name: &str) -> String {
+    let headers = [
+        signed_as("sqs"),
+        ("x-amz-target".to_owned(), "AmazonSQS.CreateQueue".to_owned()),
+        ("content-type".to_owned(), "application/x-amz-json-1.0".to_owned()),
+    ];
+    let body = json!({"QueueName": name}).to_string();
+    let answer = http::send(
+        "POST",
+        &format!("{}/", variable("AWS_ENDPOINT_URL")),
+        &headers,
+        body.as_bytes(),
+    );
+    let made: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    made["QueueUrl"]
+        .as_str()
+        .unwrap_or_else(|| panic!("CreateQueue {name}: {made}"))
+        .to_owned()
+}
+
+/// One call that a deployed function made.
+pub struct Call {
+    /// Service, as in the credential scope.
+    pub service: String,
+    /// Operation.
+    pub operation: String,
+    /// Consumed read units.
+    pub read_units: f64,
+    /// Consumed write units.
+    pub write_units: f64,
+}
+
+/// Empties the meter.
+pub fn forget_calls() {
+    let _ = http::send("DELETE", &format!("{}/_calls", variable("PROXY_URL")), &[], b"");
+}
+
+/// What a function has called since [`forget_calls`], oldest first.
+#[must_use]
+pub fn calls(function: &str) -> Vec<Call> {
+    let answer = http::send("GET", &format!("{}/_calls", variable("PROXY_URL")), &[], b"");
+    let calls: Vec<Value> = serde_json::from_slice(&answer.body).expect("the meter's calls in JSON");
+    let text = |call: &Value, name: &str| call[name].as_str().unwrap_or("?").to_owned();
+    let of_function = calls.iter().filter(|call| call["function"] == function);
+    of_function
+        .map(|call| Call {
+            service: text(call, "service"),
+            operation: text(call, "operation"),
+            read_units: call["read_units"].as_f64().unwrap_or_default(),
+            write_units: call["write_units"].as_f64().unwrap_or_default(),
+        })
+        .collect()
+}
+
+/// Waits for something that happens behind a queue.
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(90);
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        sleep(Duration::from_millis(200));
+    }
+}

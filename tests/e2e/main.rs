@@ -1,0 +1,24 @@
+//! The deployed stack from outside: webhooks over HTTP, signals over SQS, functions by name, and `ggen`.
+//!
+//! `make test` starts a stack of its own and runs this; `infra/local/stack.py exec -- cargo test -p end-to-end` does the
+//! same. Every test has accounts of its own, so they run side by side; those that break storage or move the switches
+//! run alone (see [`world::alone`]).
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod actions;
+mod bad_input;
+mod faults;
+mod github;
+mod life;
+mod logs;
+mod policies;
+mod provisioning;
+mod switches;
+mod webhooks;
+mod world;
