@@ -18,12 +18,11 @@ FUNCTIONS := entitlement cancel policy-upgrade governor health
 
 export PATH := $(CURDIR)/$(VENV):$(CURDIR)/$(TOOLS):$(PATH)
 export CARGO_TARGET_DIR := $(CURDIR)/target
-# cargo-lambda always names a target. So does every other command here, or all dependencies would be compiled twice.
-export CARGO_BUILD_TARGET := host-tuple
 
 # One selection of packages gives one set of features, and so one compilation, of every dependency.
 DEPLOYED := $(FUNCTIONS:%=-p %) -p ggen
 TESTED := --profile local --workspace --exclude end-to-end --exclude benches
+END_TO_END := --profile local --workspace --test e2e
 STACK := $(VENV)/python infra/local/stack.py
 step = @printf '\n\033[1m== %s\033[0m\n' "$(1)"
 
@@ -63,8 +62,8 @@ test: build      ## unit and property tests, then end-to-end tests on a local cl
 	$(call step,unit and property tests)
 	cargo test $(TESTED) --lib --bins --tests
 	$(call step,end-to-end tests)
-	cargo test --profile local -p end-to-end --no-run
-	PORT= $(STACK) exec -- cargo test --profile local -p end-to-end
+	cargo test $(END_TO_END) --no-run
+	PORT= $(STACK) exec -- cargo test $(END_TO_END)
 
 verify: fmt-check clippy rustdoc doctest deny advisories lint-template  ## all checks but tests
 
@@ -99,7 +98,7 @@ advisories: $(TOOLS)/cargo-deny-$(CARGO_DENY)
 # An unoptimised build is ready in a third of the time, and checks this workspace in seconds.
 $(TOOLS)/cargo-deny-$(CARGO_DENY):
 	$(call step,cargo-deny $(CARGO_DENY) (once))
-	env -u CARGO_BUILD_TARGET CARGO_TARGET_DIR=$(CURDIR)/target/tools/build \
+	CARGO_TARGET_DIR=$(CURDIR)/target/tools/build \
 		cargo install --locked --debug --root target/tools cargo-deny@$(CARGO_DENY)
 	rm -rf target/tools/build
 	touch $@
@@ -112,7 +111,7 @@ lint-template: setup
 # Lambda guarantees; its own profile settings, panic=abort among them, give way to those in Cargo.toml.
 release: setup   ## the functions for AWS: target/lambda/<function>/bootstrap.zip
 	$(call step,functions for $(ARCH) (profile release))
-	env -u CARGO_BUILD_TARGET cargo lambda build --release --output-format zip $(FUNCTIONS:%=-p %) \
+	cargo lambda build --release --output-format zip $(FUNCTIONS:%=-p %) \
 		--target $(if $(filter arm64,$(ARCH)),aarch64,x86_64)-unknown-linux-gnu.2.34
 
 bench: build     ## micro-benchmarks and the cost meter

@@ -129,7 +129,9 @@ impl World {
         let content_type = answer.headers().get("content-type");
         Answer {
             status: answer.status().as_u16(),
-            content_type: content_type.map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default(),
+            content_type: content_type
+                .map(|v| v.to_str().unwrap().to_owned())
+                .unwrap_or_default(),
             body: answer.text().await.unwrap(),
         }
     }

@@ -129,7 +129,9 @@ where
     loop {
         match look().await {
             Ok(found) => return found,
-            Err(seen) if Instant::now() >= deadline => panic!("{what}: not within {within:?}; last seen: {seen}"),
+            Err(seen) if Instant::now() >= deadline => {
+                panic!("{what}: not within {within:?}; last seen: {seen}")
+            }
             Err(_) => sleep(Duration::from_millis(100)).await,
         }
     }
@@ -254,7 +256,9 @@ impl World {
             let files = std::fs::read_dir(&folder).into_iter().flatten();
             for file in files.map(|file| file.unwrap().path()) {
                 if file.extension().is_some_and(|extension| extension == "yaml") {
-                    self.ggen(&["policy", "deploy", file.to_str().unwrap()]).await.ok();
+                    self.ggen(&["policy", "deploy", file.to_str().unwrap()])
+                        .await
+                        .ok();
                 }
             }
         }
@@ -275,7 +279,11 @@ impl World {
         self.mend("dynamodb").await;
         eventually("normal mode", SOON, || async {
             let found = self.probe().await;
-            if found["mode"] == "normal" { Ok(()) } else { Err(found.to_string()) }
+            if found["mode"] == "normal" {
+                Ok(())
+            } else {
+                Err(found.to_string())
+            }
         })
         .await;
         self.arm().await;
@@ -286,7 +294,9 @@ impl World {
     pub(crate) async fn ggen(&self, arguments: &[&str]) -> Ran {
         let mut command = Command::new(&self.env.ggen);
         command.args(arguments);
-        let ran = tokio::task::spawn_blocking(move || command.output()).await.unwrap();
+        let ran = tokio::task::spawn_blocking(move || command.output())
+            .await
+            .unwrap();
         let ran = ran.unwrap_or_else(|e| panic!("cannot run {}: {e}", self.env.ggen.display()));
         Ran {
             code: ran.status.code(),
@@ -372,7 +382,11 @@ impl World {
     ) -> Vec<aws_sdk_lambda::types::EventSourceMappingConfiguration> {
         let list = self.lambda.list_event_source_mappings();
         let list = list.function_name(&self.env.governor).event_source_arn(queue_arn);
-        list.send().await.unwrap().event_source_mappings.unwrap_or_default()
+        list.send()
+            .await
+            .unwrap()
+            .event_source_mappings
+            .unwrap_or_default()
     }
 
     /// Waits until a tenant's queue holds nothing, seen twice because SQS counts are approximate.
@@ -389,8 +403,16 @@ impl World {
                     QueueAttributeName::ApproximateNumberOfMessagesNotVisible,
                 )
                 .await;
-            quiet = if (waiting.as_str(), hidden.as_str()) == ("0", "0") { quiet + 1 } else { 0 };
-            assert!(Instant::now() < deadline, "{waiting} waiting, {hidden} in flight on {}", tenant.queue);
+            quiet = if (waiting.as_str(), hidden.as_str()) == ("0", "0") {
+                quiet + 1
+            } else {
+                0
+            };
+            assert!(
+                Instant::now() < deadline,
+                "{waiting} waiting, {hidden} in flight on {}",
+                tenant.queue
+            );
             sleep(Duration::from_millis(100)).await;
         }
     }
@@ -405,7 +427,10 @@ impl World {
     /// An account's ledger, checked.
     pub(crate) async fn ledger(&self, account: &str) -> Ledger {
         let items = self.query(&self.env.receipts_table, account).await;
-        let lines: Vec<String> = items.iter().map(|item| item["line"].as_s().unwrap().clone()).collect();
+        let lines: Vec<String> = items
+            .iter()
+            .map(|item| item["line"].as_s().unwrap().clone())
+            .collect();
         self.checked(account, lines)
     }
 
@@ -418,7 +443,10 @@ impl World {
                 panic!("ledger of {account}: {e:?}");
             }
         }
-        let receipts = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let receipts = lines
+            .iter()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
         Ledger { lines, receipts }
     }
 
@@ -452,7 +480,10 @@ impl World {
             if found == operations {
                 return Ok(of.into_iter().cloned().collect());
             }
-            assert!(found.len() < operations.len(), "{action_id}: expected {operations:?}, found {found:?}");
+            assert!(
+                found.len() < operations.len(),
+                "{action_id}: expected {operations:?}, found {found:?}"
+            );
             Err(format!("{found:?}"))
         })
         .await
@@ -471,7 +502,11 @@ impl World {
     /// Invokes a function, which must not fail as a function.
     pub(crate) async fn invoke(&self, function: &str, event: &Value) -> Value {
         let invoke = self.lambda.invoke().function_name(function);
-        let answer = invoke.payload(event.to_string().into_bytes().into()).send().await.unwrap();
+        let answer = invoke
+            .payload(event.to_string().into_bytes().into())
+            .send()
+            .await
+            .unwrap();
         let payload = String::from_utf8(answer.payload.unwrap().into_inner()).unwrap();
         assert_eq!(answer.function_error, None, "{function}: {payload}");
         serde_json::from_str(&payload).unwrap()
@@ -487,7 +522,11 @@ impl World {
     pub(crate) async fn fault(&self, service: &str, rule: Value) {
         let url = format!("{}/_faults/{service}", self.env.proxy_url);
         let answer = self.http.put(url).json(&rule).send().await.unwrap();
-        assert!(answer.status().is_success(), "{rule}: {}", answer.text().await.unwrap());
+        assert!(
+            answer.status().is_success(),
+            "{rule}: {}",
+            answer.text().await.unwrap()
+        );
     }
 
     /// Ends a fault.
@@ -502,7 +541,10 @@ impl World {
         let request = self
             .http
             .post(&self.env.endpoint)
-            .header("authorization", format!("AWS4-HMAC-SHA256 {scope}, SignedHeaders=host, Signature=00"))
+            .header(
+                "authorization",
+                format!("AWS4-HMAC-SHA256 {scope}, SignedHeaders=host, Signature=00"),
+            )
             .header("content-type", "application/x-amz-json-1.1")
             .header("x-amz-target", target)
             .body(body.to_string());

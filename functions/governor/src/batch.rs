@@ -20,8 +20,8 @@ pub struct Message {
     pub receipt_handle: String,
     /// When it was put on the queue.
     pub sent_at: Timestamp,
-    /// Whether it was delivered before.
-    pub redelivered: bool,
+    /// How many times it was delivered, this time included.
+    pub deliveries: u32,
     /// What it asks for.
     pub asked: Asked,
 }
@@ -267,7 +267,7 @@ mod tests {
             message_id: id.to_owned(),
             receipt_handle: String::new(),
             sent_at: Timestamp::UNIX_EPOCH,
-            redelivered: false,
+            deliveries: 1,
             asked: Asked::Signal(signal),
         }
     }
@@ -386,7 +386,7 @@ mod tests {
             message_id: "m-1".to_owned(),
             receipt_handle: String::new(),
             sent_at: Timestamp::UNIX_EPOCH,
-            redelivered: false,
+            deliveries: 1,
             asked: Asked::Malformed {
                 action_id,
                 detail: "x".to_owned(),
@@ -411,5 +411,29 @@ mod tests {
         )];
         let steps = decide(&batch, &nobody, Some(&control()), None, now);
         assert_eq!(steps.iter().map(name).collect::<Vec<_>>(), ["NOT_FOUND "]);
+    }
+
+    #[test]
+    fn the_sample_event_asks_the_github_tenant_for_an_action_of_its_policy() {
+        let event: Value =
+            serde_json::from_str(include_str!("../../../events/governor/signal.json")).unwrap();
+        let record = &event["Records"][0];
+        let signal = Signal::parse(record["body"].as_str().unwrap()).unwrap();
+        let queue = record["eventSourceARN"]
+            .as_str()
+            .unwrap()
+            .rsplit(':')
+            .next()
+            .unwrap();
+        assert!(domain::names::queue_belongs_to(
+            queue,
+            "governor",
+            &signal.account_id
+        ));
+        let basic = policy::compile(include_str!("../../../policies/github-marketplace/basic.yaml")).unwrap();
+        assert_eq!(signal.policy_hash, basic.hash);
+        let enforcer = Enforcer::load(&basic.bytes).unwrap();
+        let decided = enforcer.decide(signal.account_id.as_str(), &signal.template, &signal.parameters);
+        assert!(decided.is_allowed(), "{decided:?}");
     }
 }

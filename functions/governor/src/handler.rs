@@ -34,8 +34,8 @@ use uuid::Uuid;
 
 use crate::batch::{Asked, Message, Step, action_of, decide};
 
-/// How soon a signal that has to wait comes back, in seconds.
-const RETRY_SECONDS: u32 = 2;
+/// How soon a signal that has to wait comes back, in seconds: after its first delivery, and at most.
+const RETRY_SECONDS: (u32, u32) = (2, 60);
 
 /// Everything `governor` needs, made once per process.
 pub struct Governor {
@@ -89,6 +89,21 @@ pub enum BatchError {
     /// A call to the handler ended without a word.
     #[error("a handler call was lost: {0}")]
     Lost(String),
+}
+
+impl BatchError {
+    /// The kind of error, for a metric: few and the same for ever.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Store(_) => "tables",
+            Self::Registry(_) => "registry",
+            Self::Secrets(_) => "secrets",
+            Self::Spool(_) => "spool",
+            Self::Ownerless { .. } => "ownerless",
+            Self::Illegal(_) => "illegal",
+            Self::Lost(_) => "lost",
+        }
+    }
 }
 
 /// What became of one message.
@@ -153,7 +168,7 @@ impl Governor {
             let fates = match self.govern(&queue, &messages).await {
                 Ok(fates) => fates,
                 Err(e) => {
-                    telemetry::count("governor", "batch_failed", ("queue", &queue));
+                    telemetry::count("governor", "batch_failed", ("error", e.kind()));
                     error!(queue, error = %e, "batch goes back to the queue");
                     vec![Fate::Later; messages.len()]
                 }
@@ -192,7 +207,9 @@ impl Governor {
         Message {
             receipt_handle: message.receipt_handle.clone().unwrap_or_default(),
             sent_at: sent_at.unwrap_or_else(Timestamp::now),
-            redelivered: number("ApproximateReceiveCount").is_some_and(|count| count > 1),
+            deliveries: number("ApproximateReceiveCount")
+                .and_then(|n| u32::try_from(n).ok())
+                .unwrap_or(1),
             asked,
             message_id,
         }
@@ -270,7 +287,11 @@ impl Governor {
                 | RegistryError::Bundle { .. }
                 | RegistryError::Hash { .. }),
             ) => {
-                telemetry::count("governor", "enforcer_refused", ("hash", &tenant.policy.hash));
+                telemetry::count(
+                    "governor",
+                    "enforcer_refused",
+                    ("lifecycle", tenant.lifecycle.name()),
+                );
                 error!(account = account.partition, error = %e, "enforcer is not the one the tenant is pinned to");
                 Ok(None)
             }
@@ -290,7 +311,7 @@ impl Governor {
             let draft = unavailable(&signal.account_id, message);
             // A message that was delivered before may be about an action that runs: only the tables know, so it waits
             // for them, unless that earlier delivery refused it and was cut off before it could say so.
-            if message.redelivered && !self.spool.has(&draft).await? {
+            if message.deliveries > 1 && !self.spool.has(&draft).await? {
                 fates.push(Fate::Later);
                 continue;
             }
@@ -312,7 +333,7 @@ impl Governor {
             .iter()
             .zip(fates)
             .filter(|(message, fate)| **fate == Fate::Later && !message.receipt_handle.is_empty())
-            .map(|(message, _)| (message.receipt_handle.clone(), RETRY_SECONDS))
+            .map(|(message, _)| (message.receipt_handle.clone(), retry_in(message.deliveries)))
             .collect();
         if handles.is_empty() {
             return;
@@ -321,6 +342,14 @@ impl Governor {
             warn!(queue_url, error = %e, "signals come back later than they could");
         }
     }
+}
+
+/// Doubles with each delivery, so that a signal that has to wait long does not use up the queue's patience.
+fn retry_in(deliveries: u32) -> u32 {
+    let (first, most) = RETRY_SECONDS;
+    first
+        .saturating_mul(1 << deliveries.saturating_sub(1).min(8))
+        .min(most)
 }
 
 /// One batch of one tenant.
@@ -622,5 +651,16 @@ fn unavailable(account_id: &AccountId, message: &Message) -> Draft {
             detail: Some("the system is degraded".to_owned()),
             rules: Vec::new(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::retry_in;
+
+    #[test]
+    fn waiting_signals_come_back_ever_later() {
+        let waits: Vec<u32> = [0, 1, 2, 3, 4, 5, 6, 7, 1000].map(retry_in).into();
+        assert_eq!(waits, [2, 2, 4, 8, 16, 32, 60, 60, 60]);
     }
 }

@@ -173,3 +173,111 @@ async fn read(mut response: Response) -> Result<Vec<u8>, reqwest::Error> {
     }
     Ok(body)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+    fn call() -> Call {
+        Call {
+            action_id: "a-1".to_owned(),
+            account_id: "c".to_owned(),
+            template: "t".to_owned(),
+            parameters: Map::new(),
+        }
+    }
+
+    /// A handler that answers one request with these bytes, or never when there are none. Returns what it was sent.
+    fn handler(answer: &'static [u8]) -> (String, thread::JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let served = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut heard = Vec::new();
+            let mut buffer = [0; 4096];
+            while !heard.ends_with(b"}") {
+                let read = stream.read(&mut buffer).unwrap();
+                heard.extend_from_slice(&buffer[..read]);
+            }
+            if answer.is_empty() {
+                // The caller gives up first and closes.
+                let _ = stream.read(&mut buffer);
+            }
+            // A caller that stopped reading is part of what is tested.
+            let _ = stream.write_all(answer);
+            String::from_utf8(heard).unwrap()
+        });
+        (address, served)
+    }
+
+    async fn act(base: &str) -> ActionEvent {
+        let secret = Secret::standard(SECRET).unwrap();
+        let client = HandlerClient::new(base).unwrap();
+        client
+            .act(&secret, "/actions/t", &call(), Duration::from_millis(500))
+            .await
+    }
+
+    fn failed(error_code: &str, recoverable: bool) -> ActionEvent {
+        ActionEvent::HandlerFailed {
+            error_code: error_code.to_owned(),
+            recoverable,
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_become_events() {
+        let cases: [(&[u8], ActionEvent); 7] = [
+            (b"HTTP/1.1 204 No Content\r\n\r\n", ActionEvent::HandlerOk),
+            (b"HTTP/1.1 500 E\r\ncontent-length: 0\r\n\r\n", failed("HTTP_500", true)),
+            (b"HTTP/1.1 404 E\r\ncontent-length: 0\r\n\r\n", failed("HTTP_404", false)),
+            (
+                b"HTTP/1.1 422 E\r\ncontent-length: 46\r\n\r\n{\"error_code\":\"NO\\u0007PE\",\"recoverable\":true}",
+                failed("NOPE", true),
+            ),
+            // Redirects are not followed: the policy says where an action goes.
+            (b"HTTP/1.1 307 R\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n", failed("HTTP_307", false)),
+            (b"nonsense\r\n\r\n", failed("HANDLER_UNREACHABLE", true)),
+            (b"", ActionEvent::DeadlineExceeded),
+        ];
+        for (answer, expected) in cases {
+            let (base, served) = handler(answer);
+            assert_eq!(act(&base).await, expected, "{}", String::from_utf8_lossy(answer));
+            served.join().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_listens() {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert_eq!(
+            act(&format!("http://{free}")).await,
+            failed("HANDLER_UNREACHABLE", true)
+        );
+    }
+
+    #[tokio::test]
+    async fn calls_are_signed_and_carry_their_key_and_deadline() {
+        let (base, served) = handler(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+        act(&base).await;
+        let heard = served.join().unwrap();
+        let (head, body) = heard.split_once("\r\n\r\n").unwrap();
+        let headers: std::collections::BTreeMap<String, String> = head
+            .lines()
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        assert!(head.starts_with("POST /actions/t HTTP/1.1"), "{head}");
+        assert_eq!(headers["idempotency-key"], "a-1");
+        assert_eq!(headers["x-deadline-ms"], "500");
+        let secrets = [Secret::standard(SECRET).unwrap()];
+        let verify = domain::webhook::signature::verify_standard;
+        assert!(verify(&secrets, &headers, body.as_bytes(), Timestamp::now()).is_ok());
+    }
+}

@@ -14,8 +14,9 @@ use crate::clients::explain;
 /// How long a message stays hidden once a governor has it, in seconds: longer than a claim's lease, so that a
 /// redelivery after a crash finds the lease expired.
 const VISIBILITY_SECONDS: u32 = 30;
-/// Deliveries before a message goes to the dead-letter queue.
-const MAX_RECEIVE_COUNT: u32 = 20;
+/// Deliveries before a message goes to the dead-letter queue: SQS's most. A signal waits for a free place or for storage
+/// by being delivered again, up to a minute apart, and a day of waiting must not lose it.
+const MAX_RECEIVE_COUNT: u32 = 1000;
 /// How long messages are kept, in seconds: SQS's longest.
 const RETENTION_SECONDS: u32 = 14 * 24 * 3600;
 /// Most signals a governor takes at once.

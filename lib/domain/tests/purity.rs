@@ -49,6 +49,9 @@ fn pure_crates_name_nothing_impure() {
             }
         }
     }
-    assert!(looked_at > 15, "only {looked_at} files found: the test looks in the wrong place");
+    assert!(
+        looked_at > 15,
+        "only {looked_at} files found: the test looks in the wrong place"
+    );
     assert!(offences.is_empty(), "{}", offences.join("\n"));
 }

@@ -1,0 +1,66 @@
+//! The sample events in `events/` say what their README promises.
+
+use std::fs;
+use std::path::Path;
+
+use domain::webhook::payload::{self, WebhookEvent};
+use domain::webhook::signature::{Headers, Secret, SignatureError, verify_github};
+use governor_domain as domain;
+use serde_json::Value;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap()
+}
+
+fn event(file: &str) -> Value {
+    let path = root().join("events").join(file);
+    serde_json::from_str(&fs::read_to_string(&path).unwrap())
+        .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn github(file: &str) -> Result<WebhookEvent, SignatureError> {
+    let event = event(file);
+    let headers: Headers = serde_json::from_value(event["headers"].clone()).unwrap();
+    let secret = Secret::github("It's a Secret to Everybody").unwrap();
+    let verified = verify_github(&[secret], &headers, event["body"].as_str().unwrap().as_bytes())?;
+    Ok(payload::github(&verified).unwrap())
+}
+
+#[test]
+fn github_events_are_signed_and_for_one_account() {
+    let Ok(WebhookEvent::Subscribed {
+        account_id: bought, ..
+    }) = github("entitlement/github-purchased.json")
+    else {
+        panic!("not a purchase")
+    };
+    let Ok(WebhookEvent::Cancelled { account_id: left, .. }) = github("entitlement/github-cancelled.json")
+    else {
+        panic!("not a cancellation")
+    };
+    assert_eq!(
+        (bought.as_str(), left.as_str()),
+        ("github-18404719", "github-18404719")
+    );
+    assert_eq!(
+        github("entitlement/bad-signature.json"),
+        Err(SignatureError::NoMatch)
+    );
+}
+
+#[test]
+fn policy_events_hold_the_policy_files() {
+    for (file, policy) in [
+        ("professional-1.0.0", "marketplace-sku-456/professional.yaml"),
+        ("professional-1.1.0", "marketplace-sku-456/next/professional.yaml"),
+        ("github-basic-1.0.0", "github-marketplace/basic.yaml"),
+    ] {
+        let event = event(&format!("policy-upgrade/{file}.json"));
+        let policy = fs::read_to_string(root().join("policies").join(policy)).unwrap();
+        assert_eq!(
+            event["ontology"].as_str(),
+            Some(policy.as_str()),
+            "{file} is not policies/{policy}"
+        );
+    }
+}

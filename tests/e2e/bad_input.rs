@@ -1,0 +1,416 @@
+//! What is refused, how, and that nothing of it is left behind.
+
+use domain::webhook::MAX_BODY_BYTES;
+use domain::webhook::signature::{
+    GITHUB_DELIVERY, GITHUB_SIGNATURE, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP,
+};
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+
+use crate::github::{account, purchased};
+use crate::webhooks::{Answer, CANCEL, Delivery, ENTITLEMENT, created};
+use crate::world::{PLAN, SKU, SYSTEM, World, alongside, operation, unique};
+
+const NOT_AUTHENTIC: &str = "Webhook signature refused";
+const NOT_UNDERSTOOD: &str = "Webhook not understood";
+
+/// A delivery and the refusal it gets.
+struct Case {
+    name: &'static str,
+    delivery: Delivery,
+    status: u16,
+    title: &'static str,
+    /// The detail names what is wrong.
+    says: &'static str,
+}
+
+fn case(
+    name: &'static str,
+    delivery: Delivery,
+    status: u16,
+    title: &'static str,
+    says: &'static str,
+) -> Case {
+    Case {
+        name,
+        delivery,
+        status,
+        title,
+        says,
+    }
+}
+
+#[track_caller]
+fn refused(case: &Case, answer: &Answer) {
+    let name = case.name;
+    assert_eq!(answer.status, case.status, "{name}: {answer:?}");
+    assert_eq!(answer.content_type, "application/problem+json", "{name}");
+    let problem = answer.json();
+    assert_eq!(problem["type"], "about:blank", "{name}");
+    assert_eq!(problem["status"], case.status, "{name}");
+    assert_eq!(problem["title"], case.title, "{name}: {problem}");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(
+        detail.contains(case.says),
+        "{name}: {detail:?} does not say {:?}",
+        case.says
+    );
+}
+
+/// Posts every case, and looks whether one of the accounts they name came to be.
+async fn check(world: &World, cases: &[Case], accounts: &[&str]) {
+    for case in cases {
+        refused(case, &world.post(&case.delivery).await);
+    }
+    for account in accounts {
+        assert_eq!(world.ledger(account).await.lines, [""; 0], "{account}");
+        assert_eq!(world.table_items(account).await, 0, "{account}");
+    }
+}
+
+#[tokio::test]
+async fn standard_webhooks_that_are_not_authentic() {
+    let world = alongside().await;
+    let env = world.env;
+    let account = unique("not-authentic");
+    for path in [ENTITLEMENT, CANCEL] {
+        let body = created(&account, SKU, PLAN).to_string();
+        let good = || Delivery::standard(env, path, body.as_str());
+        let aged =
+            |seconds| Delivery::standard_at(env, path, body.as_str(), SignedDuration::from_secs(seconds));
+        let other = Delivery::standard(env, path, "{}");
+        let refuse = |name, delivery, says| case(name, delivery, 400, NOT_AUTHENTIC, says);
+        let cases = [
+            refuse(
+                "no id",
+                good().without(WEBHOOK_ID),
+                "header webhook-id is missing",
+            ),
+            refuse(
+                "no time",
+                good().without(WEBHOOK_TIMESTAMP),
+                "header webhook-timestamp is missing",
+            ),
+            refuse(
+                "no signature",
+                good().without(WEBHOOK_SIGNATURE),
+                "header webhook-signature is missing",
+            ),
+            refuse(
+                "empty signature",
+                good().with(WEBHOOK_SIGNATURE, ""),
+                "header webhook-signature is missing",
+            ),
+            refuse(
+                "malformed signature",
+                good().with(WEBHOOK_SIGNATURE, "v1,not base64!"),
+                "webhook-signature holds no `v1,` signature",
+            ),
+            refuse(
+                "only another version's signature",
+                good().with(
+                    WEBHOOK_SIGNATURE,
+                    good().header(WEBHOOK_SIGNATURE).replace("v1,", "v2,"),
+                ),
+                "webhook-signature holds no `v1,` signature",
+            ),
+            refuse(
+                "signature of another body",
+                good().with(WEBHOOK_SIGNATURE, other.header(WEBHOOK_SIGNATURE)),
+                "no signature matches",
+            ),
+            refuse(
+                "signature of another id",
+                good().with(WEBHOOK_ID, "msg-other"),
+                "no signature matches",
+            ),
+            refuse("old", aged(400), "webhook-timestamp is more than 300 s from now"),
+            refuse(
+                "from the future",
+                aged(-400),
+                "webhook-timestamp is more than 300 s from now",
+            ),
+            refuse(
+                "time that is no number",
+                good().with(WEBHOOK_TIMESTAMP, Timestamp::now().to_string()),
+                "webhook-timestamp is not a whole number",
+            ),
+        ];
+        check(&world, &cases, &[&account]).await;
+    }
+}
+
+#[tokio::test]
+async fn standard_webhooks_that_are_not_understood() {
+    let world = alongside().await;
+    let env = world.env;
+    let account = unique("not-understood");
+    let changed = |field: &str, value: Option<Value>| {
+        let mut body = created(&account, SKU, PLAN);
+        match value {
+            Some(value) => body["data"][field] = value,
+            None => drop(body["data"].as_object_mut().unwrap().remove(field)),
+        }
+        Delivery::standard(env, ENTITLEMENT, body.to_string())
+    };
+    let raw = |body: &str| Delivery::standard(env, ENTITLEMENT, body);
+    let refuse = |name, delivery, says| case(name, delivery, 400, NOT_UNDERSTOOD, says);
+    let cases = [
+        refuse("empty", raw(""), "body is empty"),
+        refuse("not JSON", raw("{\"type\":"), "body field `.`"),
+        refuse("no type", raw("{}"), "missing field `type`"),
+        refuse("mistyped type", raw("{\"type\":[]}"), "body field `type`"),
+        refuse(
+            "no data",
+            raw("{\"type\":\"entitlement.created\"}"),
+            "missing field `data`",
+        ),
+        refuse(
+            "no account",
+            changed("account_id", None),
+            "missing field `account_id`",
+        ),
+        refuse(
+            "mistyped account",
+            changed("account_id", Some(json!(5))),
+            "body field `data.account_id`",
+        ),
+        refuse(
+            "empty account",
+            changed("account_id", Some(json!(""))),
+            "account_id is empty",
+        ),
+        refuse("no SKU", changed("sku_id", None), "missing field `sku_id`"),
+        refuse(
+            "mistyped SKU",
+            changed("sku_id", Some(json!({}))),
+            "body field `data.sku_id`",
+        ),
+        refuse("no plan", changed("plan_type", None), "missing field `plan_type`"),
+        refuse(
+            "mistyped plan",
+            changed("plan_type", Some(json!(true))),
+            "body field `data.plan_type`",
+        ),
+        refuse(
+            "mistyped region",
+            changed("region", Some(json!(1))),
+            "body field `data.region`",
+        ),
+        refuse(
+            "as large as allowed",
+            raw(&"x".repeat(MAX_BODY_BYTES)),
+            "body field `.`",
+        ),
+        case(
+            "one byte too large",
+            raw(&"x".repeat(MAX_BODY_BYTES + 1)),
+            413,
+            "Body too large",
+            "more than 262144 bytes",
+        ),
+        case(
+            "a subscription where cancellations go",
+            Delivery::standard(env, CANCEL, created(&account, SKU, PLAN).to_string()),
+            422,
+            "Wrong event type",
+            "/webhooks/entitlement",
+        ),
+    ];
+    check(&world, &cases, &[&account]).await;
+}
+
+#[tokio::test]
+async fn github_deliveries_that_are_refused() {
+    let world = alongside().await;
+    let env = world.env;
+    let id = account();
+    let body = purchased(id);
+    let good = || Delivery::github(env, body.to_string());
+    let changed = |pointer: &str, value: Value| {
+        let mut body = body.clone();
+        *body.pointer_mut(pointer).unwrap() = value;
+        Delivery::github(env, body.to_string())
+    };
+    let signed = |signature: &str| good().with(GITHUB_SIGNATURE, signature);
+    let refuse = |name, delivery, says| case(name, delivery, 400, NOT_AUTHENTIC, says);
+    let misread = |name, delivery, says| case(name, delivery, 400, NOT_UNDERSTOOD, says);
+    let cases = [
+        refuse(
+            "no signature",
+            good().without(GITHUB_SIGNATURE),
+            "header x-hub-signature-256 is missing",
+        ),
+        refuse(
+            "no delivery id",
+            good().without(GITHUB_DELIVERY),
+            "header x-github-delivery is missing",
+        ),
+        refuse(
+            "empty signature",
+            signed(""),
+            "header x-hub-signature-256 is missing",
+        ),
+        refuse(
+            "malformed signature",
+            signed("sha256=xyz"),
+            "header x-hub-signature-256 is not sha256=",
+        ),
+        refuse(
+            "the old signature's form",
+            signed(&format!("sha1={}", "0".repeat(40))),
+            "header x-hub-signature-256 is not sha256=",
+        ),
+        refuse(
+            "wrong signature",
+            signed(&format!("sha256={}", "0".repeat(64))),
+            "no signature matches",
+        ),
+        misread(
+            "not JSON",
+            Delivery::github(env, "payload=%7B%7D"),
+            "body field `.`",
+        ),
+        misread("no action", Delivery::github(env, "{}"), "missing field `action`"),
+        misread(
+            "no purchase",
+            Delivery::github(env, "{\"action\":\"purchased\"}"),
+            "missing field `marketplace_purchase`",
+        ),
+        misread(
+            "mistyped account",
+            changed("/marketplace_purchase/account/id", json!([id])),
+            "body field `marketplace_purchase.account.id`",
+        ),
+        misread(
+            "mistyped plan",
+            changed("/marketplace_purchase/plan", json!("Basic Plan")),
+            "body field `marketplace_purchase.plan`",
+        ),
+        misread(
+            "as large as allowed",
+            Delivery::github(env, "x".repeat(MAX_BODY_BYTES)),
+            "body field `.`",
+        ),
+        case(
+            "one byte too large",
+            Delivery::github(env, "x".repeat(MAX_BODY_BYTES + 1)),
+            413,
+            "Body too large",
+            "more than 262144 bytes",
+        ),
+    ];
+    check(&world, &cases, &[&format!("github-{id}")]).await;
+}
+
+#[tokio::test]
+async fn unknown_plans_are_refused_with_a_receipt() {
+    let world = alongside().await;
+    let env = world.env;
+    let github_id = account();
+    let mut github = purchased(github_id);
+    github["marketplace_purchase"]["plan"]["id"] = json!(999_999);
+    let (sku, plan) = (unique("sku"), unique("plan"));
+    let deliveries = [
+        (
+            sku.as_str(),
+            PLAN,
+            Delivery::created(env, &sku, &sku, PLAN),
+            sku.clone(),
+        ),
+        (
+            SKU,
+            plan.as_str(),
+            Delivery::created(env, &plan, SKU, &plan),
+            plan.clone(),
+        ),
+        (
+            "github",
+            "999999",
+            Delivery::github(env, github.to_string()),
+            format!("github-{github_id}"),
+        ),
+    ];
+    for (sku, plan, delivery, account) in deliveries {
+        let answer = world.post(&delivery).await;
+        assert_eq!(answer.status, 422, "{answer:?}");
+        assert_eq!(world.post(&delivery).await, answer, "the same delivery again");
+        let ledger = world.ledger(&account).await;
+        assert_eq!(ledger.lines, [answer.body]);
+        let receipt = &ledger.receipts[0];
+        assert_eq!(operation(receipt), "entitlement_failed");
+        let expected = json!({ "sku_id": sku, "plan_type": plan, "step": "load_policy", "undone": [], "status": "failed" });
+        for (field, value) in expected.as_object().unwrap() {
+            assert_eq!(receipt[field], *value, "{field} of {receipt}");
+        }
+        assert!(receipt["reason"].as_str().unwrap().contains(plan), "{receipt}");
+    }
+}
+
+#[tokio::test]
+async fn events_we_do_not_act_on_are_accepted_and_ignored() {
+    let world = alongside().await;
+    let kind = unique("invoice.paid");
+    let mut github = purchased(account());
+    github["action"] = json!(kind);
+    let body = json!({ "type": kind, "timestamp": "2026-01-01T00:00:00Z", "data": [] });
+    for delivery in [
+        Delivery::standard(world.env, ENTITLEMENT, body.to_string()),
+        Delivery::github(world.env, github.to_string()),
+    ] {
+        let answer = world.post(&delivery).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let receipt = answer.json();
+        assert_eq!(
+            (operation(&receipt), &receipt["status"]),
+            ("webhook_ignored", &json!("ignored"))
+        );
+        assert!(receipt["reason"].as_str().unwrap().contains(&kind), "{receipt}");
+        assert_eq!(world.post(&delivery).await, answer, "the same delivery again");
+        let system = world.ledger(SYSTEM).await;
+        assert_eq!(
+            system.lines.iter().filter(|line| **line == answer.body).count(),
+            1
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_cancellation_of_nobody_is_ignored() {
+    let world = alongside().await;
+    let account = unique("nobody");
+    let answer = world.post(&Delivery::cancelled(world.env, &account, SKU)).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(world.ledger(&account).await.operations(), ["webhook_ignored"]);
+}
+
+/// API Gateway never sends such events; whoever may invoke the function directly can.
+#[tokio::test]
+async fn events_that_no_gateway_sends_are_answered() {
+    let world = alongside().await;
+    let headers = json!({ "webhook-id": "m" });
+    let event = |path: &str, body: &str, base64: bool| json!({ "version": "2.0", "rawPath": path, "headers": headers, "body": body, "isBase64Encoded": base64 });
+    for (function, path) in [
+        (&world.env.entitlement, ENTITLEMENT),
+        (&world.env.entitlement, "/webhooks/github"),
+        (&world.env.cancel, CANCEL),
+    ] {
+        for (event, says) in [
+            (event(path, "!!!", true), "body is marked base64 and is not"),
+            (event(path, "aGk", true), "body is marked base64 and is not"),
+            (json!([1]), "not an HTTP API event"),
+            (json!({}), "is missing"),
+        ] {
+            let answer = world.invoke(function, &event).await;
+            assert_eq!(answer["statusCode"], 400, "{function} {event}: {answer}");
+            assert_eq!(
+                answer["headers"]["content-type"], "application/problem+json",
+                "{answer}"
+            );
+            assert!(
+                answer["body"].as_str().unwrap().contains(says),
+                "{function} {event}: {answer}"
+            );
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What happens when storage fails. These tests run alone.
+
+use domain::names::SPOOL_PREFIX;
+use serde_json::{Value, json};
+
+use crate::life::{object, objects};
+use crate::webhooks::Delivery;
+use crate::world::{PATIENCE, PLAN, SKU, SOON, SYSTEM, World, alone, eventually, operation, unique};
+
+#[tokio::test]
+async fn storage_fails_and_comes_back() {
+    alone(|world| async move {
+        let tenant = world.tenant("degraded").await;
+        let before = world.probe().await;
+        assert_eq!(
+            (&before["good"], &before["mode"]),
+            (&json!(true), &json!("normal")),
+            "{before}"
+        );
+        let system_before = world.ledger(SYSTEM).await.lines.len();
+
+        world.fault("dynamodb", json!({ "mode": "refuse" })).await;
+        for (failures, mode) in [(1, "normal"), (2, "normal"), (3, "degraded")] {
+            let found = world.probe().await;
+            assert_eq!(
+                (&found["good"], &found["consecutive_failures"], &found["mode"]),
+                (&json!(false), &json!(failures), &json!(mode)),
+                "{found}"
+            );
+        }
+        // A marketplace that posts meanwhile is asked to come back.
+        let turned_away = unique("turned-away");
+        let webhook = Delivery::created(world.env, &turned_away, SKU, PLAN);
+        let answer = world.post(&webhook).await;
+        assert_eq!(
+            (answer.status, answer.content_type.as_str()),
+            (503, "application/problem+json"),
+            "{answer:?}"
+        );
+
+        let refused = [unique("refused"), unique("refused")];
+        for action_id in &refused {
+            world.send(&tenant, tenant.restart(action_id)).await;
+        }
+        let spooled = spooled(&world, &refused).await;
+        world.drained(&tenant).await;
+        for (action_id, receipt) in refused.iter().zip(&spooled) {
+            assert_eq!(receipt["code"], "UNAVAILABLE", "{receipt}");
+            assert_eq!(receipt["account_id"], tenant.account.as_str(), "{receipt}");
+            assert_eq!(world.handler_saw(action_id).await, (0, 0), "{action_id}");
+        }
+        assert_eq!(
+            world.ledger(&tenant.account).await.lines.len(),
+            1,
+            "nothing reached the ledger"
+        );
+
+        world.mend("dynamodb").await;
+        let found = world.probe().await;
+        assert_eq!(
+            (&found["good"], &found["mode"]),
+            (&json!(true), &json!("normal")),
+            "{found}"
+        );
+        // Two refusals, degraded_mode and degraded_mode_cleared.
+        assert_eq!(found["appended"], 4, "{found}");
+        assert_eq!(objects(&world, SPOOL_PREFIX).await, [""; 0]);
+        for (action_id, spooled) in refused.iter().zip(&spooled) {
+            let kept = world
+                .settled(&tenant.account, action_id, &["action_refused"])
+                .await;
+            for field in ["receipt_id", "occurred_at", "code", "template"] {
+                assert_eq!(kept[0][field], spooled[field], "{field}");
+            }
+        }
+        degradation_on_record(&world, system_before).await;
+
+        // What was refused stays refused; what is new runs; who was turned away comes back.
+        for action_id in &refused {
+            world.send(&tenant, tenant.restart(action_id)).await;
+        }
+        let fresh = unique("fresh");
+        world.send(&tenant, tenant.restart(&fresh)).await;
+        world.settled(&tenant.account, &fresh, &["action_complete"]).await;
+        world.drained(&tenant).await;
+        for action_id in &refused {
+            assert_eq!(world.handler_saw(action_id).await, (0, 0), "{action_id}");
+            assert_eq!(
+                world.ledger(&tenant.account).await.of(action_id).len(),
+                1,
+                "{action_id}"
+            );
+        }
+        let answer = world.post(&webhook).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(
+            world.ledger(&turned_away).await.operations(),
+            ["entitlement_active"]
+        );
+    })
+    .await;
+}
+
+/// Waits until the refusals of these actions are in the spool, and gives them in the same order.
+async fn spooled(world: &World, action_ids: &[String]) -> Vec<Value> {
+    eventually("refusals in the spool", PATIENCE, || async {
+        let mut found = Vec::new();
+        for key in objects(world, SPOOL_PREFIX).await {
+            let receipt: Value = serde_json::from_slice(&object(world, &key).await).unwrap();
+            found.push(receipt);
+        }
+        let by_action = |id: &String| found.iter().find(|r| r["action_id"] == id.as_str()).cloned();
+        let receipts: Option<Vec<Value>> = action_ids.iter().map(by_action).collect();
+        receipts.ok_or_else(|| format!("{found:?}"))
+    })
+    .await
+}
+
+async fn degradation_on_record(world: &World, since: usize) {
+    let system = world.ledger(SYSTEM).await;
+    let new = &system.receipts[since..];
+    let operations: Vec<&str> = new.iter().map(operation).collect();
+    assert_eq!(operations, ["degraded_mode", "degraded_mode_cleared"]);
+    assert_eq!(
+        (
+            &new[0]["failure_count"],
+            &new[0]["error_code"],
+            &new[0]["alert_severity"]
+        ),
+        (&json!(3), &json!("STORAGE_UNAVAILABLE"), &json!("critical")),
+        "{}",
+        new[0]
+    );
+    assert!(new[0]["affected_tenants"].as_u64().unwrap() >= 1, "{}", new[0]);
+    assert_eq!(new[1]["actions_refused"], 2, "{}", new[1]);
+    assert!(new[0]["occurred_at"].as_str() < new[1]["occurred_at"].as_str());
+}
+
+/// Signals that are delivered while storage fails and nobody has noticed yet go back to the queue and run later.
+#[tokio::test]
+async fn a_signal_that_meets_failing_storage_is_not_lost() {
+    alone(|world| async move {
+        let tenant = world.tenant("not-lost").await;
+        world
+            .fault("dynamodb", json!({ "mode": "close", "function": "governor" }))
+            .await;
+        let action_id = unique("action");
+        world.send(&tenant, tenant.restart(&action_id)).await;
+        eventually("the governor to have tried", SOON, || async {
+            let calls = world
+                .http
+                .get(format!("{}/_calls", world.env.proxy_url))
+                .send()
+                .await
+                .unwrap();
+            let calls: Vec<Value> = calls.json().await.unwrap();
+            let tried = |c: &Value| {
+                c["function"] == "governor" && c["service"] == "dynamodb" && c["status"].is_null()
+            };
+            calls
+                .iter()
+                .find(|c| tried(c))
+                .map(|_| ())
+                .ok_or_else(|| format!("{} calls", calls.len()))
+        })
+        .await;
+        world.mend("dynamodb").await;
+        world
+            .settled(&tenant.account, &action_id, &["action_complete"])
+            .await;
+        assert_eq!(world.handler_saw(&action_id).await, (1, 0));
+    })
+    .await;
+}
+
+/// The first transaction records the intent, the second one activates: whichever reply is lost, there is one receipt.
+#[tokio::test]
+async fn a_lost_reply_leaves_one_receipt() {
+    alone(|world| async move {
+        for skip in [0, 1] {
+            let rule = json!({
+                "mode": "lose-reply", "operation": "TransactWriteItems", "function": "entitlement",
+                "skip": skip, "count": 1,
+            });
+            check_repeated(&world, &format!("lost-reply-{skip}"), rule).await;
+        }
+    })
+    .await;
+}
+
+/// As if the function had died between its two transactions: the marketplace repeats the delivery.
+#[tokio::test]
+async fn a_crash_between_intent_and_activation_is_finished_by_the_next_delivery() {
+    alone(|world| async move {
+        let rule = json!({
+            "mode": "refuse", "operation": "TransactWriteItems", "function": "entitlement", "skip": 1, "count": 3,
+        });
+        let failed = check_repeated(&world, "crash", rule).await;
+        assert!(failed, "the fault outlasts the SDK's three attempts");
+    })
+    .await;
+}
+
+/// Posts a delivery under a fault until it is accepted; gives whether it was turned away at least once.
+async fn check_repeated(world: &World, name: &str, rule: Value) -> bool {
+    let account = unique(name);
+    let delivery = Delivery::created(world.env, &account, SKU, PLAN);
+    let mut turned_away = false;
+    world.fault("dynamodb", rule).await;
+    for _ in 0..3 {
+        let answer = world.post(&delivery).await;
+        if answer.status == 200 {
+            world.mend("dynamodb").await;
+            assert_eq!(
+                operation(&answer.json()),
+                "entitlement_active",
+                "{name}: {answer:?}"
+            );
+            assert_eq!(
+                world.ledger(&account).await.lines,
+                [answer.body.as_str()],
+                "{name}"
+            );
+            assert_eq!(
+                world.post(&delivery).await,
+                answer,
+                "{name}: the same delivery again"
+            );
+            let tenant = world.provisioned(answer.body).await;
+            let action_id = unique("action");
+            world.send(&tenant, tenant.restart(&action_id)).await;
+            world.settled(&account, &action_id, &["action_complete"]).await;
+            return turned_away;
+        }
+        assert_eq!(answer.status, 503, "{name}: {answer:?}");
+        turned_away = true;
+    }
+    panic!("{name}: turned away three times");
+}

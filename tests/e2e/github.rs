@@ -1,0 +1,93 @@
+//! GitHub Marketplace's own deliveries.
+
+use domain::webhook::signature::GITHUB_DELIVERY;
+use serde_json::{Value, json};
+
+use crate::life::gone;
+use crate::webhooks::Delivery;
+use crate::world::{World, alongside, operation};
+
+const PURCHASED: &str = include_str!("../fixtures/github/purchased.json");
+const CANCELLED: &str = include_str!("../fixtures/github/cancelled.json");
+
+/// A delivery of GitHub's with another account.
+pub(crate) fn delivery_for(sample: &str, account: u64) -> Value {
+    let mut body: Value = serde_json::from_str(sample).unwrap();
+    body["marketplace_purchase"]["account"]["id"] = json!(account);
+    body
+}
+
+pub(crate) fn purchased(account: u64) -> Value {
+    delivery_for(PURCHASED, account)
+}
+
+/// A GitHub account id nobody else uses, of the size that GitHub's have.
+pub(crate) fn account() -> u64 {
+    uuid::Uuid::new_v4().as_u64_pair().0 >> 20
+}
+
+#[tokio::test]
+async fn purchased_then_cancelled() {
+    let world = alongside().await;
+    let github_id = account();
+    let purchase = Delivery::github(world.env, purchased(github_id).to_string());
+    let answer = world.post(&purchase).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let tenant = world.provisioned(answer.body.clone()).await;
+    let receipt = answer.json();
+    assert_eq!(tenant.account, format!("github-{github_id}"));
+    assert_eq!(
+        (&receipt["sku_id"], &receipt["plan_type"]),
+        (&json!("github-marketplace"), &json!("basic"))
+    );
+
+    same_delivery_again(&world, &purchase, &answer.body, &tenant.account).await;
+
+    let other_body = Delivery::github(world.env, purchased(account()).to_string());
+    let conflict = world
+        .post(&other_body.with(GITHUB_DELIVERY, purchase.header(GITHUB_DELIVERY)))
+        .await;
+    assert_eq!(
+        (conflict.status, conflict.content_type.as_str()),
+        (409, "application/problem+json")
+    );
+
+    let cancellation = Delivery::github(world.env, delivery_for(CANCELLED, github_id).to_string());
+    let answer = world.post(&cancellation).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(operation(&answer.json()), "decommission_start");
+    gone(&world, &tenant).await;
+    // A delivery from before the end still has its answer, and revives nothing.
+    let again = world.post(&purchase).await;
+    assert_eq!((again.status, again.body), (200, tenant.line));
+    assert_eq!(
+        world.ledger(&tenant.account).await.operations(),
+        [
+            "entitlement_active",
+            "decommission_start",
+            "decommission_complete"
+        ]
+    );
+}
+
+/// GitHub repeats deliveries: whatever the number, there is one receipt, and every answer is that receipt.
+async fn same_delivery_again(world: &World, delivery: &Delivery, first: &str, account: &str) {
+    for _ in 0..3 {
+        let again = world.post(delivery).await;
+        assert_eq!((again.status, again.body.as_str()), (200, first));
+    }
+    assert_eq!(world.ledger(account).await.lines, [first]);
+}
+
+#[tokio::test]
+async fn a_second_purchase_of_an_active_account_changes_nothing() {
+    let world = alongside().await;
+    let body = purchased(account()).to_string();
+    let first = world.post(&Delivery::github(world.env, body.as_str())).await;
+    let tenant = world.provisioned(first.body).await;
+    let second = world.post(&Delivery::github(world.env, body.as_str())).await;
+    assert_eq!(second.status, 200, "{second:?}");
+    let ledger = world.ledger(&tenant.account).await;
+    assert_eq!(ledger.operations(), ["entitlement_active", "webhook_ignored"]);
+    assert_eq!(ledger.lines[1], second.body);
+}
