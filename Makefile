@@ -114,8 +114,15 @@ release: setup   ## the functions for AWS: target/lambda/<function>/bootstrap.zi
 	cargo lambda build --release --output-format zip $(FUNCTIONS:%=-p %) \
 		--target $(if $(filter arm64,$(ARCH)),aarch64,x86_64)-unknown-linux-gnu.2.34
 
-bench: build     ## micro-benchmarks and the cost meter
-	@PORT= $(STACK) exec -- cargo bench --profile local -p benches
+# What is measured is what `make release` deploys, for this machine's CPU; the stack that is driven is the local build.
+BENCHED := $(shell uname -m)-unknown-linux-gnu
+bench: build     ## sizes, cold starts, AWS calls of each operation, CPU of a webhook
+	$(call step,functions (profile release))
+	cargo lambda build --release --output-format zip --lambda-dir target/bench --target $(BENCHED).2.34 \
+		$(FUNCTIONS:%=-p %) -p benches --features benches/baseline
+	cargo bench -p benches --no-run
+	BOOTSTRAPS=$(CURDIR)/target/$(BENCHED)/release ZIPS=$(CURDIR)/target/bench PORT= \
+		$(STACK) exec -- cargo bench -p benches
 
 clean:           ## removes what was built and installed here
 	@rm -rf target .venv

@@ -41,7 +41,9 @@ fn main() {
     let sku = fresh("sku");
     stack::deploy(&stack::policy(&sku, "1.0.0"));
     println!(
-        "\nCalls of the deployed functions, as the proxy counts them. RCU, WCU: consumed units, as the local tables say."
+        "\nAWS calls of the deployed functions, as the proxy counts them. RCU, WCU: units as the local tables say\n\
+         (`?`: they do not).\n\n{:<50}{:>6}{:>10}{:>8}",
+        "operation", "calls", "RCU", "WCU"
     );
 
     let function = variable("ENTITLEMENT_FUNCTION");
@@ -130,11 +132,7 @@ fn cancel(account: &str, sku: &str) -> (Vec<Call>, Vec<Call>) {
 }
 
 fn report(title: &str, made: &[Call], aims: &[Aim]) {
-    let (reads, writes) = units(made);
-    println!(
-        "\n{title:<52}{:>5} calls{reads:>8.1} RCU{writes:>8.1} WCU",
-        made.len()
-    );
+    println!("\n{title:<50}{:>6}{}", made.len(), units(made));
     let mut by_operation: BTreeMap<(&str, &str), Vec<&Call>> = BTreeMap::new();
     for call in made {
         by_operation
@@ -143,19 +141,29 @@ fn report(title: &str, made: &[Call], aims: &[Aim]) {
             .push(call);
     }
     for ((service, operation), made) in by_operation {
-        let (reads, writes) = units(made.iter().copied());
-        let name = format!("{service} {operation}");
-        println!("  {name:<50}{:>5}      {reads:>8.1}    {writes:>8.1}", made.len());
+        let name = format!("  {service} {operation}");
+        let units = match service {
+            "dynamodb" => units(made.iter().copied()),
+            _ => String::new(),
+        };
+        println!("{name:<50}{:>6}{units}", made.len());
     }
     for (what, most, counts) in aims {
         let found = made.iter().filter(|call| counts(call)).count();
         let verdict = if found > *most { "MISSED" } else { "ok" };
-        println!("  aim: {what} ≤ {most}: {found} {verdict}");
+        println!("  aim: {what} ≤ {most}: {found}, {verdict}");
     }
 }
 
-fn units<'a>(made: impl IntoIterator<Item = &'a Call>) -> (f64, f64) {
-    made.into_iter().fold((0.0, 0.0), |(reads, writes), call| {
-        (reads + call.read_units, writes + call.write_units)
-    })
+/// Consumed units as two columns, with `?` where the tables did not say.
+fn units<'a>(made: impl IntoIterator<Item = &'a Call>) -> String {
+    let (mut reads, mut writes, mut unsaid) = (0.0, 0.0, "");
+    for call in made {
+        reads += call.read_units;
+        writes += call.write_units;
+        if is_read(call) && call.read_units == 0.0 {
+            unsaid = "+?";
+        }
+    }
+    format!("{:>10}{writes:>8.1}", format!("{reads:.1}{unsaid}"))
 }

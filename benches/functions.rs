@@ -22,24 +22,23 @@ const STARTS: usize = 30;
 const INIT_AIM_MS: f64 = 20.0;
 const MEMORY_AIM_MIB: f64 = 40.0;
 
+/// Whether an answer says that the work was done.
+type IsGood = fn(&Value) -> bool;
+
 /// A bootstrap to measure.
 struct Subject {
     name: &'static str,
     bootstrap: PathBuf,
     env: BTreeMap<String, String>,
-    /// Events of a life, in order, each with a check that the answer is not a refusal.
-    events: Vec<(Value, fn(&Value) -> bool)>,
+    /// Events to answer, in order.
+    events: Vec<(Value, IsGood)>,
     init_ms: Vec<f64>,
     peak_mib: f64,
     resident_mib: f64,
 }
 
 impl Subject {
-    fn new(
-        name: &'static str,
-        env: BTreeMap<String, String>,
-        events: Vec<(Value, fn(&Value) -> bool)>,
-    ) -> Self {
+    fn new(name: &'static str, env: BTreeMap<String, String>, events: Vec<(Value, IsGood)>) -> Self {
         let bootstrap = PathBuf::from(variable("BOOTSTRAPS")).join(name);
         Self {
             name,
@@ -117,8 +116,8 @@ fn subjects() -> Vec<Subject> {
         "awsRegion": "us-east-1"
     }]});
 
-    let created: fn(&Value) -> bool = |answer| answer["statusCode"] == 200;
-    let settled: fn(&Value) -> bool = |answer| answer["batchItemFailures"] == json!([]);
+    let accepted: IsGood = |answer| answer["statusCode"] == 200;
+    let settled: IsGood = |answer| answer["batchItemFailures"] == json!([]);
     let upgrade = json!({"ontology": stack::policy(&sku, "1.0.1")});
     vec![
         Subject::new(
@@ -129,13 +128,13 @@ fn subjects() -> Vec<Subject> {
         Subject::new(
             "entitlement",
             env("ENTITLEMENT_FUNCTION"),
-            vec![(Delivery::created(&fresh("account"), &sku).event(), created)],
+            vec![(Delivery::created(&fresh("account"), &sku).event(), accepted)],
         ),
         Subject::new(
             "cancel",
             cancel_env,
             vec![
-                (Delivery::cancelled(&leaving, &sku).event(), created),
+                (Delivery::cancelled(&leaving, &sku).event(), accepted),
                 (order, settled),
             ],
         ),

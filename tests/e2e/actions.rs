@@ -16,7 +16,7 @@ async fn a_signal_sent_five_times_runs_once() {
         .settled(&tenant.account, &action_id, &["action_complete"])
         .await;
     world.send(&tenant, &signal).await;
-    world.drained(&tenant).await;
+    world.drained(&tenant.queue_url).await;
 
     assert_eq!(world.handler_saw(&action_id).await, (1, 0));
     let ledger = world.ledger(&tenant.account).await;
@@ -42,7 +42,7 @@ async fn a_failed_action_sent_again_stays_rolled_back() {
         )
         .await;
     world.send(&tenant, tenant.restart(&action_id)).await;
-    world.drained(&tenant).await;
+    world.drained(&tenant.queue_url).await;
     assert_eq!(world.handler_saw(&action_id).await, (0, 1));
     assert_eq!(world.ledger(&tenant.account).await.of(&action_id).len(), 2);
 }
@@ -59,7 +59,7 @@ async fn ten_signals_at_once_leave_ten_receipts_in_a_row() {
             .settled(&tenant.account, action_id, &["action_complete"])
             .await;
     }
-    world.drained(&tenant).await;
+    world.drained(&tenant.queue_url).await;
 
     let ledger = world.ledger(&tenant.account).await;
     let seqs: Vec<u64> = ledger
@@ -109,7 +109,7 @@ async fn messages_that_are_no_signals_are_refused_on_record() {
         let detail = refused[0]["detail"].as_str().unwrap();
         assert!(detail.contains(says), "{name}: {detail:?} does not say {says:?}");
     }
-    world.drained(&tenant).await;
+    world.drained(&tenant.queue_url).await;
     assert_eq!(world.ledger(&tenant.account).await.lines.len(), 1 + cases.len());
 }
 
@@ -129,7 +129,7 @@ async fn a_signal_for_another_tenant_is_refused_and_the_other_hears_nothing() {
         "{}",
         refused[0]
     );
-    world.drained(&tenant).await;
+    world.drained(&tenant.queue_url).await;
 
     assert_eq!(
         world.ledger(&other.account).await.operations(),

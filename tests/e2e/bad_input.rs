@@ -157,7 +157,8 @@ async fn standard_webhooks_that_are_not_understood() {
     let refuse = |name, delivery, says| case(name, delivery, 400, NOT_UNDERSTOOD, says);
     let cases = [
         refuse("empty", raw(""), "body is empty"),
-        refuse("not JSON", raw("{\"type\":"), "body field `.`"),
+        refuse("not JSON", raw("type=entitlement.created"), "body field `.`"),
+        refuse("cut off", raw("{\"type\":"), "EOF while parsing"),
         refuse("no type", raw("{}"), "missing field `type`"),
         refuse("mistyped type", raw("{\"type\":[]}"), "body field `type`"),
         refuse(
@@ -389,7 +390,12 @@ async fn a_cancellation_of_nobody_is_ignored() {
 async fn events_that_no_gateway_sends_are_answered() {
     let world = alongside().await;
     let headers = json!({ "webhook-id": "m" });
-    let event = |path: &str, body: &str, base64: bool| json!({ "version": "2.0", "rawPath": path, "headers": headers, "body": body, "isBase64Encoded": base64 });
+    let event = |path: &str, body: &str, base64: bool| {
+        json!({
+            "version": "2.0", "rawPath": path, "headers": headers, "body": body, "isBase64Encoded": base64,
+            "requestContext": { "http": { "method": "POST", "path": path } },
+        })
+    };
     for (function, path) in [
         (&world.env.entitlement, ENTITLEMENT),
         (&world.env.entitlement, "/webhooks/github"),
@@ -399,7 +405,8 @@ async fn events_that_no_gateway_sends_are_answered() {
             (event(path, "!!!", true), "body is marked base64 and is not"),
             (event(path, "aGk", true), "body is marked base64 and is not"),
             (json!([1]), "not an HTTP API event"),
-            (json!({}), "is missing"),
+            (json!({}), "not an HTTP API event"),
+            (event(path, "hello", false), " is missing"),
         ] {
             let answer = world.invoke(function, &event).await;
             assert_eq!(answer["statusCode"], 400, "{function} {event}: {answer}");

@@ -3,9 +3,9 @@
 use domain::names::SPOOL_PREFIX;
 use serde_json::{Value, json};
 
-use crate::life::{object, objects};
+use crate::life::{gone, object, objects};
 use crate::webhooks::Delivery;
-use crate::world::{PATIENCE, PLAN, SKU, SOON, SYSTEM, World, alone, eventually, operation, unique};
+use crate::world::{PATIENCE, PLAN, SKU, SYSTEM, World, alone, eventually, operation, unique};
 
 #[tokio::test]
 async fn storage_fails_and_comes_back() {
@@ -43,7 +43,7 @@ async fn storage_fails_and_comes_back() {
             world.send(&tenant, tenant.restart(action_id)).await;
         }
         let spooled = spooled(&world, &refused).await;
-        world.drained(&tenant).await;
+        world.drained(&tenant.queue_url).await;
         for (action_id, receipt) in refused.iter().zip(&spooled) {
             assert_eq!(receipt["code"], "UNAVAILABLE", "{receipt}");
             assert_eq!(receipt["account_id"], tenant.account.as_str(), "{receipt}");
@@ -82,7 +82,7 @@ async fn storage_fails_and_comes_back() {
         let fresh = unique("fresh");
         world.send(&tenant, tenant.restart(&fresh)).await;
         world.settled(&tenant.account, &fresh, &["action_complete"]).await;
-        world.drained(&tenant).await;
+        world.drained(&tenant.queue_url).await;
         for action_id in &refused {
             assert_eq!(world.handler_saw(action_id).await, (0, 0), "{action_id}");
             assert_eq!(
@@ -146,24 +146,10 @@ async fn a_signal_that_meets_failing_storage_is_not_lost() {
             .await;
         let action_id = unique("action");
         world.send(&tenant, tenant.restart(&action_id)).await;
-        eventually("the governor to have tried", SOON, || async {
-            let calls = world
-                .http
-                .get(format!("{}/_calls", world.env.proxy_url))
-                .send()
-                .await
-                .unwrap();
-            let calls: Vec<Value> = calls.json().await.unwrap();
-            let tried = |c: &Value| {
-                c["function"] == "governor" && c["service"] == "dynamodb" && c["status"].is_null()
-            };
-            calls
-                .iter()
-                .find(|c| tried(c))
-                .map(|_| ())
-                .ok_or_else(|| format!("{} calls", calls.len()))
-        })
-        .await;
+        let tried = |call: &Value| {
+            call["function"] == "governor" && call["service"] == "dynamodb" && call["status"].is_null()
+        };
+        world.called("the governor to have tried", tried).await;
         world.mend("dynamodb").await;
         world
             .settled(&tenant.account, &action_id, &["action_complete"])
@@ -197,6 +183,42 @@ async fn a_crash_between_intent_and_activation_is_finished_by_the_next_delivery(
         });
         let failed = check_repeated(&world, "crash", rule).await;
         assert!(failed, "the fault outlasts the SDK's three attempts");
+    })
+    .await;
+}
+
+/// The ledger is closed, and then the function dies before the closing receipt stands beside the archive.
+#[tokio::test]
+async fn a_crash_before_the_closing_receipt_is_finished_by_the_next_delivery() {
+    alone(|world| async move {
+        let tenant = world.tenant("unclosed").await;
+        // The first object put is the archive; the next three are the SDK's attempts at the closing receipt.
+        let rule = json!({ "mode": "refuse", "operation": "PutObject", "function": "cancel", "skip": 1, "count": 3 });
+        world.fault("s3", rule).await;
+        let answer = world.post(&Delivery::cancelled(world.env, &tenant.account, SKU)).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        gone(&world, &tenant).await;
+        let refused = |call: &Value| call["operation"] == "PutObject" && call["status"] == 503;
+        world.called("the closing receipt to have been refused", refused).await;
+        world.mend("s3").await;
+
+        // What the queue would do two minutes later; its own copy goes, so that nobody waits for it.
+        let purge = world.sqs.purge_queue().queue_url(&world.env.decommission_queue_url);
+        purge.send().await.unwrap();
+        let order = json!({ "account_id": tenant.account, "generation": 1, "requested_at": "2026-01-01T00:00:00Z" });
+        let send = world.sqs.send_message().queue_url(&world.env.decommission_queue_url);
+        send.message_body(order.to_string()).send().await.unwrap();
+        let folder = format!("{}/", tenant.account);
+        let closing = eventually("the closing receipt beside the archive", PATIENCE, || async {
+            let keys = objects(&world, &folder).await;
+            let key = keys.iter().find(|key| key.ends_with(".closing.json")).cloned();
+            key.ok_or_else(|| format!("{keys:?}"))
+        })
+        .await;
+        let closing = String::from_utf8(object(&world, &closing).await).unwrap();
+        let ledger = world.ledger(&tenant.account).await;
+        assert_eq!(ledger.operations(), ["entitlement_active", "decommission_start", "decommission_complete"]);
+        assert_eq!(ledger.lines.last(), Some(&closing));
     })
     .await;
 }

@@ -3,6 +3,7 @@
 use aws_sdk_sqs::types::QueueAttributeName;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 
 use crate::webhooks::Delivery;
 use crate::world::{
@@ -420,6 +421,65 @@ async fn a_customer_who_comes_back_gets_a_new_queue_and_keeps_the_ledger() {
             "action_complete"
         ]
     );
+}
+
+/// Each repeat orders the decommissioning again, so several runs of it race over one ledger.
+#[tokio::test]
+async fn a_cancellation_posted_many_times_at_once_leaves_one_archive() {
+    let world = alongside().await;
+    let tenant = world.tenant("cancelled-often").await;
+    let cancellation = Delivery::cancelled(world.env, &tenant.account, SKU);
+    let mut posting = JoinSet::new();
+    for _ in 0..8 {
+        let (world, cancellation) = (world.clone(), cancellation.clone());
+        posting.spawn(async move { world.post(&cancellation).await });
+    }
+    let answers = posting.join_all().await;
+    gone(&world, &tenant).await;
+    world.drained(&world.env.decommission_queue_url).await;
+
+    let ledger = world.ledger(&tenant.account).await;
+    assert_eq!(
+        ledger.operations(),
+        [
+            "entitlement_active",
+            "decommission_start",
+            "decommission_complete"
+        ]
+    );
+    for answer in &answers {
+        assert_eq!((answer.status, &answer.body), (200, &ledger.lines[1]));
+    }
+    let bucket = &world.env.audit_bucket;
+    let list = world
+        .s3
+        .list_object_versions()
+        .bucket(bucket)
+        .prefix(format!("{}/", tenant.account));
+    let versions = list.send().await.unwrap().versions.unwrap_or_default();
+    assert!(versions.len() >= 2, "{versions:?}");
+    for version in versions {
+        let (key, id) = (version.key.unwrap(), version.version_id.unwrap());
+        let get = world
+            .s3
+            .get_object()
+            .bucket(bucket)
+            .key(&key)
+            .version_id(id)
+            .send()
+            .await
+            .unwrap();
+        let bytes = get.body.collect().await.unwrap().to_vec();
+        if key.ends_with(".closing.json") {
+            assert_eq!(String::from_utf8(bytes).unwrap(), ledger.lines[2], "{key}");
+        } else {
+            assert_eq!(
+                ledger.receipts[2]["archive_sha256"],
+                receipts::sha256_hex(&bytes),
+                "{key}"
+            );
+        }
+    }
 }
 
 /// Waits until a tenant is decommissioned.

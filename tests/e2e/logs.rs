@@ -26,6 +26,10 @@ async fn no_secret_no_body_and_no_address_is_logged() {
         (Delivery::standard(env, ENTITLEMENT, accepted.to_string()), 200),
         (Delivery::standard(env, ENTITLEMENT, mistyped.to_string()), 400),
         (Delivery::standard(env, ENTITLEMENT, address.as_str()), 400),
+        (
+            Delivery::standard(env, ENTITLEMENT, format!("{{\"{address}\":no}}")),
+            400,
+        ),
         (Delivery::github(env, purchased(account()).to_string()), 200),
         (Delivery::github(env, github.to_string()), 400),
         (forged, 400),

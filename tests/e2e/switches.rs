@@ -36,7 +36,7 @@ async fn switches_stop_and_route_actions() {
                 .await;
             // A signal that was answered stays answered; a new one runs.
             world.send(&tenant, tenant.restart(&action_id)).await;
-            world.drained(&tenant).await;
+            world.drained(&tenant.queue_url).await;
             assert_eq!(world.handler_saw(&action_id).await, (0, 0), "{change}");
             ask(&world, &tenant, &unique("armed"), "action_complete", "COMPLETE").await;
         }

@@ -48,6 +48,7 @@ pub(crate) struct Environment {
     pub(crate) tenants_table: String,
     pub(crate) receipts_table: String,
     pub(crate) audit_bucket: String,
+    pub(crate) decommission_queue_url: String,
     pub(crate) entitlement: String,
     pub(crate) cancel: String,
     pub(crate) governor: String,
@@ -76,6 +77,7 @@ impl Environment {
             tenants_table: text("TENANTS_TABLE"),
             receipts_table: text("RECEIPTS_TABLE"),
             audit_bucket: text("AUDIT_BUCKET"),
+            decommission_queue_url: text("DECOMMISSION_QUEUE_URL"),
             entitlement: text("ENTITLEMENT_FUNCTION"),
             cancel: text("CANCEL_FUNCTION"),
             governor: text("GOVERNOR_FUNCTION"),
@@ -158,7 +160,7 @@ pub(crate) struct Ran {
 impl Ran {
     #[track_caller]
     pub(crate) fn ok(self) -> String {
-        assert_eq!(self.code, Some(0), "{self:?}");
+        assert_eq!(self.code, Some(0), "{}{}", self.stdout, self.stderr);
         self.stdout
     }
 
@@ -277,6 +279,7 @@ impl World {
 
     async fn restore(&self) {
         self.mend("dynamodb").await;
+        self.mend("s3").await;
         eventually("normal mode", SOON, || async {
             let found = self.probe().await;
             if found["mode"] == "normal" {
@@ -389,31 +392,21 @@ impl World {
             .unwrap_or_default()
     }
 
-    /// Waits until a tenant's queue holds nothing, seen twice because SQS counts are approximate.
-    pub(crate) async fn drained(&self, tenant: &Tenant) {
-        let mut quiet = 0;
-        let deadline = Instant::now() + PATIENCE;
-        while quiet < 2 {
-            let waiting = self
-                .queue_attribute(&tenant.queue_url, QueueAttributeName::ApproximateNumberOfMessages)
-                .await;
-            let hidden = self
-                .queue_attribute(
-                    &tenant.queue_url,
-                    QueueAttributeName::ApproximateNumberOfMessagesNotVisible,
-                )
-                .await;
-            quiet = if (waiting.as_str(), hidden.as_str()) == ("0", "0") {
-                quiet + 1
-            } else {
-                0
-            };
-            assert!(
-                Instant::now() < deadline,
-                "{waiting} waiting, {hidden} in flight on {}",
-                tenant.queue
-            );
-            sleep(Duration::from_millis(100)).await;
+    /// Waits until a queue holds nothing, seen twice because SQS counts are approximate.
+    pub(crate) async fn drained(&self, queue_url: &str) {
+        for _ in 0..2 {
+            eventually(&format!("{queue_url} to be empty"), PATIENCE, || async {
+                let waiting = QueueAttributeName::ApproximateNumberOfMessages;
+                let hidden = QueueAttributeName::ApproximateNumberOfMessagesNotVisible;
+                let waiting = self.queue_attribute(queue_url, waiting).await;
+                let hidden = self.queue_attribute(queue_url, hidden).await;
+                if waiting == "0" && hidden == "0" {
+                    Ok(())
+                } else {
+                    Err(format!("{waiting} waiting, {hidden} in flight"))
+                }
+            })
+            .await;
         }
     }
 
@@ -518,8 +511,23 @@ impl World {
         report["probes"][0].take()
     }
 
+    /// Waits until the functions made a call like this since the last fault was set.
+    pub(crate) async fn called(&self, what: &str, like: impl Fn(&Value) -> bool) {
+        eventually(what, PATIENCE, || async {
+            let url = format!("{}/_calls", self.env.proxy_url);
+            let calls: Vec<Value> = self.http.get(url).send().await.unwrap().json().await.unwrap();
+            let found = calls.iter().any(&like);
+            found
+                .then_some(())
+                .ok_or_else(|| format!("{} other calls", calls.len()))
+        })
+        .await;
+    }
+
     /// Breaks the functions' calls to a service; see infra/local/proxy.py.
     pub(crate) async fn fault(&self, service: &str, rule: Value) {
+        let calls = format!("{}/_calls", self.env.proxy_url);
+        self.http.delete(calls).send().await.unwrap();
         let url = format!("{}/_faults/{service}", self.env.proxy_url);
         let answer = self.http.put(url).json(&rule).send().await.unwrap();
         assert!(

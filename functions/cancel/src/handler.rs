@@ -20,7 +20,7 @@ use domain::webhook::payload::WebhookEvent;
 use jiff::Timestamp;
 use lambda_runtime::Error;
 use receipts::key::Signer;
-use receipts::receipt::{Draft, Payload};
+use receipts::receipt::{Draft, Payload, Receipt};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info};
@@ -191,7 +191,7 @@ impl Cancel {
         };
         match tenant.lifecycle {
             Lifecycle::Decommissioning => {}
-            Lifecycle::Decommissioned => return Ok(()),
+            Lifecycle::Decommissioned => return self.put_closing_again(&partition, account.head.size).await,
             state @ (Lifecycle::Absent | Lifecycle::Provisioning | Lifecycle::Active) => {
                 return Err(OrderError::State(state));
             }
@@ -202,10 +202,17 @@ impl Cancel {
         for _ in 0..ARCHIVE_ATTEMPTS {
             let (store, registry) = (&self.store, &self.registry);
             let public_key = signer.public_key();
-            let now = Timestamp::now();
+            let account = store.load(&partition, &Keys::default()).await?;
+            if account
+                .tenant
+                .is_none_or(|t| t.lifecycle != Lifecycle::Decommissioning)
+            {
+                // Another run of this order was first.
+                return Ok(());
+            }
             let archived = self
                 .archives
-                .archive(store, registry, &order.account_id, &public_key, now)
+                .archive(store, registry, &order.account_id, &public_key, &account.head)
                 .await?;
             self.teardown.delete_queue(&tenant.resources.queue_url).await?;
             self.teardown
@@ -222,11 +229,30 @@ impl Cancel {
                     return Ok(());
                 }
                 Err(CloseError::Moved) => {}
+                Err(CloseError::State(Lifecycle::Decommissioned)) => return Ok(()),
                 Err(CloseError::Store(e)) => return Err(e.into()),
                 Err(CloseError::State(state)) => return Err(OrderError::State(state)),
             }
         }
         Err(OrderError::Moving)
+    }
+
+    /// The run that closed the ledger may have ended before the closing receipt stood beside the archive.
+    async fn put_closing_again(&self, partition: &str, size: u64) -> Result<(), OrderError> {
+        let last = self
+            .store
+            .receipts_from(partition, size.saturating_sub(1))
+            .await?;
+        let bucket = format!("s3://{}/", self.archives.bucket());
+        for line in last {
+            if let Payload::DecommissionComplete { archive_path, .. } =
+                serde_json::from_str::<Receipt>(&line)?.payload
+                && let Some(key) = archive_path.strip_prefix(&bucket)
+            {
+                self.archives.put_closing(key, &line).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Waits until no action is in flight and the queue is empty: the governor finishes what runs and refuses the rest.

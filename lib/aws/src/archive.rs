@@ -7,9 +7,9 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::primitives::ByteStream;
 use domain::account::AccountId;
 use domain::names;
-use jiff::Timestamp;
 use receipts::archive::{ArchiveSummary, WriteError, Writer};
 use receipts::key::PublicKey;
+use receipts::ledger::Head;
 
 use crate::clients::explain;
 use crate::registry::{Registry, RegistryError};
@@ -72,7 +72,10 @@ impl Archives {
         &self.bucket
     }
 
-    /// Archives an account's ledger as it stands. Memory does not grow with the ledger: pages go into a temporary file.
+    /// Archives an account's ledger up to `head`. Memory does not grow with the ledger: pages go into a temporary file.
+    ///
+    /// The archive is made at the head's time, not the clock's: two runs over one ledger upload the same bytes, so it
+    /// does not matter which of them is last.
     ///
     /// # Errors
     /// [`ArchiveError`]; nothing is uploaded then.
@@ -82,18 +85,21 @@ impl Archives {
         registry: &Registry,
         account: &AccountId,
         public_key: &PublicKey,
-        now: Timestamp,
+        head: &Head,
     ) -> Result<Archived, ArchiveError> {
         let partition = names::partition_key(account);
         let out = BufWriter::new(tempfile::tempfile()?);
-        let mut writer = Writer::new(out, account.as_str(), public_key, now)?;
+        let mut writer = Writer::new(out, account.as_str(), public_key, head.timestamp)?;
         let mut next = 0u64;
-        loop {
+        while next < head.size {
             let page = store.receipts_from(&partition, next).await?;
             if page.is_empty() {
                 break;
             }
-            for line in &page {
+            for line in page
+                .iter()
+                .take(usize::try_from(head.size - next).unwrap_or(usize::MAX))
+            {
                 writer.push(line)?;
                 next = next.saturating_add(1);
             }
@@ -112,7 +118,7 @@ impl Archives {
             .file(tokio::fs::File::from_std(file))
             .build()
             .await;
-        let key = names::archive_key(account, &now.strftime("%Y-%m-%d").to_string());
+        let key = names::archive_key(account, &head.timestamp.strftime("%Y-%m-%d").to_string());
         let body = body.map_err(|e| self.refused(&key, e))?;
         let version = self.put(&key, "application/gzip", body).await?;
         Ok(Archived {

@@ -216,6 +216,13 @@ mod tests {
         (address, served)
     }
 
+    /// Waits beside the runtime, which may have to close the connection that the handler waits on.
+    async fn heard(served: thread::JoinHandle<String>) -> String {
+        tokio::task::spawn_blocking(|| served.join().unwrap())
+            .await
+            .unwrap()
+    }
+
     async fn act(base: &str) -> ActionEvent {
         let secret = Secret::standard(SECRET).unwrap();
         let client = HandlerClient::new(base).unwrap();
@@ -249,7 +256,7 @@ mod tests {
         for (answer, expected) in cases {
             let (base, served) = handler(answer);
             assert_eq!(act(&base).await, expected, "{}", String::from_utf8_lossy(answer));
-            served.join().unwrap();
+            heard(served).await;
         }
     }
 
@@ -266,7 +273,7 @@ mod tests {
     async fn calls_are_signed_and_carry_their_key_and_deadline() {
         let (base, served) = handler(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
         act(&base).await;
-        let heard = served.join().unwrap();
+        let heard = heard(served).await;
         let (head, body) = heard.split_once("\r\n\r\n").unwrap();
         let headers: std::collections::BTreeMap<String, String> = head
             .lines()

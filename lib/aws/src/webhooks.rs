@@ -1,6 +1,6 @@
 //! Webhooks at the door: which provider, is it authentic, what does it say.
 
-use domain::webhook::payload::{self, WebhookEvent};
+use domain::webhook::payload::{self, PayloadError, WebhookEvent};
 use domain::webhook::signature::{self, SignatureError};
 use domain::webhook::{DeliveryId, Provider};
 use jiff::Timestamp;
@@ -87,7 +87,13 @@ impl Webhooks {
         };
         let said = said.map_err(|e| {
             telemetry::count(self.function, "webhook_unreadable", ("provider", provider.name()));
-            warn!(provider = provider.name(), delivery = verified.delivery().id, error = %e, "webhook not understood");
+            // The full text quotes what stands in the body, an address perhaps: only the sender gets that.
+            let field = match &e {
+                PayloadError::Field { field, .. } if !field.contains('@') => field.as_str(),
+                PayloadError::Field { .. } | PayloadError::Empty => ".",
+            };
+            let (provider, delivery) = (provider.name(), &verified.delivery().id);
+            warn!(provider, delivery, field, "webhook not understood");
             Problem::new(400, "Webhook not understood", e.to_string())
         })?;
         Ok((verified.delivery().clone(), said))
