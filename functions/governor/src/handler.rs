@@ -51,17 +51,6 @@ pub struct Governor {
     queue_prefix: String,
 }
 
-/// Why `governor` cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A variable is missing.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// No HTTP client for the handler.
-    #[error(transparent)]
-    Client(#[from] ClientError),
-}
-
 /// Why a batch, or a part of it, goes back to the queue.
 #[derive(Debug, thiserror::Error)]
 pub enum BatchError {
@@ -86,6 +75,9 @@ pub enum BatchError {
     /// An action could not take an event: a bug, told instead of hidden.
     #[error(transparent)]
     Illegal(#[from] action::IllegalTransition),
+    /// No HTTP client for the handler.
+    #[error(transparent)]
+    Client(#[from] ClientError),
     /// A call to the handler ended without a word.
     #[error("a handler call was lost: {0}")]
     Lost(String),
@@ -101,6 +93,7 @@ impl BatchError {
             Self::Spool(_) => "spool",
             Self::Ownerless { .. } => "ownerless",
             Self::Illegal(_) => "illegal",
+            Self::Client(_) => "client",
             Self::Lost(_) => "lost",
         }
     }
@@ -126,14 +119,14 @@ impl Governor {
     /// Reads the environment and makes the clients.
     ///
     /// # Errors
-    /// [`StartError`] naming what is missing.
-    pub async fn from_env() -> Result<Self, StartError> {
+    /// [`ConfigError`] naming the variable that is missing.
+    pub async fn from_env() -> Result<Self, ConfigError> {
         let stack = Stack::from_env()?;
         let registry = config::required(config::REGISTRY_BUCKET)?;
         let control = config::required(config::CONTROL_BUCKET)?;
         let audit = config::required(config::AUDIT_BUCKET)?;
         let handler_secret = config::required(config::HANDLER_SECRET_ID)?;
-        let handler = HandlerClient::new(&config::required(config::HANDLER_BASE_URL)?)?;
+        let handler = HandlerClient::new(&config::required(config::HANDLER_BASE_URL)?);
         let queue_prefix = config::required(config::QUEUE_PREFIX)?;
         let sdk = clients::load().await;
         let s3 = clients::s3(&sdk);
@@ -420,6 +413,12 @@ impl Batch<'_> {
 
     /// Calls the handler for every claimed action at once.
     async fn run(&self, steps: &[Step], account: &Account) -> Result<BTreeMap<usize, Run>, BatchError> {
+        if steps
+            .iter()
+            .any(|step| matches!(step, Step::Execute | Step::Undo))
+        {
+            self.governor.handler.prepare()?;
+        }
         let mut calls = JoinSet::new();
         for (index, (message, step)) in self.messages.iter().zip(steps).enumerate() {
             if !matches!(step, Step::Execute | Step::Undo) {

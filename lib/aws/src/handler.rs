@@ -1,5 +1,6 @@
 //! Calls to the seller's action handler: signed, idempotent, and never waited for beyond their budget.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use domain::action::ActionEvent;
@@ -50,16 +51,29 @@ enum Outcome {
 
 /// A client of one handler, with its connections.
 pub struct HandlerClient {
-    http: Client,
+    http: OnceLock<Client>,
     base_url: String,
 }
 
 impl HandlerClient {
-    /// A client of the handler at `base_url`.
+    /// A client of the handler at `base_url`. It reads the machine's TLS roots when it is first used, not now: that
+    /// takes milliseconds, and a cold start has none to spare.
+    #[must_use]
+    pub fn new(base_url: &str) -> Self {
+        Self {
+            http: OnceLock::new(),
+            base_url: base_url.trim_end_matches('/').to_owned(),
+        }
+    }
+
+    /// Makes ready what the first call would otherwise spend its deadline on.
     ///
     /// # Errors
     /// [`ClientError`] when TLS cannot be set up.
-    pub fn new(base_url: &str) -> Result<Self, ClientError> {
+    pub fn prepare(&self) -> Result<&Client, ClientError> {
+        if let Some(http) = self.http.get() {
+            return Ok(http);
+        }
         // A second call finds it installed, which is what is wanted.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = Client::builder()
@@ -68,10 +82,7 @@ impl HandlerClient {
             .connect_timeout(Duration::from_secs(1))
             .pool_idle_timeout(Duration::from_secs(60))
             .build()?;
-        Ok(Self {
-            http,
-            base_url: base_url.trim_end_matches('/').to_owned(),
-        })
+        Ok(self.http.get_or_init(|| http))
     }
 
     /// Asks for an action, and says how it ended within `budget` from now.
@@ -122,13 +133,19 @@ impl HandlerClient {
             error_code: error_code.to_owned(),
             recoverable,
         };
+        let http = match self.prepare() {
+            Ok(http) => http,
+            Err(e) => {
+                tracing::error!(error = %e, "no HTTP client");
+                return refused("HANDLER_UNREACHABLE", true);
+            }
+        };
         let Ok(body) = serde_json::to_vec(call) else {
             return refused("UNENCODABLE_CALL", false);
         };
         let now = Timestamp::now();
         // A signature's id may not hold a dot, and an action id has none; a rollback is a message of its own.
-        let request = self
-            .http
+        let request = http
             .post(format!("{}{path}", self.base_url))
             .header("content-type", "application/json")
             .header("idempotency-key", key)
@@ -225,7 +242,7 @@ mod tests {
 
     async fn act(base: &str) -> ActionEvent {
         let secret = Secret::standard(SECRET).unwrap();
-        let client = HandlerClient::new(base).unwrap();
+        let client = HandlerClient::new(base);
         client
             .act(&secret, "/actions/t", &call(), Duration::from_millis(500))
             .await
