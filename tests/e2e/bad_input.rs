@@ -340,7 +340,9 @@ async fn unknown_plans_are_refused_with_a_receipt() {
         assert_eq!(ledger.lines, [answer.body]);
         let receipt = &ledger.receipts[0];
         assert_eq!(operation(receipt), "entitlement_failed");
-        let expected = json!({ "sku_id": sku, "plan_type": plan, "step": "load_policy", "undone": [], "status": "failed" });
+        let expected = json!({
+            "sku_id": sku, "plan_type": plan, "step": "load_policy", "undone": [], "status": "failed",
+        });
         for (field, value) in expected.as_object().unwrap() {
             assert_eq!(receipt[field], *value, "{field} of {receipt}");
         }

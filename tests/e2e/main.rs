@@ -1,8 +1,7 @@
 //! The deployed stack from outside: webhooks over HTTP, signals over SQS, functions by name, and `ggen`.
 //!
-//! `make test` starts a stack of its own and runs this; `infra/local/stack.py exec -- cargo test -p end-to-end` does the
-//! same. Every test has accounts of its own, so they run side by side; those that break storage or move the switches
-//! run alone (see [`world::alone`]).
+//! `make test` starts a stack of its own and runs this. Every test has accounts of its own, so they run side by side;
+//! those that break storage or move the switches run alone (see [`world::alone`]).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -60,7 +60,10 @@ impl Environment {
     fn read() -> Self {
         let text = |name: &str| {
             std::env::var(name).unwrap_or_else(|_| {
-                panic!("environment variable {name} is missing: run these tests with `make test`, or below `infra/local/stack.py exec --`")
+                panic!(
+                    "environment variable {name} is missing: run these tests with `make test`, \
+                     or below `infra/local/stack.py exec --`"
+                )
             })
         };
         Self {

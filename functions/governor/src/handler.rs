@@ -188,7 +188,7 @@ impl Governor {
                 Asked::Signal(signal)
             }
             Ok(_) => malformed("signal field `account_id`: is not the tenant of this queue"),
-            Err(e) => malformed(&e.to_string()),
+            Err(e) => malformed(&e.for_the_record()),
         };
         let number = |name: &str| {
             message

@@ -1,6 +1,7 @@
 //! Signals: what a producer puts on a tenant's queue to ask for an action.
 
 use serde::{Deserialize, Serialize};
+use serde_json::error::Category;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -83,6 +84,29 @@ pub struct SignalError {
     pub source: serde_json::Error,
 }
 
+impl SignalError {
+    /// What is wrong, without a word of what the message said: a ledger keeps it for ever, and producers put anything
+    /// into messages.
+    #[must_use]
+    pub fn for_the_record(&self) -> String {
+        let field = self
+            .field
+            .split(['.', '['])
+            .next()
+            .filter(|field| !field.is_empty())
+            .unwrap_or(".");
+        let text = self.source.to_string();
+        let said = text.split(" at line ").next().unwrap_or_default();
+        let problem = match (self.source.classify(), said.split_once(", expected ")) {
+            (Category::Io | Category::Syntax | Category::Eof, _) => "is not JSON".to_owned(),
+            (Category::Data, Some((_, expected))) => format!("expected {expected}"),
+            (Category::Data, None) if said.starts_with("missing field") => said.to_owned(),
+            (Category::Data, None) => "is not of its form".to_owned(),
+        };
+        format!("signal field `{field}`: {problem}")
+    }
+}
+
 impl Signal {
     /// Reads a queue message. Unknown fields are ignored.
     ///
@@ -149,6 +173,39 @@ mod tests {
             r#"{"action_id":"a","account_id":"c","template":"t","policy_hash":"h"} {}"#,
             Err("signal field `.`: trailing"),
         );
+    }
+
+    #[test]
+    fn the_record_quotes_nothing() {
+        for (message, expected) in [
+            (
+                r#"{"action_id":"a","account_id":5}"#,
+                "signal field `account_id`: expected a string",
+            ),
+            (
+                r#"{"action_id":"me@example.org"}"#,
+                "signal field `action_id`: is not of its form",
+            ),
+            (
+                r#"{"action_id":"a","account_id":"c","template":"t","policy_hash":"h","parameters":"me@example.org"}"#,
+                "signal field `parameters`: expected a map",
+            ),
+            (
+                r#"{"parameters":{"me@example.org":x}}"#,
+                "signal field `parameters`: is not JSON",
+            ),
+            (
+                r#"{"action_id":"a"}"#,
+                "signal field `.`: missing field `account_id`",
+            ),
+            ("me@example.org", "signal field `.`: is not JSON"),
+        ] {
+            assert_eq!(
+                Signal::parse(message).unwrap_err().for_the_record(),
+                expected,
+                "{message}"
+            );
+        }
     }
 
     proptest! {
