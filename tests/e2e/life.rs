@@ -423,6 +423,41 @@ async fn a_customer_who_comes_back_gets_a_new_queue_and_keeps_the_ledger() {
     );
 }
 
+/// As after a crash of the decommissioning behind the deletion of the mapping.
+#[tokio::test]
+async fn what_waits_when_the_governor_is_no_longer_fed_is_refused_on_record() {
+    let world = alongside().await;
+    let tenant = world.tenant("not-fed").await;
+    let arn = world
+        .queue_attribute(&tenant.queue_url, QueueAttributeName::QueueArn)
+        .await;
+    for mapping in world.mappings(&arn).await {
+        let delete = world.lambda.delete_event_source_mapping();
+        delete.set_uuid(mapping.uuid).send().await.unwrap();
+    }
+    let action_id = unique("waits");
+    world.send(&tenant, tenant.restart(&action_id)).await;
+    let message_id = world.send(&tenant, "no signal").await;
+    let answer = world
+        .post(&Delivery::cancelled(world.env, &tenant.account, SKU))
+        .await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    gone(&world, &tenant).await;
+
+    let ledger = world.ledger(&tenant.account).await;
+    let mut refused: Vec<&str> = ledger
+        .receipts
+        .iter()
+        .filter(|r| operation(r) == "action_refused" && r["code"] == "UNAVAILABLE")
+        .filter_map(|r| r["action_id"].as_str())
+        .collect();
+    refused.sort_unstable();
+    let mut sent = [action_id.as_str(), message_id.as_str()];
+    sent.sort_unstable();
+    assert_eq!(refused, sent);
+    assert_eq!(ledger.operations().last(), Some(&"decommission_complete"));
+}
+
 /// Each repeat orders the decommissioning again, so several runs of it race over one ledger.
 #[tokio::test]
 async fn a_cancellation_posted_many_times_at_once_leaves_one_archive() {

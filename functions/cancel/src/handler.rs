@@ -7,14 +7,17 @@ use aws::archive::{ArchiveError, Archived, Archives};
 use aws::config::{self, ConfigError, Stack};
 use aws::decommission::{self, Order};
 use aws::http::{self, Problem, Request};
-use aws::queues::{Messages, QueueError, Teardown};
+use aws::queues::{Left, Messages, QueueError, Teardown};
 use aws::registry::Registry;
 use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Account, DeliveryRecord, Keys, Plan, Store, StoreError};
 use aws::webhooks::Webhooks;
 use aws::{clients, telemetry};
 use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent};
+use domain::action::{Action, ActionEvent, IllegalTransition};
+use domain::gate::RefusalCode;
 use domain::names;
+use domain::signal::{ActionId, Signal};
 use domain::tenant::{Lifecycle, Tenant, TenantEvent};
 use domain::webhook::payload::WebhookEvent;
 use jiff::Timestamp;
@@ -74,6 +77,9 @@ pub enum OrderError {
     /// Receipts were appended faster than they could be archived.
     #[error("receipts were appended during each of {ARCHIVE_ATTEMPTS} archives")]
     Moving,
+    /// An action could not take an event: a bug, told instead of hidden.
+    #[error(transparent)]
+    Illegal(#[from] IllegalTransition),
     /// The tenant is not in a state this order makes sense in.
     #[error("tenant is {}", .0.name())]
     State(Lifecycle),
@@ -199,6 +205,7 @@ impl Cancel {
         let signer = self.signer().await?;
         self.drain(&partition, &tenant).await?;
         self.teardown.delete_mapping(&tenant.resources.mapping_id).await?;
+        self.refuse_left(&signer, &partition, &tenant).await?;
         for _ in 0..ARCHIVE_ATTEMPTS {
             let (store, registry) = (&self.store, &self.registry);
             let public_key = signer.public_key();
@@ -273,6 +280,11 @@ impl Cancel {
                 return Ok(());
             }
             if Instant::now() >= deadline {
+                // What only waits is not being fed to the governor, as after a crash behind the mapping's deletion: it
+                // is refused from here.
+                if in_flight == 0 && backlog.in_flight == 0 {
+                    return Ok(());
+                }
                 let waiting = backlog
                     .waiting
                     .saturating_add(backlog.in_flight)
@@ -280,6 +292,56 @@ impl Cancel {
                 return Err(OrderError::NotDrained { in_flight, waiting });
             }
             sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Refuses, on record, what came onto the queue after the governor was last fed from it.
+    async fn refuse_left(&self, signer: &Signer, partition: &str, tenant: &Tenant) -> Result<(), OrderError> {
+        let queue_url = &tenant.resources.queue_url;
+        loop {
+            let left = self.teardown.receive(queue_url).await?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            let asked: Vec<(ActionId, String)> = left.iter().map(asked).collect();
+            let ids: Vec<Uuid> = left.iter().map(|_| Uuid::now_v7()).collect();
+            let keys = Keys {
+                actions: asked.iter().map(|(id, _)| id.clone()).collect(),
+                ..Keys::default()
+            };
+            let plan = |account: &Account| {
+                let now = Timestamp::now();
+                let event = ActionEvent::Refused {
+                    code: RefusalCode::Unavailable,
+                    detail: Some("the tenant is being decommissioned".to_owned()),
+                    rules: Vec::new(),
+                };
+                let mut plan = Plan::default();
+                for ((action_id, template), receipt_id) in asked.iter().zip(&ids) {
+                    let planned = plan.actions.iter().any(|a: &Action| a.action_id == *action_id);
+                    if planned || account.actions.contains_key(action_id) {
+                        continue;
+                    }
+                    let refused =
+                        Action::pending(action_id.clone(), template, "", now).next(&event, *receipt_id)?;
+                    plan.actions.push(refused.action);
+                    plan.drafts.extend(refused.receipt.map(|payload| Draft {
+                        receipt_id: *receipt_id,
+                        account_id: tenant.account_id.as_str().to_owned(),
+                        occurred_at: now,
+                        duration_ms: 0,
+                        policy_hash: None,
+                        payload,
+                    }));
+                }
+                Ok::<_, OrderError>(plan)
+            };
+            self.store.transact(signer, partition, &keys, None, plan).await?;
+            for message in &left {
+                self.teardown
+                    .delete_message(queue_url, &message.receipt_handle)
+                    .await?;
+            }
         }
     }
 
@@ -339,6 +401,14 @@ impl Cancel {
     }
 }
 
+/// The action a leftover message asks for, and its template; a message that is no signal is known by its own id.
+fn asked(message: &Left) -> (ActionId, String) {
+    match Signal::parse(&message.body) {
+        Ok(signal) => (signal.action_id, names::printable(&signal.template, 64)),
+        Err(_) => (ActionId::of_message(&message.message_id), String::new()),
+    }
+}
+
 impl OrderError {
     fn reason(&self) -> &'static str {
         match self {
@@ -350,6 +420,7 @@ impl OrderError {
             Self::NotDrained { .. } => "not_drained",
             Self::Moving => "ledger_moving",
             Self::State(_) => "state",
+            Self::Illegal(_) => "illegal",
         }
     }
 }

@@ -108,6 +108,9 @@ enum Fate {
     Later,
 }
 
+/// Loaded enforcers by hash.
+type Enforcers = BTreeMap<String, Arc<Enforcer>>;
+
 /// A claimed action on its way through the handler.
 struct Run {
     action: Action,
@@ -226,7 +229,11 @@ impl Governor {
             ..Keys::default()
         };
         let account = self.store.load(&partition, &keys).await?;
-        let enforcer = self.enforcer(&account).await?;
+        let enforcers = self.enforcers(&account).await?;
+        let pinned = account
+            .tenant
+            .as_ref()
+            .and_then(|tenant| enforcers.get(&tenant.policy.hash));
         let batch = Batch {
             governor: self,
             signer: &signer,
@@ -235,7 +242,8 @@ impl Governor {
             keys: &keys,
             messages,
             control: control.as_ref(),
-            enforcer: enforcer.as_deref(),
+            enforcer: pinned.map(Arc::as_ref),
+            enforcers: &enforcers,
             owner: Uuid::now_v7(),
             started: Instant::now(),
         };
@@ -267,29 +275,32 @@ impl Governor {
         Ok((account_id, partition))
     }
 
-    /// The enforcer the tenant is pinned to. `None` when there is no tenant or its enforcer is not what it should be:
-    /// the gate then refuses.
-    async fn enforcer(&self, account: &Account) -> Result<Option<Arc<Enforcer>>, BatchError> {
-        let Some(tenant) = &account.tenant else {
-            return Ok(None);
-        };
-        match self.registry.enforcer(&tenant.policy.hash).await {
-            Ok(enforcer) => Ok(Some(enforcer)),
-            Err(
-                e @ (RegistryError::Missing { .. }
-                | RegistryError::Bundle { .. }
-                | RegistryError::Hash { .. }),
-            ) => {
-                telemetry::count(
-                    "governor",
-                    "enforcer_refused",
-                    ("lifecycle", tenant.lifecycle.name()),
-                );
-                error!(account = account.partition, error = %e, "enforcer is not the one the tenant is pinned to");
-                Ok(None)
+    /// The enforcers this batch needs, by hash: the one the tenant is pinned to, and those that let through what may
+    /// have to be undone. One that is not what its hash says is left out: the gate then refuses.
+    async fn enforcers(&self, account: &Account) -> Result<Enforcers, BatchError> {
+        let pinned = account.tenant.iter().map(|tenant| &tenant.policy.hash);
+        let unfinished = account.actions.values().filter(|action| !action.state.is_final());
+        let hashes: BTreeSet<&String> = pinned
+            .chain(unfinished.map(|action| &action.policy_hash))
+            .collect();
+        let mut enforcers = Enforcers::new();
+        for hash in hashes {
+            match self.registry.enforcer(hash).await {
+                Ok(enforcer) => {
+                    enforcers.insert(hash.clone(), enforcer);
+                }
+                Err(
+                    e @ (RegistryError::Missing { .. }
+                    | RegistryError::Bundle { .. }
+                    | RegistryError::Hash { .. }),
+                ) => {
+                    telemetry::count("governor", "enforcer_refused", ("kind", "not_what_its_hash_says"));
+                    error!(account = account.partition, error = %e, "enforcer refused");
+                }
+                Err(e) => return Err(e.into()),
             }
-            Err(e) => Err(e.into()),
         }
+        Ok(enforcers)
     }
 
     /// Degraded: each signal is refused with a receipt in the spool, and nothing touches the tables.
@@ -354,7 +365,9 @@ struct Batch<'a> {
     keys: &'a Keys,
     messages: &'a [Message],
     control: Option<&'a Control>,
+    /// The one the tenant is pinned to.
     enforcer: Option<&'a Enforcer>,
+    enforcers: &'a Enforcers,
     /// This invocation's claim.
     owner: Uuid,
     started: Instant,
@@ -427,8 +440,9 @@ impl Batch<'_> {
             let Some(action) = account.actions.get(message.action_id()).cloned() else {
                 continue;
             };
-            let Some(spec) = self.enforcer.and_then(|e| e.action(&action.template)) else {
-                // Only an undo can find its template gone from a newer policy; a person has to undo it.
+            let enforcer = self.enforcers.get(&action.policy_hash);
+            let Some(spec) = enforcer.and_then(|e| e.action(&action.template)) else {
+                // Only an undo can find its enforcer gone; in the end a person has to undo it.
                 calls.spawn(async move { (index, no_rollback_route(action)) });
                 continue;
             };
@@ -608,7 +622,7 @@ async fn carry_out(
     Ok(run)
 }
 
-/// An action whose policy no longer says how to undo it: every attempt counts as failed, and it is escalated in the end.
+/// An action whose policy cannot say how to undo it: every attempt counts as failed, and it is escalated in the end.
 fn no_rollback_route(action: Action) -> Result<Run, BatchError> {
     let mut run = Run {
         action,

@@ -203,6 +203,17 @@ impl Backlog {
     }
 }
 
+/// A message left on a queue.
+#[derive(Debug, Clone)]
+pub struct Left {
+    /// SQS's id of it.
+    pub message_id: String,
+    /// What it says.
+    pub body: String,
+    /// Handle by which it is deleted.
+    pub receipt_handle: String,
+}
+
 /// Takes tenants' queues away.
 pub struct Teardown {
     sqs: aws_sdk_sqs::Client,
@@ -264,6 +275,50 @@ impl Teardown {
             Err(e) if e.code() == Some("ResourceNotFoundException") => Ok(()),
             Err(e) => Err(call("DeleteEventSourceMapping", mapping_id, explain(&e))),
         }
+    }
+
+    /// Takes up to ten messages that nobody feeds to the governor any more; none when there are none, or no queue.
+    ///
+    /// # Errors
+    /// [`QueueError`] when SQS does not answer.
+    pub async fn receive(&self, queue_url: &str) -> Result<Vec<Left>, QueueError> {
+        // A wait makes SQS ask all of its servers, so that an empty answer means an empty queue.
+        let receive = self
+            .sqs
+            .receive_message()
+            .queue_url(queue_url)
+            .max_number_of_messages(10)
+            .wait_time_seconds(1);
+        let answer = match receive.send().await {
+            Ok(answer) => answer,
+            Err(e) if queue_is_gone(e.code()) => return Ok(Vec::new()),
+            Err(e) => return Err(call("ReceiveMessage", queue_url, explain(&e))),
+        };
+        let messages = answer.messages.unwrap_or_default().into_iter();
+        Ok(messages
+            .map(|m| Left {
+                message_id: m.message_id.unwrap_or_default(),
+                body: m.body.unwrap_or_default(),
+                receipt_handle: m.receipt_handle.unwrap_or_default(),
+            })
+            .collect())
+    }
+
+    /// Deletes a message that is settled.
+    ///
+    /// # Errors
+    /// [`QueueError`] when SQS does not do it.
+    pub async fn delete_message(&self, queue_url: &str, receipt_handle: &str) -> Result<(), QueueError> {
+        let delete = self
+            .sqs
+            .delete_message()
+            .queue_url(queue_url)
+            .receipt_handle(receipt_handle);
+        delete
+            .send()
+            .await
+            .map(|_| ())
+            .map_err(|e| call("DeleteMessage", queue_url, explain(&e)))
     }
 
     /// Deletes a queue; one that is gone is fine.
