@@ -33,12 +33,6 @@ macro_rules! variables {
 }
 
 variables! {
-    /// Deployment stage: dev, staging or production.
-    STAGE = "STAGE";
-    /// AWS account that owns the resources.
-    AWS_ACCOUNT_ID = "AWS_ACCOUNT_ID";
-    /// Region of the resources; Lambda sets it.
-    AWS_REGION = "AWS_REGION";
     /// Where S3-compatible and other endpoints are, when not at AWS.
     AWS_ENDPOINT_URL = "AWS_ENDPOINT_URL";
     /// Table of tenants, heads, actions and deliveries.
