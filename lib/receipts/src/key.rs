@@ -128,7 +128,12 @@ impl Signer {
 
     /// Signs bytes: Ed25519 (RFC 8032), in padded standard base64.
     pub(crate) fn sign(&self, message: &[u8]) -> String {
-        STANDARD.encode(self.key.sign(message).to_bytes())
+        STANDARD.encode(self.sign_raw(message))
+    }
+
+    /// As [`Signer::sign`], without base64.
+    pub(crate) fn sign_raw(&self, message: &[u8]) -> [u8; 64] {
+        self.key.sign(message).to_bytes()
     }
 
     fn new(key: SigningKey) -> Self {
@@ -181,6 +186,11 @@ impl PublicKey {
         &self.key_id
     }
 
+    /// The raw key (RFC 8032).
+    pub(crate) fn to_bytes(&self) -> [u8; 32] {
+        self.key.to_bytes()
+    }
+
     /// Checks a base64 signature strictly: one message and one key have one valid signature form.
     ///
     /// # Errors
@@ -189,9 +199,14 @@ impl PublicKey {
         let bytes = STANDARD
             .decode(signature)
             .map_err(|source| SignatureError::Base64 { source })?;
-        let bytes: [u8; 64] = bytes
-            .try_into()
-            .map_err(|bytes: Vec<u8>| SignatureError::Length { found: bytes.len() })?;
+        self.verify_raw(message, &bytes)
+    }
+
+    /// As [`PublicKey::verify`], without base64.
+    pub(crate) fn verify_raw(&self, message: &[u8], signature: &[u8]) -> Result<(), SignatureError> {
+        let bytes: [u8; 64] = signature.try_into().map_err(|_| SignatureError::Length {
+            found: signature.len(),
+        })?;
         self.key
             .verify_strict(message, &Signature::from_bytes(&bytes))
             .map_err(|source| SignatureError::Mismatch {

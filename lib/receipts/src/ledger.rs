@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::canonical::{FormError, ZERO_HASH, sha256_hex};
 use crate::key::{KeyRing, Signer};
+use crate::merkle::{CompactRange, Hash, RangeError, leaf_hash};
 use crate::receipt::{Draft, Receipt, Signed, Spooled, millis};
 use crate::verify::{LineError, read_signed};
 
@@ -22,6 +23,15 @@ pub enum AppendError {
         expected: String,
         /// Its account.
         found: String,
+    },
+    /// A head whose Merkle range is not one of its size: there is nothing to build on.
+    #[error("appending to a head of {size} receipts failed")]
+    Head {
+        /// Receipts in the ledger, as the head says.
+        size: u64,
+        /// What does not fit.
+        #[source]
+        source: RangeError,
     },
     /// A value that no receipt may hold.
     #[error("writing receipt {receipt_id} failed")]
@@ -44,6 +54,10 @@ pub struct Head {
     /// The last receipt's timestamp.
     #[serde(with = "millis")]
     pub timestamp: Timestamp,
+    /// The [`CompactRange`] of the ledger's lines: its hashes in lower-case hex, left to right.
+    // A head stored without one is read all the same, and refused where the range is needed.
+    #[serde(default)]
+    pub range: Vec<String>,
 }
 
 impl Head {
@@ -53,6 +67,62 @@ impl Head {
             size: 0,
             last_hash: ZERO_HASH.to_owned(),
             timestamp: Timestamp::UNIX_EPOCH,
+            range: Vec::new(),
+        }
+    }
+
+    /// The root of the Merkle tree over the ledger's lines.
+    ///
+    /// # Errors
+    /// [`RangeError`] when `range` is not one of `size` leaves.
+    pub fn root(&self) -> Result<Hash, RangeError> {
+        self.compact_range().map(|range| range.root())
+    }
+
+    /// The Merkle tree's right edge, to build on.
+    ///
+    /// # Errors
+    /// [`RangeError`] when `range` is not one of `size` leaves.
+    pub fn compact_range(&self) -> Result<CompactRange, RangeError> {
+        CompactRange::from_hex(self.size, &self.range)
+    }
+}
+
+/// A head in motion: its range as bytes beside the hex, so that a line costs its own hashes only.
+#[derive(Debug, Clone)]
+pub(crate) struct Tip {
+    head: Head,
+    range: CompactRange,
+}
+
+impl Tip {
+    /// The end of a ledger without receipts.
+    pub(crate) fn empty() -> Self {
+        Self {
+            head: Head::empty(),
+            range: CompactRange::new(),
+        }
+    }
+
+    pub(crate) fn of(head: Head) -> Result<Self, RangeError> {
+        let range = head.compact_range()?;
+        Ok(Self { head, range })
+    }
+
+    pub(crate) fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// Moves behind a line that was checked or made for this place; `hash` is its receipt's.
+    pub(crate) fn push(&mut self, line: &str, hash: String, timestamp: Timestamp) {
+        self.range.push(leaf_hash(line));
+        self.head.size = self.range.size();
+        self.head.last_hash = hash;
+        self.head.timestamp = timestamp;
+        // Only the last hash is new, whatever it took the place of.
+        if let Some((last, kept)) = self.range.hashes().split_last() {
+            self.head.range.truncate(kept.len());
+            self.head.range.push(hex::encode(last));
         }
     }
 }
@@ -86,14 +156,17 @@ pub struct Appended {
 /// Their `timestamp` is `now`, or the head's where the clock went backwards.
 ///
 /// # Errors
-/// [`AppendError`] names the first draft that can't stand in this ledger; nothing is sealed then.
+/// [`AppendError`] names the first draft that can't stand in this ledger, or says why none can; nothing is sealed then.
 pub fn append(
     head: &Head,
     drafts: &[Draft],
     now: Timestamp,
     signer: &Signer,
 ) -> Result<Appended, AppendError> {
-    let mut head = head.clone();
+    let mut tip = Tip::of(head.clone()).map_err(|source| AppendError::Head {
+        size: head.size,
+        source,
+    })?;
     let timestamp = millis::truncate(now).max(head.timestamp);
     let mut sealed = Vec::with_capacity(drafts.len());
     for draft in drafts {
@@ -107,18 +180,17 @@ pub fn append(
                 found: draft.account_id.clone(),
             });
         }
-        let one = seal(&head, draft, timestamp, signer).map_err(|source| AppendError::Form {
+        let one = seal(tip.head(), draft, timestamp, signer).map_err(|source| AppendError::Form {
             receipt_id: draft.receipt_id,
             source,
         })?;
-        head = Head {
-            size: one.seq + 1,
-            last_hash: one.hash.clone(),
-            timestamp,
-        };
+        tip.push(&one.line, one.hash.clone(), timestamp);
         sealed.push(one);
     }
-    Ok(Appended { sealed, head })
+    Ok(Appended {
+        sealed,
+        head: tip.head,
+    })
 }
 
 fn seal(head: &Head, draft: &Draft, timestamp: Timestamp, signer: &Signer) -> Result<Sealed, FormError> {

@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use crate::canonical::{FormError, sha256_hex};
 use crate::key::{KeyRing, SignatureError};
-use crate::ledger::Head;
+use crate::ledger::{Head, Tip};
+use crate::merkle::RangeError;
 use crate::receipt::{Receipt, Signed};
 
 /// How much of two differing texts an error quotes.
@@ -207,7 +208,7 @@ pub enum ChainError {
 #[derive(Debug, Clone)]
 pub struct Chain {
     account_id: Option<String>,
-    head: Head,
+    tip: Tip,
 }
 
 impl Chain {
@@ -215,26 +216,32 @@ impl Chain {
     pub fn new() -> Self {
         Self {
             account_id: None,
-            head: Head::empty(),
+            tip: Tip::empty(),
         }
     }
 
     /// The ledger of one account from its start.
     pub fn of(account_id: &str) -> Self {
-        Self::after(account_id, Head::empty())
+        Self {
+            account_id: Some(account_id.to_owned()),
+            tip: Tip::empty(),
+        }
     }
 
     /// The ledger of one account behind a head that is already trusted.
-    pub fn after(account_id: &str, head: Head) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// [`RangeError`] when the head's Merkle range is not one of its size.
+    pub fn after(account_id: &str, head: Head) -> Result<Self, RangeError> {
+        Ok(Self {
             account_id: Some(account_id.to_owned()),
-            head,
-        }
+            tip: Tip::of(head)?,
+        })
     }
 
     /// Where the chain ends so far.
     pub fn head(&self) -> &Head {
-        &self.head
+        self.tip.head()
     }
 
     /// Whose ledger it is; `None` before the first receipt of a [`Chain::new`].
@@ -265,7 +272,7 @@ impl Chain {
         line: &str,
         check: impl FnOnce(&Receipt, &str) -> Result<(), LineError>,
     ) -> Result<Receipt, ChainError> {
-        let place = self.head.size;
+        let place = self.head().size;
         let (receipt, signed_bytes) = read::<Receipt>(line)
             .and_then(|(receipt, signed_bytes)| {
                 check(&receipt, &signed_bytes)?;
@@ -274,18 +281,15 @@ impl Chain {
             .map_err(|source| ChainError::Line { place, source })?;
         self.check_place(&receipt)?;
         self.account_id.get_or_insert_with(|| receipt.account_id.clone());
-        self.head = Head {
-            size: place + 1,
-            last_hash: sha256_hex(signed_bytes),
-            timestamp: receipt.timestamp,
-        };
+        self.tip.push(line, sha256_hex(signed_bytes), receipt.timestamp);
         Ok(receipt)
     }
 
     fn check_place(&self, receipt: &Receipt) -> Result<(), ChainError> {
+        let head = self.head();
         let broken = |rule, expected: &dyn fmt::Display, found: &dyn fmt::Display| {
             Err(ChainError::Link {
-                place: self.head.size,
+                place: head.size,
                 receipt_id: receipt.receipt_id,
                 rule,
                 expected: expected.to_string(),
@@ -299,16 +303,16 @@ impl Chain {
         {
             return broken(Rule::Account, account_id, &receipt.account_id);
         }
-        if receipt.seq != self.head.size {
-            return broken(Rule::Sequence, &self.head.size, &receipt.seq);
+        if receipt.seq != head.size {
+            return broken(Rule::Sequence, &head.size, &receipt.seq);
         }
-        if receipt.prev_hash != self.head.last_hash {
-            return broken(Rule::PreviousHash, &self.head.last_hash, &receipt.prev_hash);
+        if receipt.prev_hash != head.last_hash {
+            return broken(Rule::PreviousHash, &head.last_hash, &receipt.prev_hash);
         }
-        if receipt.timestamp < self.head.timestamp {
+        if receipt.timestamp < head.timestamp {
             return broken(
                 Rule::TimeOrder,
-                &in_millis(self.head.timestamp),
+                &in_millis(head.timestamp),
                 &in_millis(receipt.timestamp),
             );
         }

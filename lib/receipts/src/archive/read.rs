@@ -17,6 +17,7 @@ use super::{
 use crate::canonical::{FormError, jcs, sha256_hex};
 use crate::key::{KeyError, KeyRing, PublicKey};
 use crate::ledger::Head;
+use crate::merkle::RangeError;
 use crate::receipt::{Payload, Receipt};
 use crate::verify::{Chain, ChainError, difference};
 
@@ -213,6 +214,8 @@ pub struct Verified {
     pub last_hash: String,
     /// The timestamp of the last; the Unix epoch when there is none.
     pub last_timestamp: Timestamp,
+    /// The compact range of their Merkle tree, as a [`Head`] has it.
+    pub range: Vec<String>,
     /// Receipts by operation.
     pub operations: BTreeMap<&'static str, u64>,
     /// The key that signed them all.
@@ -225,6 +228,18 @@ pub struct Verified {
     pub size_bytes: u64,
     /// SHA-256 of the file in lower-case hex.
     pub sha256: String,
+}
+
+impl Verified {
+    /// The head of the ledger that ends with the archive's last receipt.
+    pub fn head(&self) -> Head {
+        Head {
+            size: self.receipts,
+            last_hash: self.last_hash.clone(),
+            timestamp: self.last_timestamp,
+            range: self.range.clone(),
+        }
+    }
 }
 
 /// Checks a whole archive in one pass: every byte of the tar, every receipt, the chain, the policies, the sums.
@@ -317,6 +332,7 @@ pub fn verify(reader: impl Read, keys: &KeyRing, limits: Limits) -> Result<Verif
         receipts: head.size,
         last_hash: head.last_hash.clone(),
         last_timestamp: head.timestamp,
+        range: head.range.clone(),
         operations,
         key_id: key.key_id().to_owned(),
         policies: policies.len() as u64,
@@ -386,6 +402,15 @@ fn check_text(member: &str, expected: &str, found: &[u8]) -> Result<(), ArchiveE
 /// A sidecar that does not close this archive.
 #[derive(Debug, Error)]
 pub enum ClosingError {
+    /// What is said to have been verified can't have been.
+    #[error("the archive's {receipts} receipts are no place to stand behind")]
+    Verified {
+        /// Receipts it is said to hold.
+        receipts: u64,
+        /// What does not fit.
+        #[source]
+        source: RangeError,
+    },
     /// It is no good receipt, or does not stand right behind the archive's last one.
     #[error("the closing receipt does not stand behind the archive's last receipt")]
     Receipt {
@@ -426,14 +451,14 @@ pub fn verify_closing(
     verified: &Verified,
     keys: &KeyRing,
 ) -> Result<Receipt, ClosingError> {
-    let head = Head {
-        size: verified.receipts,
-        last_hash: verified.last_hash.clone(),
-        timestamp: verified.last_timestamp,
-    };
+    let mut chain =
+        Chain::after(&verified.account_id, verified.head()).map_err(|source| ClosingError::Verified {
+            receipts: verified.receipts,
+            source,
+        })?;
     // A file may end its only line.
     let line = sidecar_line.strip_suffix('\n').unwrap_or(sidecar_line);
-    let receipt = Chain::after(&verified.account_id, head)
+    let receipt = chain
         .push(line, keys)
         .map_err(|source| ClosingError::Receipt { source })?;
     let receipt_id = receipt.receipt_id;

@@ -312,6 +312,7 @@ fn closing(summary: &ArchiveSummary, head: &Head, change: impl FnOnce(&mut Draft
 fn the_closing_receipt_closes_its_archive_only() {
     let (bytes, summary, head) = archive(&drafts(5));
     let verified = check_whole(&bytes);
+    assert_eq!(verified.head(), head);
     let line = closing(&summary, &head, |_| {});
     let receipt = verify_closing(&line, &verified, &keys()).unwrap();
     assert_eq!(receipt.seq, 5);
@@ -343,6 +344,11 @@ fn the_closing_receipt_closes_its_archive_only() {
         "signature was not made by key",
     );
     check("", &verified, "not a receipt");
+    let forged = Verified {
+        range: Vec::new(),
+        ..verified.clone()
+    };
+    check(&line, &forged, "has 2 hashes, found 0");
     check(
         &closing(&summary, &head, |closing| closing.payload = draft(18).payload),
         &verified,

@@ -5,7 +5,7 @@ use receipts::ledger::AppendError;
 use receipts::verify::Rule;
 use receipts::{
     Chain, ChainError, Draft, FormError, Head, KeyRing, LineError, Payload, Receipt, Signer, append,
-    parse_spool_line, spool_line, verify_line,
+    parse_spool_line, sha256_hex, spool_line, verify_line,
 };
 
 use crate::drafts::{OPERATIONS, any_draft, any_drafts, draft, ledger, signer, time};
@@ -62,7 +62,8 @@ fn a_receipt_is_written_to_the_byte() {
         Head {
             size: 1,
             last_hash: sealed[0].hash.clone(),
-            timestamp: time("2027-01-15T08:00:00Z")
+            timestamp: time("2027-01-15T08:00:00Z"),
+            range: vec![sha256_hex([b"\0", expected.as_bytes()].concat())],
         }
     );
 }
@@ -199,6 +200,7 @@ fn values_that_no_receipt_may_hold_are_refused() {
 fn a_head_at_the_limit_takes_no_more() {
     let full = Head {
         size: 1 << 53,
+        range: vec!["ab".repeat(32)],
         ..Head::empty()
     };
     let error = append(&full, &[draft(0)], time("2026-01-01T00:00:00Z"), &signer()).unwrap_err();
@@ -343,6 +345,7 @@ fn lines_in_the_wrong_place_are_found() {
         let head = Head {
             size: 2,
             timestamp: time("2027-01-15T08:00:00Z"),
+            range: vec!["ab".repeat(32)],
             ..Head::empty()
         };
         append(&head, &[draft(9)], time(now), &signer())
@@ -376,7 +379,7 @@ fn a_chain_can_be_taken_up_behind_a_trusted_head() {
     let drafts: Vec<Draft> = (0..6).map(draft).collect();
     let lines = lines(&drafts);
     let (_, head) = ledger(&drafts[..3]);
-    let mut chain = Chain::after("a-1", head);
+    let mut chain = Chain::after("a-1", head).unwrap();
     for line in &lines[3..] {
         chain.push(line, &keys()).unwrap();
     }

@@ -11,7 +11,9 @@
 extern crate governor_receipts as receipts;
 
 mod archive;
+mod checkpoint;
 mod drafts;
 mod jcs;
 mod ledger;
+mod merkle;
 mod shell;

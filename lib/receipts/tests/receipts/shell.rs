@@ -9,7 +9,8 @@ use proptest::strategy::{Strategy as _, ValueTree as _};
 use proptest::test_runner::TestRunner;
 
 use crate::archive::{archive, drafts};
-use crate::drafts::{any_drafts, ledger};
+use crate::checkpoint::checkpoint;
+use crate::drafts::{any_drafts, ledger, signer};
 
 /// Runs a command; a missing tool fails the test, it does not skip it.
 #[track_caller]
@@ -118,6 +119,45 @@ fn the_instructions_find_a_change() {
             "{said}{}",
             String::from_utf8_lossy(&output.stderr)
         );
+    }
+}
+
+/// A checkpoint's signature is over its text as it stands, so `sed` and `openssl` are enough.
+#[test]
+fn openssl_verifies_a_checkpoint() {
+    const SCRIPT: &str = r#"
+        sed '/^$/,$d' checkpoint > checkpoint.text
+        sed '1,/^$/d' checkpoint | cut -d ' ' -f 3 | base64 -d | tail -c 64 > checkpoint.signature
+        openssl pkeyutl -verify -rawin -pubin -inkey auditor.pub -in checkpoint.text -sigfile checkpoint.signature
+    "#;
+    let good = checkpoint().sign(&signer()).unwrap();
+    for (note, expected) in [
+        (good.clone(), "Signature Verified Successfully"),
+        (
+            good.replacen("\n3\n", "\n4\n", 1),
+            "Signature Verification Failure",
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("checkpoint"), &note).unwrap();
+        std::fs::write(
+            folder.path().join("auditor.pub"),
+            signer().public_key().to_pem().unwrap(),
+        )
+        .unwrap();
+        let output = run(
+            Command::new("sh")
+                .args(["-e", "-c", SCRIPT])
+                .current_dir(folder.path()),
+            b"",
+        );
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            said.contains(expected),
+            "{said}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert_eq!(output.status.success(), note == good);
     }
 }
 
