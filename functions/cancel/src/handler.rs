@@ -205,7 +205,12 @@ impl Cancel {
         let signer = self.signer().await?;
         self.drain(&partition, &tenant).await?;
         self.teardown.delete_mapping(&tenant.resources.mapping_id).await?;
-        self.refuse_left(&signer, &partition, &tenant).await?;
+        for queue_url in [
+            &tenant.resources.queue_url,
+            &tenant.resources.dead_letter_queue_url,
+        ] {
+            self.refuse_left(&signer, &partition, &tenant, queue_url).await?;
+        }
         for _ in 0..ARCHIVE_ATTEMPTS {
             let (store, registry) = (&self.store, &self.registry);
             let public_key = signer.public_key();
@@ -295,9 +300,14 @@ impl Cancel {
         }
     }
 
-    /// Refuses, on record, what came onto the queue after the governor was last fed from it.
-    async fn refuse_left(&self, signer: &Signer, partition: &str, tenant: &Tenant) -> Result<(), OrderError> {
-        let queue_url = &tenant.resources.queue_url;
+    /// Refuses, on record, what stands on a queue that the governor is no longer fed from.
+    async fn refuse_left(
+        &self,
+        signer: &Signer,
+        partition: &str,
+        tenant: &Tenant,
+        queue_url: &str,
+    ) -> Result<(), OrderError> {
         loop {
             let left = self.teardown.receive(queue_url).await?;
             if left.is_empty() {

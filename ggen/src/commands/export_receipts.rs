@@ -112,6 +112,14 @@ enum AuditError {
         /// The last receipt's hash.
         found: String,
     },
+    /// The head's Merkle tree is not the ledger's.
+    #[error("the head's Merkle range {expected:?} is not the ledger's {found:?}")]
+    Range {
+        /// The head's hashes.
+        expected: Vec<String>,
+        /// The ledger's.
+        found: Vec<String>,
+    },
 }
 
 /// Follows the ledger up to the first thing that is wrong.
@@ -132,6 +140,10 @@ impl Audit {
         let end = self.chain.head();
         match self.failure {
             Some(failure) => Err(failure),
+            None if end.range != head.range && end.last_hash == head.last_hash => Err(AuditError::Range {
+                expected: head.range.clone(),
+                found: end.range.clone(),
+            }),
             None if (end.size, &end.last_hash) == (head.size, &head.last_hash) => Ok(()),
             None => Err(AuditError::Head {
                 size: head.size,
