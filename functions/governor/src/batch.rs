@@ -75,6 +75,14 @@ pub enum Step {
     Undo,
 }
 
+impl Step {
+    /// Whether the handler is called.
+    #[must_use]
+    pub fn calls_handler(&self) -> bool {
+        matches!(self, Self::Execute | Self::Undo)
+    }
+}
+
 /// Decides each message of a batch, in order; what is let through counts against the limits of the next.
 #[must_use]
 pub fn decide(

@@ -247,6 +247,14 @@ impl Governor {
             owner: Uuid::now_v7(),
             started: Instant::now(),
         };
+        if batch
+            .decided(&account, Timestamp::now())
+            .iter()
+            .any(Step::calls_handler)
+        {
+            // Before anything is claimed: a claim whose call cannot be made ends as a timeout.
+            self.ready_to_call().await?;
+        }
         let (steps, account) = batch.claim(account).await?;
         let runs = batch.run(&steps, &account).await?;
         let (fates, account) = batch.commit(&steps, account, &runs).await?;
@@ -273,6 +281,12 @@ impl Governor {
         // The partition is the account id, with two more underscores where it began with one.
         let account_id = partition.strip_prefix("__").unwrap_or(&partition).to_owned();
         Ok((account_id, partition))
+    }
+
+    /// What a call needs besides the action: an HTTP client, and the secret that signs, both kept.
+    async fn ready_to_call(&self) -> Result<Secret, BatchError> {
+        self.handler.prepare()?;
+        Ok(self.secrets.standard(&self.handler_secret).await?)
     }
 
     /// The enforcers this batch needs, by hash: the one the tenant is pinned to, and those that let through what may
@@ -378,6 +392,10 @@ impl Batch<'_> {
         self.enforcer.map(|e| e.hash().to_owned()).unwrap_or_default()
     }
 
+    fn decided(&self, account: &Account, now: Timestamp) -> Vec<Step> {
+        decide(self.messages, account, self.control, self.enforcer, now)
+    }
+
     /// Decides, and claims what is to run or to be undone. A batch with neither writes nothing here.
     async fn claim(&self, account: Account) -> Result<(Vec<Step>, Account), BatchError> {
         let mut steps = Vec::new();
@@ -386,7 +404,7 @@ impl Batch<'_> {
             let lease = now
                 .saturating_add(SignedDuration::from_secs(action::LEASE_SECONDS))
                 .unwrap_or(now);
-            steps = decide(self.messages, account, self.control, self.enforcer, now);
+            steps = self.decided(account, now);
             let mut plan = Plan::default();
             for (message, step) in self.messages.iter().zip(&steps) {
                 let before = action_of(message, account, &self.policy_hash(), now);
@@ -426,15 +444,13 @@ impl Batch<'_> {
 
     /// Calls the handler for every claimed action at once.
     async fn run(&self, steps: &[Step], account: &Account) -> Result<BTreeMap<usize, Run>, BatchError> {
-        if steps
-            .iter()
-            .any(|step| matches!(step, Step::Execute | Step::Undo))
-        {
-            self.governor.handler.prepare()?;
+        if !steps.iter().any(Step::calls_handler) {
+            return Ok(BTreeMap::new());
         }
+        let secret = self.governor.ready_to_call().await?;
         let mut calls = JoinSet::new();
         for (index, (message, step)) in self.messages.iter().zip(steps).enumerate() {
-            if !matches!(step, Step::Execute | Step::Undo) {
+            if !step.calls_handler() {
                 continue;
             }
             let Some(action) = account.actions.get(message.action_id()).cloned() else {
@@ -457,11 +473,7 @@ impl Batch<'_> {
             };
             let (act, undo) = (spec.handler.clone(), spec.rollback.clone());
             let handler = Arc::clone(&self.governor.handler);
-            let secret = self
-                .governor
-                .secrets
-                .standard(&self.governor.handler_secret)
-                .await?;
+            let secret = secret.clone();
             calls.spawn(async move {
                 (
                     index,
