@@ -275,12 +275,11 @@ impl Governor {
             return Ok((account_id.as_str().to_owned(), names::partition_key(account_id)));
         }
         let noted = self.store.queue_owner(queue).await?;
-        let partition = noted.ok_or_else(|| BatchError::Ownerless {
+        let known = noted.and_then(|partition| Some((names::account_of(&partition)?, partition)));
+        let (account_id, partition) = known.ok_or_else(|| BatchError::Ownerless {
             queue: queue.to_owned(),
         })?;
-        // The partition is the account id, with two more underscores where it began with one.
-        let account_id = partition.strip_prefix("__").unwrap_or(&partition).to_owned();
-        Ok((account_id, partition))
+        Ok((account_id.into(), partition))
     }
 
     /// What a call needs besides the action: an HTTP client, and the secret that signs, both kept.

@@ -12,6 +12,7 @@ use aws::secrets::{Secrets, SecretsError};
 use aws::spool::{Spool, SpoolError};
 use aws::store::{Account, Keys, Plan, Store, StoreError};
 use aws::{clients, telemetry};
+use domain::account::AccountId;
 use domain::action::{Action, ActionEvent};
 use domain::control::{Control, Probe, Recovery};
 use domain::gate::RefusalCode;
@@ -275,13 +276,10 @@ impl Health {
         let left = keys.len() > DRAINED_PER_PROBE;
         keys.truncate(DRAINED_PER_PROBE);
         let ring = KeyRing::new([signer.public_key()]);
-        let mut by_account: BTreeMap<String, Vec<(String, Draft)>> = BTreeMap::new();
+        let mut by_ledger: BTreeMap<String, Vec<(String, Draft)>> = BTreeMap::new();
         for key in keys {
             match ledger::parse_spool_line(&self.spool.read(&key).await?, &ring) {
-                Ok(draft) => by_account
-                    .entry(draft.account_id.clone())
-                    .or_default()
-                    .push((key, draft)),
+                Ok(draft) => by_ledger.entry(partition(&draft)).or_default().push((key, draft)),
                 Err(e) => {
                     // It stays where it is, signed by nobody we know, for a person to look at.
                     telemetry::count("health", "spool_unreadable", ("kind", "signature"));
@@ -290,9 +288,9 @@ impl Health {
             }
         }
         let mut appended = 0u64;
-        for (account_id, drafts) in by_account {
+        for (partition, drafts) in by_ledger {
             for group in drafts.chunks(GROUP) {
-                appended += self.append(signer, &account_id, group).await?;
+                appended += self.append(signer, &partition, group).await?;
             }
         }
         info!(appended, left, "spool drained");
@@ -302,10 +300,9 @@ impl Health {
     async fn append(
         &self,
         signer: &Signer,
-        account_id: &str,
+        partition: &str,
         group: &[(String, Draft)],
     ) -> Result<u64, BookError> {
-        let partition = partition(account_id);
         let action_of = |draft: &Draft| match &draft.payload {
             Payload::ActionRefused {
                 action_id, template, ..
@@ -348,7 +345,7 @@ impl Health {
             }
             Ok::<_, BookError>(plan)
         };
-        let committed = self.store.transact(signer, &partition, &keys, None, plan).await?;
+        let committed = self.store.transact(signer, partition, &keys, None, plan).await?;
         for (key, _) in group {
             self.spool.remove(key).await?;
         }
@@ -391,13 +388,16 @@ impl Health {
     }
 }
 
-/// The tables' key of an account named in a receipt.
-fn partition(account_id: &str) -> String {
-    if account_id == names::SYSTEM_ACCOUNT {
+/// The tables' key of the ledger a spooled receipt belongs to. A customer may be called `_system` too: what is about an
+/// action is always a customer's, whatever it is called.
+fn partition(draft: &Draft) -> String {
+    let system =
+        draft.account_id == names::SYSTEM_ACCOUNT && !matches!(draft.payload, Payload::ActionRefused { .. });
+    if system {
         return names::SYSTEM_ACCOUNT.to_owned();
     }
-    domain::account::AccountId::parse(account_id)
-        .map_or_else(|_| account_id.to_owned(), |id| names::partition_key(&id))
+    AccountId::parse(draft.account_id.as_str())
+        .map_or_else(|_| draft.account_id.clone(), |id| names::partition_key(&id))
 }
 
 fn system_draft(receipt_id: Uuid, occurred_at: Timestamp, duration_ms: u64, payload: Payload) -> Draft {
@@ -408,5 +408,29 @@ fn system_draft(receipt_id: Uuid, occurred_at: Timestamp, duration_ms: u64, payl
         duration_ms,
         policy_hash: None,
         payload,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_customer_called_system_keeps_a_ledger_of_its_own() {
+        let refused = Payload::ActionRefused {
+            action_id: "a".to_owned(),
+            template: "t".to_owned(),
+            code: RefusalCode::Unavailable.name().to_owned(),
+            detail: None,
+            rules: Vec::new(),
+        };
+        let cleared = Payload::DegradedModeCleared {
+            reason: "r".to_owned(),
+            downtime_seconds: 1,
+            actions_refused: 1,
+        };
+        let of = |payload| system_draft(Uuid::nil(), Timestamp::UNIX_EPOCH, 0, payload);
+        assert_eq!(partition(&of(cleared)), names::SYSTEM_ACCOUNT);
+        assert_eq!(partition(&of(refused)), "___system");
     }
 }

@@ -21,6 +21,17 @@ pub fn partition_key(account: &AccountId) -> String {
     }
 }
 
+/// The customer whose [`partition_key`] this is; `None` for the control plane's own keys.
+#[must_use]
+pub fn account_of(partition: &str) -> Option<AccountId> {
+    let id = match partition.strip_prefix("__") {
+        Some(id) if id.starts_with('_') => id,
+        _ if partition.starts_with('_') => return None,
+        _ => partition,
+    };
+    AccountId::parse(id).ok()
+}
+
 /// Name of a tenant's queue: `<prefix>-t-<readable part>-<128 bits of SHA-256>-g<generation>`.
 ///
 /// SQS allows 80 characters of `[A-Za-z0-9_-]`, too few for 256 characters of anything, so the digest makes the name
@@ -154,6 +165,9 @@ mod tests {
             assert!(key.starts_with("___"), "{id} -> {key}");
         }
         assert_eq!(partition_key(&account("customer-123")), "customer-123");
+        for key in [SYSTEM_ACCOUNT, "_queue:x", "_webhook:github#1", "__x", ""] {
+            assert_eq!(account_of(key), None, "{key}");
+        }
     }
 
     #[test]
@@ -178,6 +192,7 @@ mod tests {
                 prop_assert!(name.len() <= 80, "{name}");
                 prop_assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'), "{name}");
                 prop_assert!(queues.insert(name));
+                prop_assert_eq!(account_of(&partition_key(&id)), Some(id.clone()));
                 prop_assert!(keys.insert(partition_key(&id)));
                 let folder = archive_key(&id, "2026-01-01");
                 prop_assert!(folder.len() <= 1024 && !folder.contains(".."));
