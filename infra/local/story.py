@@ -248,7 +248,7 @@ class Story:
         self.stack.client("sqs").send_message(QueueUrl=url, MessageBody=json.dumps(body))
         deadline = time.monotonic() + 20
         while True:
-            kept = self.s3.list_objects_v2(Bucket=self.env["AUDIT_BUCKET"], Prefix="spool/").get("Contents", [])
+            kept = self.s3.list_objects_v2(Bucket=self.env["AUDIT_BUCKET"], Prefix="_spool/").get("Contents", [])
             for item in kept:
                 if not item["Key"].endswith("-action_refused.json"):
                     continue

@@ -1,11 +1,13 @@
 //! Injective names: any account id becomes a legal queue name, table key and object key, and no two share one.
 
+use receipts::origin::Ledger;
+pub use receipts::origin::segment as key_segment;
 use sha2::{Digest, Sha256};
 
 use crate::account::AccountId;
 
 /// Ledger and state of the control plane itself. No external account id maps to it: see [`partition_key`].
-pub const SYSTEM_ACCOUNT: &str = "_system";
+pub const SYSTEM_ACCOUNT: &str = receipts::origin::SYSTEM;
 
 /// The tables' `account_id` key for a customer.
 ///
@@ -65,21 +67,6 @@ pub fn dead_letter_queue_name(queue: &str) -> String {
     format!("{queue}-dlq")
 }
 
-/// Percent-encodes everything but `[A-Za-z0-9_-]`, so that any text is one path segment of an object key.
-#[must_use]
-pub fn key_segment(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_' {
-            out.push(char::from(byte));
-        } else {
-            out.push('%');
-            out.push_str(&hex::encode_upper([byte]));
-        }
-    }
-    out
-}
-
 /// Registry object that says which enforcer a SKU and plan have now.
 #[must_use]
 pub fn index_key(sku_id: &str, plan_type: &str) -> String {
@@ -99,27 +86,70 @@ pub fn enforcer_key(hash: &str) -> String {
 }
 
 /// Audit object that holds an account's archive of one day (`date` as YYYY-MM-DD).
-///
-/// Account ids may be long: 256 characters of four bytes percent-encode to more than the 1,024 bytes of an object
-/// key, so a segment beyond 512 bytes is cut and made unique by a digest.
 #[must_use]
 pub fn archive_key(account: &AccountId, date: &str) -> String {
-    format!("{}/{date}.tar.gz", account_segment(account))
+    format!("{}/{date}.tar.gz", Ledger::Customer(account.as_str()).segment())
 }
 
-/// The audit bucket's folder of one account.
-#[must_use]
-pub fn account_segment(account: &AccountId) -> String {
-    let segment = key_segment(account.as_str());
-    if segment.len() <= 512 {
-        return segment;
+/// Whose ledger.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LedgerId {
+    /// A customer's.
+    Customer(AccountId),
+    /// The control plane's own.
+    System,
+}
+
+impl LedgerId {
+    /// Whose ledger a partition of the tables is; `None` for the control plane's keys that are no ledger.
+    #[must_use]
+    pub fn of_partition(partition: &str) -> Option<Self> {
+        if partition == SYSTEM_ACCOUNT {
+            return Some(Self::System);
+        }
+        account_of(partition).map(Self::Customer)
     }
-    let head: String = segment.chars().take(400).collect();
-    // `~` is never produced by `key_segment`, so a cut segment cannot equal a whole one.
-    format!(
-        "{head}~{}",
-        hex::encode(Sha256::digest(account.as_str().as_bytes()))
-    )
+
+    /// As receipts and checkpoints name it.
+    #[must_use]
+    pub fn ledger(&self) -> Ledger<'_> {
+        match self {
+            Self::Customer(account) => Ledger::Customer(account.as_str()),
+            Self::System => Ledger::System,
+        }
+    }
+
+    /// The tables' key of it.
+    #[must_use]
+    pub fn partition(&self) -> String {
+        match self {
+            Self::Customer(account) => partition_key(account),
+            Self::System => SYSTEM_ACCOUNT.to_owned(),
+        }
+    }
+}
+
+// The audit bucket's folders of the control plane begin with an underscore, which no customer's segment does.
+
+/// Prefix of a ledger's checkpoints and tiles in the audit bucket: a C2SP tile log's address.
+#[must_use]
+pub fn log_prefix(ledger: Ledger<'_>) -> String {
+    format!("_log/{}/", ledger.segment())
+}
+
+/// Audit object that holds the checkpoint of a ledger at `size` receipts.
+#[must_use]
+pub fn checkpoint_key(ledger: Ledger<'_>, size: u64) -> String {
+    format!("{}checkpoints/{size:020}", log_prefix(ledger))
+}
+
+/// Prefix of the key trail in the audit bucket.
+pub const KEYS_PREFIX: &str = "_keys/";
+
+/// Audit object that holds one receipt of the key trail; keys sort as the ledger does.
+#[must_use]
+pub fn key_trail_key(seq: u64) -> String {
+    format!("{KEYS_PREFIX}{seq:020}.json")
 }
 
 /// Somebody else's words, made safe for a receipt: at most `most` characters, none of them a control character.
@@ -133,7 +163,7 @@ pub fn printable(text: &str, most: usize) -> String {
 }
 
 /// Prefix of receipts that wait for storage to recover.
-pub const SPOOL_PREFIX: &str = "spool/";
+pub const SPOOL_PREFIX: &str = "_spool/";
 
 /// Audit object that holds one spooled receipt. Keys sort by time, and say the operation so that it can be counted
 /// without reading.

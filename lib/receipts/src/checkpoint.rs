@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use crate::key::{PublicKey, SignatureError, Signer};
+use crate::key::{KeyRing, PublicKey, SignatureError, Signer};
 use crate::merkle::Hash;
 
 /// The longest note that is read, in bytes: room for the signatures of many witnesses.
@@ -83,6 +83,14 @@ pub enum CheckpointError {
         /// The trusted key's hash in hex.
         key_hash: String,
     },
+    /// Signed by a key that was revoked.
+    #[error("the checkpoint is signed by key {key_id}, which is revoked: {reason}")]
+    RevokedKey {
+        /// The key.
+        key_id: String,
+        /// Why it was revoked.
+        reason: String,
+    },
     /// The trusted key's signature does not hold.
     #[error("the checkpoint's signature by {name} does not hold")]
     Signature {
@@ -148,6 +156,42 @@ impl Checkpoint {
         signature.extend(signer.sign_raw(text.as_bytes()));
         let signature = STANDARD.encode(signature);
         Ok(format!("{text}\n{DASH}{} {signature}\n", self.origin))
+    }
+
+    /// Reads a signed note of a ledger that is not known yet: its first line says which, and one of the trusted keys must
+    /// have signed under that name. Whose ledger it names is then the caller's to check: [`crate::origin::names`].
+    /// Returns the id of the key that signed as well. A revoked key can't vouch for anything: a note has no date.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] names what is wrong first.
+    pub fn open(note: impl AsRef<[u8]>, keys: &KeyRing) -> Result<(Self, String), CheckpointError> {
+        let (text, signatures) = split(note.as_ref())?;
+        let origin = text.lines().next().unwrap_or_default();
+        check_origin(origin)?;
+        let mut refused = CheckpointError::UnknownKeys {
+            name: origin.to_owned(),
+            key_hash: keys
+                .keys()
+                .map(|key| hex::encode(key_hash(origin, key)))
+                .collect::<Vec<_>>()
+                .join(", "),
+        };
+        for key in keys.keys() {
+            match check_signatures(text, signatures, origin, key) {
+                Ok(()) => match keys.revocation(key.key_id()) {
+                    None => return Ok((parse(text)?, key.key_id().to_owned())),
+                    Some(revoked) => {
+                        refused = CheckpointError::RevokedKey {
+                            key_id: key.key_id().to_owned(),
+                            reason: revoked.reason.clone(),
+                        };
+                    }
+                },
+                Err(CheckpointError::UnknownKeys { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refused)
     }
 
     /// Reads a signed note strictly. Signatures by other keys, such as witnesses', are not checked.

@@ -9,6 +9,7 @@ use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{self, DecodePrivateKey as _, DecodePublicKey as _, EncodePrivateKey as _};
 use ed25519_dalek::pkcs8::{EncodePublicKey as _, KeypairBytes, spki};
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
+use jiff::Timestamp;
 use thiserror::Error;
 
 use crate::canonical::sha256_hex;
@@ -191,6 +192,21 @@ impl PublicKey {
         self.key.to_bytes()
     }
 
+    /// The raw key in base64, as a receipt of a rotation carries it.
+    pub(crate) fn to_base64(&self) -> String {
+        STANDARD.encode(self.to_bytes())
+    }
+
+    /// Reads [`PublicKey::to_base64`]; `None` for anything else, a weak key included.
+    pub(crate) fn from_base64(text: &str) -> Option<Self> {
+        let bytes: [u8; 32] = STANDARD.decode(text).ok()?.try_into().ok()?;
+        let key = VerifyingKey::from_bytes(&bytes)
+            .ok()
+            .filter(|key| !key.is_weak())?;
+        let key_id = key_id(&key);
+        Some(Self { key, key_id })
+    }
+
     /// Checks a base64 signature strictly: one message and one key have one valid signature form.
     ///
     /// # Errors
@@ -216,30 +232,68 @@ impl PublicKey {
     }
 }
 
-/// The keys an auditor trusts, by key id.
+/// From when on a key's signatures do not count, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revocation {
+    /// Why.
+    pub reason: String,
+    /// What is dated from then on does not count.
+    pub from: Timestamp,
+}
+
+/// The keys an auditor trusts, by key id, and which of them are revoked.
 #[derive(Debug, Clone, Default)]
-pub struct KeyRing(BTreeMap<String, PublicKey>);
+pub struct KeyRing {
+    keys: BTreeMap<String, PublicKey>,
+    revoked: BTreeMap<String, Revocation>,
+}
 
 impl KeyRing {
-    /// A ring of these keys.
+    /// A ring of these keys. [`KeyRing::follow`](Self::follow) adds those that they lead to.
     pub fn new(keys: impl IntoIterator<Item = PublicKey>) -> Self {
         keys.into_iter().collect()
     }
 
     /// The key with this id, if it is trusted.
     pub fn get(&self, key_id: &str) -> Option<&PublicKey> {
-        self.0.get(key_id)
+        self.keys.get(key_id)
+    }
+
+    /// Whether and from when on a trusted key is revoked.
+    pub fn revocation(&self, key_id: &str) -> Option<&Revocation> {
+        self.revoked.get(key_id)
     }
 
     /// The trusted key ids, in order.
     pub fn key_ids(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
+        self.keys.keys().map(String::as_str)
+    }
+
+    /// The trusted keys, in the order of their ids.
+    pub fn keys(&self) -> impl Iterator<Item = &PublicKey> {
+        self.keys.values()
+    }
+
+    /// Trusts one more key.
+    pub(crate) fn add(&mut self, key: PublicKey) {
+        self.keys.insert(key.key_id.clone(), key);
+    }
+
+    /// Revokes a key; of two revocations the one from the earlier time holds.
+    pub(crate) fn revoke(&mut self, key_id: &str, revocation: Revocation) {
+        match self.revoked.get(key_id) {
+            Some(known) if known.from <= revocation.from => {}
+            _ => drop(self.revoked.insert(key_id.to_owned(), revocation)),
+        }
     }
 }
 
 impl FromIterator<PublicKey> for KeyRing {
     fn from_iter<I: IntoIterator<Item = PublicKey>>(keys: I) -> Self {
-        Self(keys.into_iter().map(|key| (key.key_id.clone(), key)).collect())
+        Self {
+            keys: keys.into_iter().map(|key| (key.key_id.clone(), key)).collect(),
+            revoked: BTreeMap::new(),
+        }
     }
 }
 

@@ -9,6 +9,8 @@
 //! | [`receipt`] | one typed payload for each operation, and the receipt around it |
 //! | [`ledger`] | sealing drafts onto a head: sequence, chain, signature |
 //! | [`verify`] | checking a line, and a chain of lines |
+//! | [`trail`] | how the signing key passes on, and which keys are revoked |
+//! | [`origin`] | the name of a ledger's log, and names for folders |
 //! | [`merkle`] | the ledger as an RFC 6962 tree: roots and proofs |
 //! | [`checkpoint`] | a ledger's size and root as a signed note |
 //! | [`archive`] | writing and checking a tenant's archive |
@@ -19,14 +21,18 @@ pub mod checkpoint;
 pub mod key;
 pub mod ledger;
 pub mod merkle;
+pub mod origin;
 pub mod receipt;
+pub mod trail;
 pub mod verify;
 
 pub use archive::{ArchiveInput, ArchiveSummary, Limits, Verified};
 pub use canonical::{FormError, jcs, sha256_hex};
 pub use checkpoint::{Checkpoint, CheckpointError};
-pub use key::{KeyRing, PublicKey, Signer};
+pub use key::{KeyRing, PublicKey, Revocation, Signer};
 pub use ledger::{Appended, Head, Sealed, append, parse_spool_line, spool_line};
 pub use merkle::{CompactRange, ProofError, RangeError};
+pub use origin::Ledger;
 pub use receipt::{Draft, Payload, Receipt, Status};
-pub use verify::{Chain, ChainError, LineError, verify_line};
+pub use trail::TrailError;
+pub use verify::{Chain, ChainError, LineError, verify_line, verify_placed_line};

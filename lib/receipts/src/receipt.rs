@@ -325,6 +325,29 @@ pub enum Payload {
         /// Why.
         reason: String,
     },
+    /// The signing key passed on to another: signed by the previous key, endorsed by the new one.
+    KeyRotated {
+        /// The key that signs until now, and this receipt.
+        previous_key_id: String,
+        /// Its 32 bytes (RFC 8032) in base64.
+        previous_public_key: String,
+        /// The key that signs from now on.
+        new_key_id: String,
+        /// Its 32 bytes (RFC 8032) in base64.
+        new_public_key: String,
+        /// The new key's signature over both keys, in base64: see [`crate::trail`].
+        endorsement: String,
+    },
+    /// What a key signs from a time on does not count.
+    KeyRevoked {
+        /// The key.
+        revoked_key_id: String,
+        /// Why.
+        reason: String,
+        /// From when on.
+        #[serde(with = "millis")]
+        revoked_from: Timestamp,
+    },
 }
 
 impl Payload {
@@ -354,6 +377,8 @@ impl Payload {
             Self::SwitchChanged { .. } => "switch_changed",
             Self::PolicyDeployed { .. } => "policy_deployed",
             Self::WebhookIgnored { .. } => "webhook_ignored",
+            Self::KeyRotated { .. } => "key_rotated",
+            Self::KeyRevoked { .. } => "key_revoked",
         }
     }
 
@@ -371,7 +396,9 @@ impl Payload {
             | Self::ActionRolledBack { .. }
             | Self::DecommissionComplete { .. }
             | Self::SwitchChanged { .. }
-            | Self::PolicyDeployed { .. } => Status::Success,
+            | Self::PolicyDeployed { .. }
+            | Self::KeyRotated { .. }
+            | Self::KeyRevoked { .. } => Status::Success,
             Self::EntitlementFailed { .. }
             | Self::PolicyValidationFailed(_)
             | Self::ActionTimeout { .. }
@@ -478,6 +505,8 @@ pub(crate) trait Signed: Serialize + Sized {
     fn signature(&self) -> &str;
     fn status(&self) -> Status;
     fn payload(&self) -> &Payload;
+    /// When it was put in its place in a ledger; `None` for what has none yet.
+    fn placed_at(&self) -> Option<Timestamp>;
 
     /// The canonical text, held to the rules for values.
     fn text(&self) -> Result<String, FormError> {
@@ -494,7 +523,7 @@ pub(crate) trait Signed: Serialize + Sized {
 
 /// The same fields under the same names.
 macro_rules! signed {
-    ($type:ty) => {
+    ($type:ty, $placed_at:expr) => {
         impl Signed for $type {
             fn policy_hash(&self) -> Option<&str> {
                 self.policy_hash.as_deref()
@@ -511,12 +540,15 @@ macro_rules! signed {
             fn payload(&self) -> &Payload {
                 &self.payload
             }
+            fn placed_at(&self) -> Option<Timestamp> {
+                $placed_at(self)
+            }
         }
     };
 }
 
-signed!(Receipt);
-signed!(Spooled);
+signed!(Receipt, |receipt: &Receipt| Some(receipt.timestamp));
+signed!(Spooled, |_| None);
 
 /// Times as receipts write them: RFC 3339, UTC, exactly milliseconds.
 pub(crate) mod millis {

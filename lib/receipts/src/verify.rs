@@ -66,6 +66,22 @@ pub enum LineError {
         /// The ids in the ring.
         trusted: String,
     },
+    /// Signed by a key that was revoked.
+    #[error(
+        "the receipt is signed by key {key_id}, which is revoked from {} on: {reason}{}",
+        in_millis(*.from),
+        if *.placed { "" } else { "; only its place in a ledger shows whether it is older" }
+    )]
+    RevokedKey {
+        /// The key.
+        key_id: String,
+        /// From when on.
+        from: Timestamp,
+        /// Why it was revoked.
+        reason: String,
+        /// Whether the receipt was checked in its place, where its date can be believed.
+        placed: bool,
+    },
     /// The signature does not hold.
     #[error("the receipt's signature does not hold")]
     Signature {
@@ -80,21 +96,35 @@ pub enum LineError {
 
 /// Checks one ledger line (without its line feed) by itself: form, values, key, signature. Not its place in a ledger.
 ///
+/// A receipt of a revoked key does not hold here, whatever its date: whoever has the key can write any date. Where a
+/// proof shows its place, use [`verify_placed_line`].
+///
 /// # Errors
 /// [`LineError`] says which rule the line breaks.
 pub fn verify_line(line: &str, keys: &KeyRing) -> Result<Receipt, LineError> {
     read_signed(line, keys)
 }
 
+/// As [`verify_line`] for a line whose place in a ledger is proved by other means, so that its date can be believed: it
+/// holds if its key was not revoked yet.
+///
+/// # Errors
+/// [`LineError`] says which rule the line breaks.
+pub fn verify_placed_line(line: &str, keys: &KeyRing) -> Result<Receipt, LineError> {
+    let (receipt, signed_bytes) = read::<Receipt>(line)?;
+    check_signature(&receipt, &signed_bytes, keys, receipt.placed_at())?;
+    Ok(receipt)
+}
+
 /// As [`verify_line`], for every kind of signed line.
 pub(crate) fn read_signed<T: Signed + DeserializeOwned>(line: &str, keys: &KeyRing) -> Result<T, LineError> {
     let (value, signed_bytes) = read::<T>(line)?;
-    check_signature(&value, &signed_bytes, keys)?;
+    check_signature(&value, &signed_bytes, keys, None)?;
     Ok(value)
 }
 
 /// Reads a line strictly, and the bytes its signature and hash are over.
-fn read<T: Signed + DeserializeOwned>(line: &str) -> Result<(T, String), LineError> {
+pub(crate) fn read<T: Signed + DeserializeOwned>(line: &str) -> Result<(T, String), LineError> {
     let value: T = serde_json::from_str(line).map_err(|source| LineError::Parse { source })?;
     let canonical = value.text().map_err(|source| LineError::Form { source })?;
     if canonical != line {
@@ -120,11 +150,28 @@ fn read<T: Signed + DeserializeOwned>(line: &str) -> Result<(T, String), LineErr
     Ok((value, signed_bytes))
 }
 
-fn check_signature<T: Signed>(value: &T, signed_bytes: &str, keys: &KeyRing) -> Result<(), LineError> {
+/// `placed_at` is the date of a line that stands in a ledger.
+fn check_signature<T: Signed>(
+    value: &T,
+    signed_bytes: &str,
+    keys: &KeyRing,
+    placed_at: Option<Timestamp>,
+) -> Result<(), LineError> {
     let key = keys.get(value.key_id()).ok_or_else(|| LineError::UnknownKey {
         key_id: value.key_id().to_owned(),
         trusted: keys.key_ids().collect::<Vec<_>>().join(", "),
     })?;
+    if let Some(revoked) = keys
+        .revocation(value.key_id())
+        .filter(|revoked| placed_at.is_none_or(|at| at >= revoked.from))
+    {
+        return Err(LineError::RevokedKey {
+            key_id: value.key_id().to_owned(),
+            from: revoked.from,
+            reason: revoked.reason.clone(),
+            placed: placed_at.is_some(),
+        });
+    }
     key.verify(signed_bytes.as_bytes(), value.signature())
         .map_err(|source| LineError::Signature { source })
 }
@@ -255,7 +302,7 @@ impl Chain {
     /// [`ChainError`] names the receipt, the rule and both values.
     pub fn push(&mut self, line: &str, keys: &KeyRing) -> Result<Receipt, ChainError> {
         self.follow(line, |receipt, signed_bytes| {
-            check_signature(receipt, signed_bytes, keys)
+            check_signature(receipt, signed_bytes, keys, receipt.placed_at())
         })
     }
 

@@ -8,7 +8,7 @@ use receipts::{Draft, Head, Payload, Sealed, Signer, append, canonical};
 use uuid::Uuid;
 
 /// How many operations there are; `payload` covers each.
-pub const OPERATIONS: usize = 23;
+pub const OPERATIONS: usize = 25;
 
 pub fn signer() -> Signer {
     Signer::generate([42; 32])
@@ -136,6 +136,18 @@ pub fn payload(which: usize, [a, b, c]: [String; 3], [m, n]: [u64; 2], list: Vec
             deployment_timestamp: Timestamp::from_millisecond((m % 4_102_444_800_000) as i64).unwrap(),
         },
         22 => Payload::WebhookIgnored { reason: a },
+        23 => Payload::KeyRotated {
+            previous_key_id: a.clone(),
+            previous_public_key: b.clone(),
+            new_key_id: c,
+            new_public_key: b,
+            endorsement: a,
+        },
+        24 => Payload::KeyRevoked {
+            revoked_key_id: a,
+            reason: b,
+            revoked_from: Timestamp::from_millisecond((n % 4_102_444_800_000) as i64).unwrap(),
+        },
         other => panic!("there is no operation {other}"),
     }
 }

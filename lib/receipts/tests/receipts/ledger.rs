@@ -104,6 +104,8 @@ fn operations_and_statuses_are_these() {
             "switch_changed success",
             "policy_deployed success",
             "webhook_ignored ignored",
+            "key_rotated success",
+            "key_revoked success",
         ]
     );
 }

@@ -17,3 +17,4 @@ mod jcs;
 mod ledger;
 mod merkle;
 mod shell;
+mod trail;
