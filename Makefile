@@ -10,24 +10,32 @@ PYTHON ?= python3
 PORT ?=
 ONCE ?=
 ARCH ?= x86_64
+SECONDS ?= 60
+TARGET ?=
 
 VENV := .venv/bin
 TOOLS := target/tools/bin
 CARGO_DENY := 0.20.2
-FUNCTIONS := entitlement cancel policy-upgrade governor health
+CARGO_FUZZ := 0.13.2
+FUNCTIONS := entitlement cancel policy-upgrade governor health checkpoint
 
 export PATH := $(CURDIR)/$(VENV):$(CURDIR)/$(TOOLS):$(PATH)
 export CARGO_TARGET_DIR := $(CURDIR)/target
 
-# One selection of packages gives one set of features, and so one compilation, of every dependency.
+# Each selection gives the same features, and so one compilation, of every dependency: `make features` holds them to it.
 DEPLOYED := $(FUNCTIONS:%=-p %) -p ggen
-TESTED := --profile local --workspace --exclude end-to-end --exclude benches
+UNITS := --workspace --exclude end-to-end --exclude benches
+TESTED := --profile local $(UNITS)
 END_TO_END := --profile local --workspace --test e2e
+# Workspaces of their own, with a Cargo.lock of their own.
+ORACLES := --manifest-path lib/receipts/oracles/Cargo.toml
+FUZZERS := --manifest-path fuzz/Cargo.toml
+APART := --target-dir $(CARGO_TARGET_DIR)/apart
 STACK := $(VENV)/python infra/local/stack.py
 step = @printf '\n\033[1m== %s\033[0m\n' "$(1)"
 
-.PHONY: help setup build run up test verify release bench clean
-.PHONY: fmt-check clippy rustdoc doctest deny advisories lint-template
+.PHONY: help setup build run up test verify release bench fuzz clean
+.PHONY: fmt-check features clippy rustdoc doctest deny advisories lint-template
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -35,6 +43,7 @@ help:            ## this list
 	echo '  PORT=4567 make run    another port for the local cloud (4566)'
 	echo '  ONCE=1 make run       ends after the story; exit 0 when every step held'
 	echo '  ARCH=arm64 make release'
+	echo '  TARGET=archive SECONDS=600 make fuzz'
 
 setup: $(VENV)/.installed  ## the Python side of the project, into .venv
 
@@ -61,19 +70,30 @@ up: build        ## the local cloud and the deployed stack without the story, un
 test: build      ## unit and property tests, then end-to-end tests on a local cloud of their own
 	$(call step,unit and property tests)
 	cargo test $(TESTED) --lib --bins --tests
+	$(call step,receipts against other implementations)
+	cargo test $(ORACLES) $(APART)
 	$(call step,end-to-end tests)
 	cargo test $(END_TO_END) --no-run
 	PORT= $(STACK) exec -- cargo test $(END_TO_END)
 
-verify: fmt-check clippy rustdoc doctest deny advisories lint-template  ## all checks but tests
+verify: fmt-check features clippy rustdoc doctest deny advisories lint-template  ## all checks but tests
 
 fmt-check:
 	$(call step,rustfmt)
 	cargo fmt --all --check
+	cargo fmt $(ORACLES) --check
+	cargo fmt $(FUZZERS) --check
+
+features:
+	$(call step,features of what is deployed and of what is tested)
+	$(PYTHON) infra/features.py "$(DEPLOYED)" "$(UNITS)" "--workspace"
 
 clippy:
 	$(call step,clippy)
 	cargo clippy --profile local --workspace --all-targets -- -D warnings
+	cargo clippy $(ORACLES) $(APART) --all-targets -- -D warnings
+	# Nothing is linked: where a libFuzzer is named, its C++ is not compiled.
+	CUSTOM_LIBFUZZER_PATH=no/libfuzzer.a cargo clippy $(FUZZERS) $(APART) --all-targets -- -D warnings
 
 rustdoc:
 	$(call step,rustdoc)
@@ -86,6 +106,8 @@ doctest:
 deny: $(TOOLS)/cargo-deny-$(CARGO_DENY)
 	$(call step,licences and bans and sources of dependencies)
 	cargo deny check --hide-inclusion-graph bans licenses sources
+	# deny.toml allows the licences of the product: the oracles need not have each.
+	cargo deny $(ORACLES) check --hide-inclusion-graph --allow license-not-encountered bans licenses sources
 
 advisories: $(TOOLS)/cargo-deny-$(CARGO_DENY)
 	$(call step,security advisories)
@@ -96,16 +118,18 @@ advisories: $(TOOLS)/cargo-deny-$(CARGO_DENY)
 	fi
 
 # An unoptimised build is ready in a third of the time, and checks this workspace in seconds.
-$(TOOLS)/cargo-deny-$(CARGO_DENY):
-	$(call step,cargo-deny $(CARGO_DENY) (once))
+$(TOOLS)/cargo-deny-$(CARGO_DENY) $(TOOLS)/cargo-fuzz-$(CARGO_FUZZ):
+	$(call step,$(@F) (once))
+	tool=$(@F)
 	CARGO_TARGET_DIR=$(CURDIR)/target/tools/build \
-		cargo install --locked --debug --root target/tools cargo-deny@$(CARGO_DENY)
+		cargo install --locked --debug --root target/tools "$${tool%-*}@$${tool##*-}"
 	rm -rf target/tools/build
 	touch $@
 
 lint-template: setup
 	$(call step,infra/template.yaml)
 	cfn-lint --include-checks I --non-zero-exit-code informational -- infra/template.yaml && echo 'no findings'
+	$(VENV)/python -B infra/test_template.py
 
 # zig links against the C library of Amazon Linux 2023, whatever this machine has. cargo-lambda adds the CPU level that
 # Lambda guarantees; its own profile settings, panic=abort among them, give way to those in Cargo.toml.
@@ -116,13 +140,26 @@ release: setup   ## the functions for AWS: target/lambda/<function>/bootstrap.zi
 
 # What is measured is what `make release` deploys, for this machine's CPU; the stack that is driven is the local build.
 BENCHED := $(shell uname -m)-unknown-linux-gnu
-bench: build     ## sizes, cold starts, AWS calls of each operation, CPU of a webhook
+bench: build     ## sizes, cold starts, AWS calls of each operation, CPU of a webhook, speed of receipts
 	$(call step,functions (profile release))
 	cargo lambda build --release --output-format zip --lambda-dir target/bench --target $(BENCHED).2.34 \
 		$(FUNCTIONS:%=-p %) -p benches --features benches/baseline
 	cargo bench -p benches --no-run
 	BOOTSTRAPS=$(CURDIR)/target/$(BENCHED)/release ZIPS=$(CURDIR)/target/bench PORT= \
 		$(STACK) exec -- cargo bench -p benches
+	$(call step,writers of one ledger on the local cloud (profile local))
+	PRINT_RATES=1 PORT= $(STACK) exec -- cargo test $(END_TO_END) -- writers::
+
+# Beside the tests, not among them: see fuzz/README.md. The sanitizers would need another toolchain than the pinned one.
+FUZZ := --sanitizer none --target-dir target/fuzz
+fuzz: $(TOOLS)/cargo-fuzz-$(CARGO_FUZZ)  ## each reader of receipts on made-up input, for SECONDS (60) each
+	$(call step,fuzz targets)
+	cargo fuzz build $(FUZZ) $(TARGET)
+	for target in $(or $(TARGET),$(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))); do
+		printf '\n\033[1m== fuzz %s\033[0m\n' "$$target"
+		cargo fuzz run $(FUZZ) "$$target" -- \
+			-max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=256 -verbosity=0 -print_final_stats=1
+	done
 
 clean:           ## removes what was built and installed here
 	@rm -rf target .venv

@@ -2,10 +2,12 @@
 
 use std::fmt::Write as _;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    export_receipts, handler, keys, policy, send_signal, switches, verify_archive, verify_receipt, webhook,
+    audit, canonicalize, checkpoint, export_receipts, handler, hash, keys, policy, prove, send_signal,
+    switches, verify_archive, verify_receipt, webhook,
 };
 use crate::out::Format;
 
@@ -18,11 +20,15 @@ Exit codes:
 `ggen <command> --help` shows a command's options and examples.";
 
 /// Headings of `ggen --help`, each with its commands.
-const GROUPS: [(&str, &[&str]); 5] = [
-    ("Operate a stack", &["send-signal", "export-receipts", "switches"]),
+const GROUPS: [(&str, &[&str]); 6] = [
+    ("Operate a stack", &["send-signal", "switches"]),
+    (
+        "Audit a live ledger",
+        &["audit", "export-receipts", "checkpoint", "prove"],
+    ),
     (
         "Verify (offline, no AWS account)",
-        &["verify-archive", "verify-receipt"],
+        &["verify-archive", "verify-receipt", "canonicalize", "hash"],
     ),
     ("Policy", &["policy"]),
     ("Keys and webhooks", &["keys", "webhook"]),
@@ -33,7 +39,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
 #[derive(Parser)]
 #[command(name = "ggen", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
 pub struct Cli {
-    /// How to write the answer: human, json or jsonl [default: human; export-receipts: jsonl]
+    /// How to write the answer: human, json or jsonl [default: human; export-receipts: jsonl, and csv]
     #[arg(
         long,
         global = true,
@@ -50,16 +56,26 @@ pub struct Cli {
 /// The commands, one file below `commands/` each.
 #[derive(Subcommand)]
 pub enum Command {
+    /// Check a live ledger whole: receipts, head, checkpoints, actions
+    Audit(audit::AuditArgs),
+    /// Write the RFC 8785 form of a JSON value, ready to be hashed
+    Canonicalize(canonicalize::CanonicalizeArgs),
+    /// Have a ledger's end signed, or prove that it continues an older checkpoint
+    Checkpoint(checkpoint::CheckpointArgs),
     /// Write a tenant's ledger, or the system's, in order
     ExportReceipts(export_receipts::ExportReceiptsArgs),
     /// Run the sample action handler: it applies, fails or is slow as a signal's parameters ask
     Handler(handler::HandlerArgs),
-    /// Make keys and secrets
+    /// Print the hash of a receipt, of any JSON value, or of a file's bytes
+    Hash(hash::HashArgs),
+    /// Make, change and revoke keys; make secrets
     #[command(subcommand)]
     Keys(keys::KeysCommand),
     /// Compile a policy, or put one in force
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
+    /// Write a short proof that a signed checkpoint covers a receipt
+    Prove(prove::ProveArgs),
     /// Ask a tenant's governor for actions
     SendSignal(send_signal::SendSignalArgs),
     /// Show or change what runs without a person
@@ -67,7 +83,7 @@ pub enum Command {
     Switches(switches::SwitchesCommand),
     /// Check a tenant's archive: every receipt, the chain, the policies
     VerifyArchive(verify_archive::VerifyArchiveArgs),
-    /// Check one receipt's form and signature
+    /// Check one receipt's form and signature, and its proof
     VerifyReceipt(verify_receipt::VerifyReceiptArgs),
     /// Sign a webhook as a marketplace does, or check one
     #[command(subcommand)]
@@ -76,8 +92,14 @@ pub enum Command {
 
 /// Reads the command line; on wrong usage or `--help` it answers and ends the process, as clap does.
 pub fn parse() -> Cli {
-    let matches = grouped(Cli::command()).get_matches();
-    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    let mut command = grouped(Cli::command());
+    let matches = command.get_matches_mut();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    if cli.format == Some(Format::Csv) && !matches!(cli.command, Command::ExportReceipts(_)) {
+        let problem = "--format csv is for export-receipts; this command writes human, json or jsonl";
+        command.error(ErrorKind::InvalidValue, problem).exit();
+    }
+    cli
 }
 
 /// Puts the commands under headings, which clap does not do by itself.

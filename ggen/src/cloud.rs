@@ -1,12 +1,15 @@
 //! What the commands that need a stack share: a runtime to wait in, and the ledger or tenant they are asked about.
 
+use std::error::Error;
 use std::future::Future;
 use std::io;
 
+use aws::clients;
 use aws::store::{Account, Keys, Store, StoreError};
 use clap::Args;
 use domain::account::{AccountId, IdError};
-use domain::names;
+use domain::names::{self, LedgerId};
+use serde_json::Value;
 
 /// The end of every help of a command that needs a stack.
 pub const NEEDS_A_STACK: &str = "\
@@ -22,6 +25,77 @@ pub fn block_on<F: Future>(future: F) -> io::Result<F::Output> {
         .enable_all()
         .build()?
         .block_on(future))
+}
+
+/// A function that could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum InvokeError {
+    /// It was not reached.
+    #[error("cannot invoke function {function}")]
+    Call {
+        /// Its name.
+        function: String,
+        /// What the SDK said.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// It broke.
+    #[error("function {function} failed ({kind}): {answer}")]
+    Function {
+        /// Its name.
+        function: String,
+        /// What kind of failure, in Lambda's words.
+        kind: String,
+        /// What it said last.
+        answer: String,
+    },
+    /// Its answer is not JSON.
+    #[error("function {function} answered without an outcome: {answer}")]
+    Answer {
+        /// Its name.
+        function: String,
+        /// The answer.
+        answer: String,
+        /// What the reader said.
+        source: serde_json::Error,
+    },
+}
+
+/// Invokes a function and waits for its answer.
+///
+/// # Errors
+/// [`InvokeError`] names the function.
+pub async fn invoke(function: &str, event: &Value) -> Result<Value, InvokeError> {
+    let client = clients::lambda_invoker(&clients::load().await);
+    let event = event.to_string().into_bytes();
+    let invoked = client
+        .invoke()
+        .function_name(function)
+        .payload(event.into())
+        .send()
+        .await;
+    let function = function.to_owned();
+    let invoked = match invoked {
+        Ok(invoked) => invoked,
+        Err(error) => {
+            let source = error.into();
+            return Err(InvokeError::Call { function, source });
+        }
+    };
+    let bytes = invoked.payload().map(AsRef::as_ref).unwrap_or_default();
+    let answer = String::from_utf8_lossy(bytes).into_owned();
+    if let Some(kind) = invoked.function_error() {
+        let kind = kind.to_owned();
+        return Err(InvokeError::Function {
+            function,
+            kind,
+            answer,
+        });
+    }
+    serde_json::from_slice(bytes).map_err(|source| InvokeError::Answer {
+        function,
+        answer,
+        source,
+    })
 }
 
 /// Whose ledger.
@@ -42,6 +116,18 @@ impl LedgerArgs {
         self.account_id
             .as_ref()
             .map_or(names::SYSTEM_ACCOUNT, AccountId::as_str)
+    }
+
+    /// The customer's account, unless it is the control plane's own ledger.
+    pub fn customer(&self) -> Option<&str> {
+        self.account_id.as_ref().map(AccountId::as_str)
+    }
+
+    /// The ledger.
+    pub fn id(&self) -> LedgerId {
+        self.account_id
+            .clone()
+            .map_or(LedgerId::System, LedgerId::Customer)
     }
 
     /// The tables' key of the account.

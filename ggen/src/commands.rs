@@ -1,9 +1,14 @@
 //! One file per command.
 
+pub mod audit;
+pub mod canonicalize;
+pub mod checkpoint;
 pub mod export_receipts;
 pub mod handler;
+pub mod hash;
 pub mod keys;
 pub mod policy;
+pub mod prove;
 pub mod send_signal;
 pub mod switches;
 pub mod verify_archive;
@@ -22,10 +27,15 @@ use crate::report::Verdict;
 /// The command's own error, when it could not tell.
 pub fn run(command: Command, out: &mut Out) -> Result<Verdict, Box<dyn Error>> {
     Ok(match command {
+        Command::Audit(args) => audit::run(&args, out)?,
+        Command::Canonicalize(args) => canonicalize::run(&args, out)?,
+        Command::Checkpoint(args) => checkpoint::run(&args, out)?,
         Command::ExportReceipts(args) => export_receipts::run(&args, out)?,
         Command::Handler(args) => handler::run(&args, out)?,
-        Command::Keys(command) => keys::run(&command, out)?,
+        Command::Hash(args) => hash::run(&args, out)?,
+        Command::Keys(command) => keys::run(command, out)?,
         Command::Policy(command) => policy::run(&command, out)?,
+        Command::Prove(args) => prove::run(&args, out)?,
         Command::SendSignal(args) => send_signal::run(&args, out)?,
         Command::Switches(command) => switches::run(&command, out)?,
         Command::VerifyArchive(args) => verify_archive::run(&args, out)?,

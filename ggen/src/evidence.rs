@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use clap::Args;
 use receipts::archive::ArchiveError;
 use receipts::key::{KeyError, KeyRing, PublicKey};
 use receipts::verify::ChainError;
@@ -48,6 +49,24 @@ pub fn public_key(path: &Path) -> Result<PublicKey, PublicKeyError> {
 /// [`PublicKeyError`] names the first file that is no key.
 pub fn trusted_keys(paths: &[PathBuf]) -> Result<KeyRing, PublicKeyError> {
     paths.iter().map(|path| public_key(path)).collect()
+}
+
+/// What an auditor trusts.
+#[derive(Args)]
+pub struct TrustArgs {
+    /// A public key you trust, SPKI PEM; repeat for several
+    #[arg(long, value_name = "FILE", required = true, env = "AUDITOR_PUB")]
+    public_key: Vec<PathBuf>,
+}
+
+impl TrustArgs {
+    /// The keys by themselves.
+    ///
+    /// # Errors
+    /// [`PublicKeyError`] names the first file that is no key.
+    pub fn keys(&self) -> Result<KeyRing, PublicKeyError> {
+        trusted_keys(&self.public_key)
+    }
 }
 
 /// Why something is not verified: what it is, the error and its causes, and the receipt it is about.

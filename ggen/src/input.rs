@@ -36,6 +36,15 @@ pub fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
+/// What to call a path when telling about it.
+pub fn name(path: &Path) -> String {
+    if is_stdin(path) {
+        "stdin".to_owned()
+    } else {
+        path.display().to_string()
+    }
+}
+
 /// Reads a file, or stdin for `-`, of at most `limit` bytes.
 ///
 /// # Errors

@@ -8,6 +8,8 @@ mod cloud;
 mod commands;
 mod evidence;
 mod input;
+mod json;
+mod ledger;
 mod out;
 mod report;
 

@@ -15,6 +15,8 @@ pub enum Format {
     Json,
     /// One JSON value a line
     Jsonl,
+    /// A table, of what has rows: exported receipts
+    Csv,
 }
 
 /// Stdout that does not mind a reader who has seen enough (`ggen … | head -1`): what follows is dropped, and the exit
@@ -40,6 +42,11 @@ impl Out {
         self.format
     }
 
+    /// Whether a program reads the answer, as JSON.
+    pub fn for_programs(&self) -> bool {
+        matches!(self.format, Some(Format::Json | Format::Jsonl))
+    }
+
     /// Whether the reader has seen enough.
     pub fn closed(&self) -> bool {
         self.closed
@@ -50,12 +57,11 @@ impl Out {
     /// # Errors
     /// When stdout cannot be written.
     pub fn show<T: Display + Serialize>(&mut self, answer: &T) -> io::Result<()> {
-        match self.format {
-            None | Some(Format::Human) => writeln!(self, "{answer}"),
-            Some(Format::Json | Format::Jsonl) => {
-                serde_json::to_writer(&mut *self, answer)?;
-                self.write_all(b"\n")
-            }
+        if self.for_programs() {
+            serde_json::to_writer(&mut *self, answer)?;
+            self.write_all(b"\n")
+        } else {
+            writeln!(self, "{answer}")
         }
     }
 

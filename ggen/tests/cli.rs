@@ -113,7 +113,15 @@ fn help_shows_groups_and_exit_codes() {
 fn every_command_explains_itself() {
     for command in [
         &["handler"][..],
+        &["audit"],
+        &["canonicalize"],
+        &["checkpoint"],
         &["export-receipts"],
+        &["hash"],
+        &["prove"],
+        &["keys", "revoke"],
+        &["keys", "rotate"],
+        &["keys", "trail"],
         &["policy", "compile"],
         &["policy", "deploy"],
         &["send-signal"],
@@ -208,7 +216,34 @@ fn commands_that_need_a_stack_say_what_is_missing() {
     check_failure(
         &["export-receipts", "--system", "--format", "human"],
         2,
-        "json or jsonl, not human",
+        "json, jsonl or csv, not human",
+    );
+    check_failure(
+        &[
+            "export-receipts",
+            "--system",
+            "--format",
+            "csv",
+            "--from",
+            "2026-11-21",
+        ],
+        2,
+        "environment variable TENANTS_TABLE is missing",
+    );
+    let key = Folder::new().file("auditor.pub", "");
+    for command in [&["audit", "--system"][..], &["checkpoint", "--system"]] {
+        check_failure(command, 2, "--public-key <FILE>");
+    }
+    check_failure(&["prove", "--public-key", &key], 2, "--receipt-id <UUID>");
+    check_failure(
+        &["verify-receipt", "--public-key", &key],
+        2,
+        "--receipt <FILE>|--receipt-id <UUID>",
+    );
+    check_failure(
+        &["keys", "trail"],
+        2,
+        "environment variable TENANTS_TABLE is missing",
     );
     check_failure(
         &[&send[..], &["--parameters", "[]"]].concat(),
@@ -226,6 +261,43 @@ fn commands_that_need_a_stack_say_what_is_missing() {
         2,
         "cannot be used with",
     );
+}
+
+#[test]
+fn ranges_that_hold_nothing_are_wrong_usage() {
+    let export = ["export-receipts", "--system", "--from"];
+    for (from, to) in [
+        ("2026-11-21", "2026-11-21"),
+        ("2026-11-22", "2026-11-21"),
+        ("2026-11-21T00:00:00.001Z", "2026-11-21"),
+        ("2026-11-21T02:00:00+02:00", "2026-11-21T00:00:00Z"),
+    ] {
+        check_failure(
+            &[&export[..], &[from, "--to", to]].concat(),
+            2,
+            "is not before --to",
+        );
+    }
+    for from in ["yesterday", "2026-02-30", "2026-11-21T08:30:00"] {
+        check_failure(&[&export[..], &[from]].concat(), 2, "neither an RFC 3339 time");
+    }
+}
+
+#[test]
+fn only_receipts_are_written_as_csv() {
+    for command in [
+        &["keys", "secret"][..],
+        &["switches", "show"],
+        &["canonicalize"],
+        &["hash"],
+        &["policy", "compile", POLICY],
+    ] {
+        check_failure(
+            &[command, &["--format", "csv"]].concat(),
+            2,
+            "--format csv is for export-receipts",
+        );
+    }
 }
 
 #[test]
@@ -526,6 +598,7 @@ struct Evidence {
     key: String,
     archive: String,
     closing: String,
+    end: String,
     lines: Vec<String>,
 }
 
@@ -561,10 +634,16 @@ impl Evidence {
         let lines: Vec<_> = appended.sealed.iter().map(|sealed| sealed.line.clone()).collect();
 
         let (public_key, mut bytes) = (signer.public_key(), Vec::new());
-        let input = receipts::ArchiveInput {
+        let opening = receipts::archive::Opening {
             account_id: "customer-123",
             created_at: now,
+            checkpoint: &note(&appended.head, &signer),
+            checkpoints: &[],
             public_key: &public_key,
+            key_trail: &[],
+        };
+        let input = receipts::ArchiveInput {
+            opening,
             lines: lines.iter().cloned().map(Ok::<_, std::io::Error>),
             policies: &std::collections::BTreeMap::new(),
         };
@@ -584,11 +663,13 @@ impl Evidence {
         let key = folder.file("auditor.pub", public_key.to_pem().unwrap());
         let archive = folder.file("archive.tar.gz", &bytes);
         let closing = folder.file("archive.closing.json", &closed.sealed[0].line);
+        let end = folder.file("archive.closing.checkpoint", note(&closed.head, &signer));
         Self {
             folder,
             key,
             archive,
             closing,
+            end,
             lines,
         }
     }
@@ -611,6 +692,7 @@ fn a_good_archive_is_verified() {
         "receipts    3 in order",
         "2 × action_complete",
         "1 × decommission_start",
+        "checkpoint  governor.example/receipts/customer-123: root",
         "not checked",
     ] {
         assert!(
@@ -637,8 +719,185 @@ fn a_good_archive_is_verified() {
     .unwrap();
     assert_eq!(closed["key_ids"], json!([key_id["key_id"]]));
 
+    let end = [
+        &verify[..],
+        &["--closing", &evidence.closing, "--closing-checkpoint"],
+    ]
+    .concat();
+    let text = succeed(&[&end[..], &[evidence.end.as_str()]].concat());
+    assert!(text.contains("signed for in its place"), "{text}");
+    // The archive's own checkpoint is not the one behind the closing receipt.
+    let own = note_in(&evidence);
+    check_failure(
+        &[&end[..], &[own.as_str()]].concat(),
+        1,
+        "final checkpoint's size is 3, expected 4",
+    );
+
     // The archive's key is one of several that are trusted.
     succeed(&[&verify[..], &["--public-key", &evidence.other_key()]].concat());
+}
+
+/// The signed note over a ledger that ends so.
+fn note(head: &Head, signer: &Signer) -> String {
+    let checkpoint = receipts::Checkpoint {
+        origin: "governor.example/receipts/customer-123".to_owned(),
+        size: head.size,
+        root: head.root().unwrap(),
+    };
+    checkpoint.sign(signer).unwrap()
+}
+
+/// The checkpoint of the evidence's archive, in a file.
+fn note_in(evidence: &Evidence) -> String {
+    let lines = &evidence.lines;
+    let leaves: Vec<_> = lines.iter().map(receipts::merkle::leaf_hash).collect();
+    let range = receipts::CompactRange::of(&leaves);
+    let head = Head {
+        size: range.size(),
+        range: range.hashes().iter().map(hex::encode).collect(),
+        ..Head::empty()
+    };
+    evidence
+        .folder
+        .file("checkpoint", note(&head, &Signer::generate([7; 32])))
+}
+
+#[test]
+fn a_receipt_is_proved_under_a_checkpoint() {
+    let evidence = Evidence::new();
+    let leaves: Vec<_> = evidence.lines.iter().map(receipts::merkle::leaf_hash).collect();
+    let checkpoint = note_in(&evidence);
+    let note = std::fs::read_to_string(&checkpoint).unwrap();
+    let hashes = receipts::merkle::inclusion_proof(&leaves, 1).unwrap();
+    let root = receipts::CompactRange::of(&leaves).root();
+    let text = receipts::InclusionProof::new(1, hashes.clone(), note.as_str())
+        .unwrap()
+        .to_text();
+    let text = evidence.folder.file("receipt.tlog-proof", text);
+    let json = receipts::ProofJson {
+        index: 1,
+        size: 3,
+        root,
+        hashes,
+    };
+    let json = evidence
+        .folder
+        .file("proof.json", serde_json::to_string(&json).unwrap());
+    let receipt = evidence.folder.file("receipt.json", &evidence.lines[1]);
+    let verify = [
+        "verify-receipt",
+        "--receipt",
+        &receipt,
+        "--public-key",
+        &evidence.key,
+    ];
+    for proof in [
+        vec!["--proof", &text],
+        vec!["--proof", &text, "--checkpoint", &checkpoint],
+        vec!["--proof", &json, "--checkpoint", &checkpoint],
+    ] {
+        let said = succeed(&[&verify[..], &proof[..]].concat());
+        assert!(
+            said.contains("covered by   governor.example/receipts/customer-123: one of 3"),
+            "{said}"
+        );
+    }
+    check_failure(
+        &[&verify[..], &["--proof", &json]].concat(),
+        2,
+        "needs --checkpoint",
+    );
+    let other = evidence.folder.file("other.json", &evidence.lines[2]);
+    let of_other = [
+        "verify-receipt",
+        "--receipt",
+        &other,
+        "--public-key",
+        &evidence.key,
+        "--proof",
+        &text,
+    ];
+    check_failure(&of_other, 1, "the proof does not hold");
+    let foreign = evidence
+        .folder
+        .file("foreign", note.replace("customer-123", "customer-124"));
+    check_failure(
+        &[&verify[..], &["--proof", &json, "--checkpoint", &foreign]].concat(),
+        1,
+        "the checkpoint does not hold",
+    );
+    check_failure(
+        &[&verify[..], &["--proof", &text, "--checkpoint", &foreign]].concat(),
+        1,
+        "the proof is against another checkpoint",
+    );
+    let cut = evidence.folder.file("cut", "c2sp.org/tlog-proof@v1\nindex 1\n");
+    check_failure(
+        &[&verify[..], &["--proof", &cut]].concat(),
+        1,
+        "the proof does not hold",
+    );
+}
+
+#[test]
+fn a_rotated_and_a_revoked_key_are_followed_along_the_trail() {
+    let evidence = Evidence::new();
+    let (old, new) = (Signer::generate([7; 32]), Signer::generate([8; 32]));
+    let draft = |id: u128, payload: Payload| Draft {
+        receipt_id: uuid::Uuid::from_u128(id),
+        account_id: "_system".to_owned(),
+        occurred_at: "2026-01-31T12:00:00Z".parse().unwrap(),
+        duration_ms: 0,
+        policy_hash: None,
+        payload,
+    };
+    let now = "2026-02-01T00:00:00Z".parse().unwrap();
+    let rotated = receipts::trail::rotation(&old.public_key(), &new);
+    let first = receipts::append(&Head::empty(), &[draft(1, rotated)], now, &old).unwrap();
+    let revoked = Payload::KeyRevoked {
+        revoked_key_id: old.key_id().to_owned(),
+        reason: "its laptop was stolen".to_owned(),
+        revoked_from: "2026-02-01T00:00:00Z".parse().unwrap(),
+    };
+    let second = receipts::append(&first.head, &[draft(2, revoked)], now, &new).unwrap();
+    let one = first.sealed[0].line.clone() + "\n";
+    let both = one.clone() + &second.sealed[0].line + "\n";
+    let (one, both) = (
+        evidence.folder.file("one.jsonl", one),
+        evidence.folder.file("both.jsonl", both),
+    );
+    let new_key = evidence
+        .folder
+        .file("new.pub", new.public_key().to_pem().unwrap());
+    let receipt = evidence.folder.file("receipt.json", &evidence.lines[1]);
+    let verify = ["verify-receipt", "--receipt", &receipt, "--public-key", &new_key];
+    check_failure(&verify, 1, "trusted are: ");
+    succeed(&[&verify[..], &["--key-trail", &one]].concat());
+    check_failure(
+        &[&verify[..], &["--key-trail", &both]].concat(),
+        1,
+        "is revoked from 2026-02-01T00:00:00.000Z on: its laptop was stolen",
+    );
+    // An archive under the old key, which its own trail could lead to from the new one.
+    let archive = ["verify-archive", &evidence.archive, "--public-key", &new_key];
+    check_failure(&archive, 1, "`auditor.pub` is key");
+    let told = run(&[&archive[..], &["--key-trail", &one]].concat());
+    assert_eq!(told.status.code(), Some(0), "{}", stdout(&told));
+    check_failure(
+        &[&archive[..], &["--key-trail", &both]].concat(),
+        1,
+        "which is revoked: its laptop was stolen",
+    );
+    let broken = evidence.folder.file(
+        "broken.jsonl",
+        first.sealed[0].line.clone() + "\n" + &second.sealed[0].line.replacen("stolen", "sold", 1),
+    );
+    check_failure(
+        &[&verify[..], &["--key-trail", &broken]].concat(),
+        1,
+        "the key trail does not hold",
+    );
 }
 
 #[test]
@@ -787,6 +1046,282 @@ fn receipts_are_verified_one_by_one() {
     );
     std::fs::write(&receipt, vec![b' '; 1 << 20]).unwrap();
     check_failure(&verify, 2, "is larger than");
+}
+
+// ---- canonical forms and hashes
+
+/// Runs with these bytes on stdin.
+fn piped(arguments: &[&str], input: &[u8]) -> Output {
+    let mut child = ggen()
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    let writer = std::thread::spawn(move || {
+        // A command that has seen enough closes its end.
+        let _ = stdin.write_all(&input);
+    });
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    output
+}
+
+/// Checks exit code, stdout and what stderr tells.
+#[track_caller]
+fn check_piped(arguments: &[&str], input: impl AsRef<[u8]>, code: i32, answer: &str, told: &str) {
+    let output = piped(arguments, input.as_ref());
+    let (out, err) = (stdout(&output), stderr(&output));
+    assert_eq!(
+        (output.status.code(), out.as_str()),
+        (Some(code), answer),
+        "{arguments:?}: {err}"
+    );
+    assert!(
+        err.contains(told) && err.is_empty() == told.is_empty(),
+        "{arguments:?}: {err}"
+    );
+}
+
+#[test]
+fn published_canonical_forms() {
+    let vectors = Path::new("../lib/receipts/vectors/jcs");
+    let mut checked = 0;
+    for entry in std::fs::read_dir(vectors.join("input")).unwrap() {
+        let input = entry.unwrap().path();
+        let expected = std::fs::read(vectors.join("output").join(input.file_name().unwrap())).unwrap();
+        let expected = String::from_utf8(expected).unwrap();
+        assert_eq!(succeed(&["canonicalize", input.to_str().unwrap()]), expected);
+        check_piped(
+            &["canonicalize", "--newline"],
+            std::fs::read(&input).unwrap(),
+            0,
+            &format!("{expected}\n"),
+            "",
+        );
+        checked += 1;
+    }
+    assert_eq!(checked, 6);
+}
+
+#[test]
+fn canonical_forms_go_straight_into_a_hash() {
+    let input = " {\"b\":1.50,\n\"a\":\"\\u00e9\"} \n";
+    check_piped(&["canonicalize"], input, 0, "{\"a\":\"é\",\"b\":1.5}", "");
+    check_piped(&["canonicalize", "-"], input, 0, "{\"a\":\"é\",\"b\":1.5}", "");
+    let output = piped(&["canonicalize", "--format", "json"], input.as_bytes());
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["canonical"], "{\"a\":\"é\",\"b\":1.5}");
+    assert_eq!(answer["sha256"], receipts::sha256_hex("{\"a\":\"é\",\"b\":1.5}"));
+    check_piped(
+        &["hash"],
+        "{\"a\":\"é\",\"b\":1.5}",
+        0,
+        &format!("{}\n", answer["sha256"].as_str().unwrap()),
+        "",
+    );
+}
+
+#[test]
+fn input_without_a_canonical_form_is_refused_with_its_place() {
+    for (input, problem) in [
+        (
+            &b"{\"a\":1,\n \"a\":2}"[..],
+            "the key \"a\" stands twice in the outermost object at line 2 column 4",
+        ),
+        (
+            b"[{\"x\":{\"k\":1,\"k\":1}}]",
+            "the key \"k\" stands twice in the object at /0/x",
+        ),
+        (b"\"\\ud800\"", "a lone surrogate"),
+        (b"\"\\ud800", "at line 1 column 7"),
+        (b"[\"\xff\"]", "not UTF-8 at line 1 column 3"),
+        (b"{} {}", "trailing characters at line 1 column 4"),
+        (
+            b"[9007199254740993]",
+            "the integer 9007199254740993 at line 1 column 2",
+        ),
+        (b"", "EOF while parsing"),
+    ] {
+        for command in ["canonicalize", "hash"] {
+            check_piped(&[command], input, 1, "", problem);
+            let output = piped(&[command, "--format", "json"], input);
+            let refused: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(
+                (&refused["refused"], &refused["subject"]),
+                (&json!(true), &json!("stdin"))
+            );
+            assert!(
+                refused.to_string().contains(&problem.replace('"', "\\\"")),
+                "{refused}"
+            );
+            assert_eq!((output.status.code(), stderr(&output)), (Some(1), String::new()));
+        }
+    }
+    for open in ["[", "{\"a\":"] {
+        check_piped(
+            &["canonicalize"],
+            open.repeat(1 << 20),
+            1,
+            "",
+            "recursion limit exceeded",
+        );
+        check_piped(&["hash"], open.repeat(1 << 20), 1, "", "recursion limit exceeded");
+    }
+}
+
+#[test]
+fn input_that_cannot_be_read_has_no_verdict() {
+    let folder = Folder::new();
+    let large = folder.file("large.json", vec![b' '; 16 * 1024 * 1024 + 1]);
+    let directory = folder.0.path().to_str().unwrap();
+    for arguments in [
+        &["canonicalize"][..],
+        &["canonicalize", "--jsonl"],
+        &["hash"],
+        &["hash", "--raw"],
+    ] {
+        check_failure(&[arguments, &["/no/such"]].concat(), 2, "cannot read /no/such");
+        check_failure(
+            &[arguments, &[directory]].concat(),
+            2,
+            "caused by: Is a directory",
+        );
+        if !arguments.contains(&"--raw") {
+            check_failure(
+                &[arguments, &[&large]].concat(),
+                2,
+                "is larger than 16777216 bytes",
+            );
+        }
+    }
+    // As large as it may be.
+    let text = format!("[{}1]", " ".repeat(16 * 1024 * 1024 - 3));
+    check_piped(&["canonicalize"], &text, 0, "[1]", "");
+    check_piped(&["canonicalize", "--jsonl"], text, 0, "[1]\n", "");
+}
+
+#[test]
+fn lines_are_canonicalized_one_by_one() {
+    let jsonl = ["canonicalize", "--jsonl"];
+    check_piped(&jsonl, "", 0, "", "");
+    check_piped(
+        &jsonl,
+        "{\"b\":1,\"a\":2}\r\n[1.0]",
+        0,
+        "{\"a\":2,\"b\":1}\n[1]\n",
+        "",
+    );
+    check_piped(
+        &jsonl,
+        "[1]\n[2]\n{\"a\":1,\"a\":1}\n[4]\n",
+        1,
+        "[1]\n[2]\n",
+        "line 3 of stdin",
+    );
+    check_piped(&jsonl, "[1]\n\n[2]\n", 1, "[1]\n", "line 2 of stdin");
+    let evidence = Evidence::new();
+    let ledger = evidence.lines.join("\n") + "\n";
+    check_piped(&jsonl, &ledger, 0, &ledger, "");
+    let output = piped(
+        &["canonicalize", "--jsonl", "--format", "jsonl"],
+        ledger.as_bytes(),
+    );
+    let hashes: Vec<_> = stdout(&output)
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["sha256"].clone())
+        .collect();
+    let expected: Vec<_> = evidence.lines.iter().map(receipts::sha256_hex).collect();
+    assert_eq!(json!(hashes), json!(expected));
+}
+
+#[test]
+fn a_receipts_hash_is_what_the_next_one_names() {
+    let evidence = Evidence::new();
+    for pair in evidence.lines.windows(2) {
+        let next: Value = serde_json::from_str(&pair[1]).unwrap();
+        let hash = next["prev_hash"].as_str().unwrap();
+        let answer = format!("{hash}\n");
+        check_piped(&["hash"], &pair[0], 0, &answer, "");
+        check_piped(&["hash"], format!("{}\n", pair[0]), 0, &answer, "");
+        let spaced = pair[0].replace("\",\"", "\", \"");
+        check_piped(&["hash"], &spaced, 0, &answer, "not in canonical form");
+
+        let file = evidence.folder.file("receipt.json", &pair[0]);
+        let json: Value = serde_json::from_str(&succeed(&["hash", &file, "--format", "json"])).unwrap();
+        assert_eq!(
+            json,
+            json!({ "hash": hash, "of": "receipt", "canonical": true,
+                "leaf_hash": leaf_hash(&pair[0]) })
+        );
+        let json = piped(&["hash", "--format", "json"], spaced.as_bytes());
+        assert_eq!(stderr(&json), "");
+        let json: Value = serde_json::from_slice(&json.stdout).unwrap();
+        assert_eq!(
+            json,
+            json!({ "hash": hash, "of": "receipt", "canonical": false, "leaf_hash": leaf_hash(&spaced) })
+        );
+    }
+    // Without its signature a receipt is JSON like any other, and has the same hash.
+    let mut unsigned: Value = serde_json::from_str(&evidence.lines[0]).unwrap();
+    unsigned.as_object_mut().unwrap().remove("signature");
+    let next: Value = serde_json::from_str(&evidence.lines[1]).unwrap();
+    let output = piped(
+        &["hash", "--format", "json"],
+        receipts::jcs(&unsigned).unwrap().as_bytes(),
+    );
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        json,
+        json!({ "hash": next["prev_hash"], "of": "json", "canonical": true })
+    );
+    check_piped(
+        &["hash"],
+        r#"{"signature":"a"}"#,
+        0,
+        &format!("{}\n", receipts::sha256_hex(r#"{"signature":"a"}"#)),
+        "",
+    );
+}
+
+fn leaf_hash(line: &str) -> String {
+    receipts::sha256_hex([b"\0", line.as_bytes()].concat())
+}
+
+#[test]
+fn raw_hashes_are_of_the_bytes_as_they_are() {
+    let evidence = Evidence::new();
+    let closing: Value = serde_json::from_str(&std::fs::read_to_string(&evidence.closing).unwrap()).unwrap();
+    let hash = closing["archive_sha256"].as_str().unwrap();
+    assert_eq!(
+        succeed(&["hash", "--raw", &evidence.archive]),
+        format!("{hash}\n")
+    );
+    let json: Value = serde_json::from_str(&succeed(&[
+        "hash",
+        "--raw",
+        &evidence.archive,
+        "--format",
+        "json",
+    ]))
+    .unwrap();
+    assert_eq!(
+        json,
+        json!({ "hash": hash, "of": "bytes", "size_bytes": closing["archive_size_bytes"] })
+    );
+    let bytes: Vec<_> = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
+    let answer = format!("{}\n", receipts::sha256_hex(&bytes));
+    check_piped(&["hash", "--raw"], bytes, 0, &answer, "");
+    check_piped(
+        &["hash", "--raw"],
+        "",
+        0,
+        &format!("{}\n", receipts::sha256_hex("")),
+        "",
+    );
 }
 
 // ---- the sample handler

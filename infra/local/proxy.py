@@ -4,7 +4,8 @@
 
 Faults and the meter are asked for over HTTP on the same port:
 
-    PUT    /_faults/<service>   {"mode": "refuse"}   see MODES; also "operation", "function", "skip", "count", "ms"
+    PUT    /_faults/<service>   {"mode": "refuse"}   see MODES; also "operation", "function", "path" (its end), "skip",
+                              "count", "ms"
     DELETE /_faults/<service>
     GET    /_faults             what is set
     GET    /_calls              [{"service", "operation", "function", "status", "read_units", "write_units"}, ...]
@@ -162,14 +163,16 @@ class Fault:
     """One rule. `skip` lets that many matching requests through first; after `count` more it no longer applies."""
 
     def __init__(self, rule: dict):
-        unknown = set(rule) - {"mode", "operation", "function", "skip", "count", "ms"}
+        unknown = set(rule) - {"mode", "operation", "function", "path", "skip", "count", "ms"}
         if unknown or rule.get("mode") not in MODES:
             raise ValueError(f"a fault is one of {', '.join(MODES)}; got {json.dumps(rule)}")
         self.rule = rule
         self.skip = int(rule.get("skip", 0))
         self.count = int(rule["count"]) if "count" in rule else None
 
-    def applies(self, operation: str, function: str | None) -> bool:
+    def applies(self, operation: str, function: str | None, path: str) -> bool:
+        if not path.endswith(self.rule.get("path", "")):
+            return False
         if self.rule.get("operation", operation) != operation or self.rule.get("function", function) != function:
             return False
         if self.skip > 0:
@@ -224,7 +227,7 @@ class Proxy:
         self.calls.append(call)
 
         fault = self.faults.get(service)
-        mode = fault.rule["mode"] if fault and fault.applies(operation, call["function"]) else None
+        mode = fault.rule["mode"] if fault and fault.applies(operation, call["function"], urlsplit(target).path) else None
         if mode == "refuse":
             async for _ in body_of(head, reader):
                 pass

@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BASE = ROOT / "target" / "local-cloud"
 TEMPLATE = ROOT / "infra" / "template.yaml"
-FUNCTIONS = ["entitlement", "cancel", "policy-upgrade", "governor", "health"]
+FUNCTIONS = ["entitlement", "cancel", "policy-upgrade", "governor", "health", "checkpoint"]
 STACK_NAME = "governor"
 REGION = "us-east-1"
 LOOPBACK = "127.0.0.1"
@@ -210,6 +210,9 @@ class Stack:
         handler_url = self.handler_url or self._start_handler(ggen, secrets["handler"])
         outputs = self._deploy(zips, handler_url)
         self.env.update({variable(name): value for name, value in outputs.items()})
+        # The local CloudFormation passes over ObjectLockEnabled, which the template says of this bucket.
+        self.client("s3").put_object_lock_configuration(
+            Bucket=outputs["AuditBucket"], ObjectLockConfiguration={"ObjectLockEnabled": "Enabled"})
         # As on AWS, only with a path where AWS has a host name of its own.
         self.env["API_URL"] = f"{endpoint}/_aws/execute-api/{outputs['ApiId']}/$default"
         self.env["HANDLER_URL"] = handler_url
@@ -277,6 +280,8 @@ class Stack:
             "Stage": "dev",
             "HandlerBaseUrl": handler_url,
             "HealthSchedule": "ENABLED" if self.health_schedule else "DISABLED",
+            "CheckpointSchedule": "DISABLED",
+            "RetentionDays": "1",
         }
         cloudformation.create_stack(
             StackName=STACK_NAME, TemplateBody=template, Capabilities=["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"],

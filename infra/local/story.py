@@ -209,7 +209,28 @@ class Story:
         self.await_receipts(account, {"action_complete": 2}, 20)
         self.step("what was denied is allowed", began, 1)
         self.degraded(account)
+        self.audited(account)
         self.cancel(account)
+
+    def audited(self, account: str) -> None:
+        chapter("An auditor asks, with nothing but the public key")
+        key = ("--public-key", self.env["AUDITOR_PUB"])
+        began = time.monotonic()
+        note = self.ggen("checkpoint", "--account-id", account, *key)
+        for line in note.splitlines()[:3]:
+            tell(f"   {DIM}{line}{PLAIN}")
+        self.step("ledger's end signed", began)
+        began = time.monotonic()
+        answer = self.ggen("audit", "--account-id", account, *key)
+        tell("   " + answer.replace("\n", "\n   "))
+        self.step("live ledger audited", began)
+        began = time.monotonic()
+        receipt = self.ledger(account)[0]
+        line, proof = (self.stack.dir / "tmp" / name for name in ("receipt.json", "receipt.tlog-proof"))
+        proof.write_text(self.ggen("prove", "--receipt-id", receipt["receipt_id"], "--receipt", str(line), *key) + "\n")
+        answer = self.ggen("verify-receipt", "--receipt", str(line), "--proof", str(proof), *key)
+        tell(f"   {answer.splitlines()[-1].strip()}")
+        self.step("one receipt proved and verified offline", began)
 
     def degraded(self, account: str) -> None:
         chapter("Storage fails: DynamoDB refuses every call")
@@ -274,10 +295,10 @@ class Story:
         """Downloads the archive and lets the auditor's tool check it, with nothing but the public key."""
         closing = self.ledger(account)[-1]
         bucket, key = closing["archive_path"].removeprefix("s3://").split("/", 1)
-        sidecar = f"{key.removesuffix('.tar.gz')}.closing.json"
+        beside = key.removesuffix(".tar.gz")
         ARCHIVES.mkdir(parents=True, exist_ok=True)
         files = []
-        for name in (key, sidecar):
+        for name in (key, f"{beside}.closing.json", f"{beside}.closing.checkpoint"):
             file = ARCHIVES / name.replace("/", "-")
             deadline = time.monotonic() + 10
             while True:
@@ -285,7 +306,7 @@ class Story:
                     file.write_bytes(self.s3.get_object(Bucket=bucket, Key=name)["Body"].read())
                     break
                 except self.s3.exceptions.NoSuchKey:
-                    # The closing receipt is committed just before it is put beside the archive.
+                    # The closing receipt is committed just before it, and then its checkpoint, stand beside the archive.
                     if time.monotonic() > deadline:
                         raise Broken(f"s3://{bucket}/{name} is not there") from None
                     time.sleep(0.05)
@@ -293,7 +314,7 @@ class Story:
         tell(f"   archive {closing['archive_path']}\n           {files[0].relative_to(ROOT)}")
         began = time.monotonic()
         answer = self.ggen("verify-archive", str(files[0]), "--public-key", self.env["AUDITOR_PUB"],
-                           "--closing", str(files[1]))
+                           "--closing", str(files[1]), "--closing-checkpoint", str(files[2]))
         for line in answer.splitlines():
             tell(f"   {GREEN}{line}{PLAIN}" if line.startswith("VERIFIED") else f"   {line}")
         if not answer.startswith("VERIFIED"):

@@ -192,8 +192,10 @@ async fn a_crash_between_intent_and_activation_is_finished_by_the_next_delivery(
 async fn a_crash_before_the_closing_receipt_is_finished_by_the_next_delivery() {
     alone(|world| async move {
         let tenant = world.tenant("unclosed").await;
-        // The first object put is the archive; the next three are the SDK's attempts at the closing receipt.
-        let rule = json!({ "mode": "refuse", "operation": "PutObject", "function": "cancel", "skip": 1, "count": 3 });
+        // The SDK's attempts at the closing receipt.
+        let rule = json!({
+            "mode": "refuse", "operation": "PutObject", "function": "cancel", "path": ".closing.json", "count": 3,
+        });
         world.fault("s3", rule).await;
         let answer = world.post(&Delivery::cancelled(world.env, &tenant.account, SKU)).await;
         assert_eq!(answer.status, 200, "{answer:?}");

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
+use crate::evidence::locked;
 use crate::webhooks::Delivery;
 use crate::world::{
     PATIENCE, PLAN, SKU, SOON, Tenant, World, alongside, eventually, operation, project, unique,
@@ -18,6 +19,7 @@ async fn a_tenant_lives_and_leaves_verifiable_evidence() {
     signals(&world, &tenant).await;
     let (archive, closing) = cancel(&world, &tenant).await;
     verify(&world, &archive, &closing).await;
+    locked(&world, &format!("{}/", tenant.account)).await;
 
     assert!(!world.queue_exists(&tenant.queue).await);
     assert!(!world.queue_exists(&format!("{}-dlq", tenant.queue)).await);
@@ -507,6 +509,14 @@ async fn a_cancellation_posted_many_times_at_once_leaves_one_archive() {
         let bytes = get.body.collect().await.unwrap().to_vec();
         if key.ends_with(".closing.json") {
             assert_eq!(String::from_utf8(bytes).unwrap(), ledger.lines[2], "{key}");
+        } else if key.ends_with(".closing.checkpoint") {
+            let (end, _) = receipts::Checkpoint::open(&bytes, &world.keys).unwrap();
+            let leaves: Vec<_> = ledger.lines.iter().map(receipts::merkle::leaf_hash).collect();
+            assert_eq!(
+                (end.size, end.root),
+                (3, receipts::CompactRange::of(&leaves).root()),
+                "{key}"
+            );
         } else {
             assert_eq!(
                 ledger.receipts[2]["archive_sha256"],

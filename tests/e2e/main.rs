@@ -12,6 +12,7 @@
 
 mod actions;
 mod bad_input;
+mod evidence;
 mod faults;
 mod github;
 mod life;
@@ -21,3 +22,4 @@ mod provisioning;
 mod switches;
 mod webhooks;
 mod world;
+mod writers;

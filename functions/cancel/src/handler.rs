@@ -7,6 +7,7 @@ use aws::archive::{ArchiveError, Archived, Archives};
 use aws::config::{self, ConfigError, Stack};
 use aws::decommission::{self, Order};
 use aws::http::{self, Problem, Request};
+use aws::log::{Log, LogError};
 use aws::queues::{Left, Messages, QueueError, Teardown};
 use aws::registry::Registry;
 use aws::secrets::{Secrets, SecretsError};
@@ -16,13 +17,14 @@ use aws::{clients, telemetry};
 use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent};
 use domain::action::{Action, ActionEvent, IllegalTransition};
 use domain::gate::RefusalCode;
-use domain::names;
+use domain::names::{self, LedgerId};
 use domain::signal::{ActionId, Signal};
 use domain::tenant::{Lifecycle, Tenant, TenantEvent};
 use domain::webhook::payload::WebhookEvent;
 use jiff::Timestamp;
 use lambda_runtime::Error;
 use receipts::key::Signer;
+use receipts::ledger::Head;
 use receipts::receipt::{Draft, Payload, Receipt};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
@@ -33,6 +35,10 @@ use uuid::Uuid;
 const DRAIN: Duration = Duration::from_secs(30);
 /// How often the drain looks.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Receipts looked through at a time for the one that closed a ledger: they fit into a page of the table.
+const LOOK_BACK: u64 = 32;
+/// How long an order that could not be carried out waits, in seconds.
+const RETRY_SECONDS: u32 = 60;
 /// Times an archive is made again because a receipt was appended meanwhile.
 const ARCHIVE_ATTEMPTS: u32 = 4;
 
@@ -74,6 +80,9 @@ pub enum OrderError {
         /// Messages on the queue.
         waiting: u64,
     },
+    /// The ledger's log could not be read, or contradicts the ledger.
+    #[error("the ledger's checkpoints")]
+    Log(#[from] LogError),
     /// Receipts were appended faster than they could be archived.
     #[error("receipts were appended during each of {ARCHIVE_ATTEMPTS} archives")]
     Moving,
@@ -101,20 +110,20 @@ impl Cancel {
     /// Reads the environment and makes the clients.
     ///
     /// # Errors
-    /// [`ConfigError`] naming the variable that is missing.
+    /// [`ConfigError`] naming the variable that is missing or makes no sense.
     pub async fn from_env() -> Result<Self, ConfigError> {
         let stack = Stack::from_env()?;
         let standard = config::required(config::STANDARD_WEBHOOK_SECRET_ID)?;
-        let audit = config::required(config::AUDIT_BUCKET)?;
         let registry = config::required(config::REGISTRY_BUCKET)?;
         let decommission_queue = config::required(config::DECOMMISSION_QUEUE_URL)?;
         let sdk = clients::load().await;
         let s3 = clients::s3(&sdk);
+        let archives = Archives::new(Log::from_env(s3.clone())?);
         Ok(Self {
             webhooks: Webhooks::new(Secrets::new(&sdk), standard, None, "cancel"),
             store: Store::new(&sdk, stack.clone()),
-            registry: Registry::new(s3.clone(), registry),
-            archives: Archives::new(s3, audit),
+            registry: Registry::new(s3, registry),
+            archives,
             teardown: Teardown::new(&sdk),
             messages: Messages::new(&sdk),
             stack,
@@ -176,7 +185,20 @@ impl Cancel {
                 continue;
             };
             telemetry::count("cancel", "decommission_delayed", ("reason", e.reason()));
-            error!(error = %e, source = ?std::error::Error::source(&e), "decommissioning goes on at the next delivery");
+            if e.is_fork() {
+                telemetry::count("cancel", "ledger_forked", ("kind", "archive"));
+            }
+            error!(
+                error = clients::explain(&e),
+                "decommissioning goes on at the next delivery"
+            );
+            // The queue's own time is that of the longest archive; what only waits is looked at sooner.
+            if let Some(handle) = message.receipt_handle {
+                let soon = [(handle, RETRY_SECONDS)];
+                if let Err(e) = self.messages.retry_in(&self.decommission_queue, &soon).await {
+                    error!(error = %e, "the order comes back after the queue's own time");
+                }
+            }
             let mut failure = BatchItemFailure::default();
             failure.item_identifier = message.message_id.unwrap_or_default();
             response.batch_item_failures.push(failure);
@@ -197,12 +219,18 @@ impl Cancel {
         };
         match tenant.lifecycle {
             Lifecycle::Decommissioning => {}
-            Lifecycle::Decommissioned => return self.put_closing_again(&partition, account.head.size).await,
+            Lifecycle::Decommissioned => {
+                return self.close_again(&order, &partition, &account.head).await;
+            }
             state @ (Lifecycle::Absent | Lifecycle::Provisioning | Lifecycle::Active) => {
                 return Err(OrderError::State(state));
             }
         }
         let signer = self.signer().await?;
+        // First of all: of a tenant whose ledger is not the one that was signed for, nothing is taken away.
+        let ledger = LedgerId::Customer(order.account_id.clone());
+        let log = self.archives.log();
+        log.issue(&self.store, &signer, &ledger, &account.head).await?;
         self.drain(&partition, &tenant).await?;
         self.teardown.delete_mapping(&tenant.resources.mapping_id).await?;
         for queue_url in [
@@ -213,26 +241,28 @@ impl Cancel {
         }
         for _ in 0..ARCHIVE_ATTEMPTS {
             let (store, registry) = (&self.store, &self.registry);
-            let public_key = signer.public_key();
             let account = store.load(&partition, &Keys::default()).await?;
             if account
                 .tenant
                 .is_none_or(|t| t.lifecycle != Lifecycle::Decommissioning)
             {
-                // Another run of this order was first.
-                return Ok(());
+                // Another run of this order was first; it may have ended before all of it was done.
+                return self.close_again(&order, &partition, &account.head).await;
             }
             let archived = self
                 .archives
-                .archive(store, registry, &order.account_id, &public_key, &account.head)
+                .archive(store, registry, &signer, &order.account_id, &account.head)
                 .await?;
             self.teardown.delete_queue(&tenant.resources.queue_url).await?;
             self.teardown
                 .delete_queue(&tenant.resources.dead_letter_queue_url)
                 .await?;
             match self.close(&signer, &partition, &order, &archived).await {
-                Ok(line) => {
-                    self.archives.put_closing(&archived.key, &line).await?;
+                Ok((seq, line, head)) => {
+                    let closing = (seq, line.as_str());
+                    self.archives
+                        .close(store, &signer, &order.account_id, &archived.key, closing, &head)
+                        .await?;
                     info!(
                         account = order.account_id.as_str(),
                         archive = archived.key,
@@ -241,7 +271,10 @@ impl Cancel {
                     return Ok(());
                 }
                 Err(CloseError::Moved) => {}
-                Err(CloseError::State(Lifecycle::Decommissioned)) => return Ok(()),
+                Err(CloseError::State(Lifecycle::Decommissioned)) => {
+                    let head = store.load(&partition, &Keys::default()).await?.head;
+                    return self.close_again(&order, &partition, &head).await;
+                }
                 Err(CloseError::Store(e)) => return Err(e.into()),
                 Err(CloseError::State(state)) => return Err(OrderError::State(state)),
             }
@@ -249,20 +282,29 @@ impl Cancel {
         Err(OrderError::Moving)
     }
 
-    /// The run that closed the ledger may have ended before the closing receipt stood beside the archive.
-    async fn put_closing_again(&self, partition: &str, size: u64) -> Result<(), OrderError> {
-        let last = self
-            .store
-            .receipts_from(partition, size.saturating_sub(1))
-            .await?;
+    /// The run that closed the ledger may have ended before its closing receipt and checkpoint stood beside the archive.
+    async fn close_again(&self, order: &Order, partition: &str, head: &Head) -> Result<(), OrderError> {
         let bucket = format!("s3://{}/", self.archives.bucket());
-        for line in last {
-            if let Payload::DecommissionComplete { archive_path, .. } =
-                serde_json::from_str::<Receipt>(&line)?.payload
-                && let Some(key) = archive_path.strip_prefix(&bucket)
-            {
-                self.archives.put_closing(key, &line).await?;
+        let mut end = head.size;
+        // Of this generation the last one is meant, and few receipts can come behind it.
+        while end > 0 {
+            let start = end.saturating_sub(LOOK_BACK);
+            let lines = self.store.receipts_from(partition, start).await?;
+            let few = usize::try_from(end - start).unwrap_or(usize::MAX);
+            for line in lines.iter().take(few).rev() {
+                let receipt: Receipt = serde_json::from_str(line)?;
+                if let Payload::DecommissionComplete { archive_path, .. } = &receipt.payload
+                    && let Some(key) = archive_path.strip_prefix(&bucket)
+                {
+                    let closing = (receipt.seq, line.as_str());
+                    let signer = self.signer().await?;
+                    self.archives
+                        .close(&self.store, &signer, &order.account_id, key, closing, head)
+                        .await?;
+                    return Ok(());
+                }
             }
+            end = start;
         }
         Ok(())
     }
@@ -361,7 +403,7 @@ impl Cancel {
         partition: &str,
         order: &Order,
         archived: &Archived,
-    ) -> Result<String, CloseError> {
+    ) -> Result<(u64, String, Head), CloseError> {
         let receipt_id = Uuid::now_v7();
         let plan = |account: &Account| {
             let now = Timestamp::now();
@@ -403,11 +445,9 @@ impl Cancel {
             .store
             .transact(signer, partition, &Keys::default(), None, plan)
             .await?;
-        Ok(committed
-            .sealed
-            .first()
-            .map(|s| s.line.clone())
-            .unwrap_or_default())
+        let sealed = committed.sealed.into_iter().next();
+        let (seq, line) = sealed.map(|s| (s.seq, s.line)).unwrap_or_default();
+        Ok((seq, line, committed.account.head))
     }
 }
 
@@ -420,13 +460,24 @@ fn asked(message: &Left) -> (ActionId, String) {
 }
 
 impl OrderError {
+    /// Whether the ledger is not the one that was signed for: a person must look, and until then nothing is deleted.
+    fn is_fork(&self) -> bool {
+        match self {
+            Self::Log(error) => error.is_fork(),
+            Self::Archive(error) => error.is_fork(),
+            _ => false,
+        }
+    }
+
     fn reason(&self) -> &'static str {
         match self {
             Self::Form(_) => "malformed",
             Self::Secrets(_) => "signing_key",
             Self::Store(_) => "tables",
             Self::Queue(_) => "queue",
+            Self::Archive(_) | Self::Log(_) if self.is_fork() => "ledger_forked",
             Self::Archive(_) => "archive",
+            Self::Log(_) => "log",
             Self::NotDrained { .. } => "not_drained",
             Self::Moving => "ledger_moving",
             Self::State(_) => "state",

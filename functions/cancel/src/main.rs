@@ -13,7 +13,7 @@ async fn main() -> Result<(), Error> {
         .map_err(aws::telemetry::StartFailure::new)?;
     let cancel = &cancel;
     run(service_fn(|event: LambdaEvent<serde_json::Value>| async move {
-        cancel.handle(event.payload).await
+        Box::pin(cancel.handle(event.payload)).await
     }))
     .await
 }

@@ -6,8 +6,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use aws::clients::S3;
 use aws::config::{self, ConfigError, Stack};
 use aws::control::{ControlError, ControlStore};
+use aws::log::{self, LogError};
 use aws::secrets::{Secrets, SecretsError};
 use aws::spool::{Spool, SpoolError};
 use aws::store::{Account, Keys, Plan, Store, StoreError};
@@ -22,6 +24,7 @@ use jiff::Timestamp;
 use receipts::key::{KeyRing, Signer};
 use receipts::ledger;
 use receipts::receipt::{Draft, Payload};
+use receipts::verify::LineError;
 use serde::{Deserialize, Serialize};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{error, info, warn};
@@ -82,6 +85,8 @@ pub struct Health {
     spool: Spool,
     secrets: Secrets,
     stack: Stack,
+    s3: S3,
+    audit_bucket: String,
 }
 
 /// Why a probe could not be booked. The next one goes on.
@@ -95,6 +100,8 @@ enum BookError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Secrets(#[from] SecretsError),
+    #[error("key trail")]
+    Trail(#[from] LogError),
 }
 
 impl Health {
@@ -111,7 +118,9 @@ impl Health {
         Ok(Self {
             store: Store::new(&sdk, stack.clone()),
             control: ControlStore::new(s3.clone(), control),
-            spool: Spool::new(s3, audit),
+            spool: Spool::new(s3.clone(), audit.clone()),
+            s3,
+            audit_bucket: audit,
             secrets: Secrets::new(&sdk),
             stack,
         })
@@ -275,10 +284,19 @@ impl Health {
         }
         let left = keys.len() > DRAINED_PER_PROBE;
         keys.truncate(DRAINED_PER_PROBE);
-        let ring = KeyRing::new([signer.public_key()]);
+        let mut ring = KeyRing::from(signer.public_key());
+        let mut followed = false;
         let mut by_ledger: BTreeMap<String, Vec<(String, Draft)>> = BTreeMap::new();
         for key in keys {
-            match ledger::parse_spool_line(&self.spool.read(&key).await?, &ring) {
+            let line = self.spool.read(&key).await?;
+            let mut parsed = ledger::parse_spool_line(&line, &ring);
+            if !followed && matches!(parsed, Err(LineError::UnknownKey { .. })) {
+                // Perhaps the signing key was rotated since, or is kept here from before.
+                followed = true;
+                ring = log::key_ring(&self.s3, &self.audit_bucket, signer).await?;
+                parsed = ledger::parse_spool_line(&line, &ring);
+            }
+            match parsed {
                 Ok(draft) => by_ledger.entry(partition(&draft)).or_default().push((key, draft)),
                 Err(e) => {
                     // It stays where it is, signed by nobody we know, for a person to look at.

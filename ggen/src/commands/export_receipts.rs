@@ -1,5 +1,9 @@
-//! `ggen export-receipts`: a ledger as it stands, in order.
+//! `ggen export-receipts`: a ledger as it stands, or a stretch of it, in order.
 
+mod csv;
+mod range;
+
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -9,15 +13,19 @@ use aws::config::{ConfigError, Stack};
 use aws::store::{Store, StoreError};
 use clap::Args;
 use indicatif::ProgressBar;
+use jiff::Timestamp;
 use receipts::key::KeyRing;
 use receipts::ledger::Head;
-use receipts::verify::{Chain, ChainError};
 use serde::Deserialize;
 
 use crate::cloud::{self, LedgerArgs, NEEDS_A_STACK};
 use crate::evidence::{PublicKeyError, Rejected, trusted_keys};
+use crate::ledger::{Following, LedgerError, Live, LiveError};
 use crate::out::{Format, Out};
 use crate::report::{self, Verdict};
+
+use self::csv::RowError;
+use self::range::{Bisect, EmptyRangeError, Range, time};
 
 fn after_help() -> String {
     format!(
@@ -25,11 +33,18 @@ fn after_help() -> String {
 Examples:
   ggen export-receipts --account-id customer-123
   ggen export-receipts --account-id customer-123 --format json --out receipts.json --public-key auditor.pub
+  ggen export-receipts --account-id customer-123 --format csv --from 2026-11-01 --to 2026-12-01 --out november.csv
   ggen export-receipts --system | tail -1 | ggen verify-receipt --receipt - --public-key auditor.pub
 
-jsonl writes each receipt as the ledger holds it, byte for byte, one a line; json writes them as one array. With
---public-key the signatures, the chain and the ledger's head are checked on the way: everything is exported, the
-verdict stands on stderr, and the exit code is 1 if it is NOT VERIFIED.
+jsonl writes each receipt as the ledger holds it, byte for byte, one a line; json writes them as one array.
+csv is for people (RFC 4180, with a header): the fields that every receipt has, then the operation's own as canonical
+JSON in the column payload. A cell that begins with = + - @, a tab or a line end gets an apostrophe in front, so that no
+spreadsheet runs it as a formula; signatures may begin with +, so verify the jsonl.
+--from and --to choose by timestamp, the time of appending, in which the ledger is ordered: a run of receipts without
+gaps. A date stands for its start in UTC.
+With --public-key the signatures, the chain and the ledger's head are checked on the way: all that was asked for is
+exported, the verdict stands on stderr, and the exit code is 1 if it is NOT VERIFIED. The whole ledger is read and
+checked up to its head, also where only a range is exported; without --public-key only the range is read.
 {NEEDS_A_STACK}"
     )
 }
@@ -43,6 +58,12 @@ pub struct ExportReceiptsArgs {
     /// Write here instead of stdout
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Only receipts appended at this time or later: RFC 3339, or a date
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    from: Option<Timestamp>,
+    /// Only receipts appended before this time: RFC 3339, or a date
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    to: Option<Timestamp>,
     /// A public key you trust, SPKI PEM; repeat for several. Checks the receipts on the way
     #[arg(long, value_name = "FILE")]
     public_key: Vec<PathBuf>,
@@ -52,8 +73,11 @@ pub struct ExportReceiptsArgs {
 #[derive(Debug, thiserror::Error)]
 pub enum ExportReceiptsError {
     /// `--format human`.
-    #[error("receipts are exported as json or jsonl, not human")]
+    #[error("receipts are exported as json, jsonl or csv, not human")]
     Format,
+    /// `--from` is not before `--to`.
+    #[error(transparent)]
+    Range(#[from] EmptyRangeError),
     /// A variable is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -63,21 +87,36 @@ pub enum ExportReceiptsError {
     /// The ledger cannot be read.
     #[error("cannot read the ledger")]
     Store(#[from] StoreError),
+    /// The key trail cannot be read, or does not hold.
+    #[error(transparent)]
+    Live(#[from] LiveError),
     /// There is nothing to export.
     #[error("account {account} has no receipts")]
     NoLedger {
         /// The account.
         account: String,
     },
-    /// A line names no place, so that the next page cannot be asked for.
-    #[error("a receipt behind place {after} of account {account} has no seq")]
+    /// A line names no place, so that the next page cannot be asked for, or no time, so that no range can be chosen.
+    #[error("the receipt at or behind place {place} of account {account} has no {field}")]
     Line {
         /// The account.
         account: String,
-        /// Receipts read before.
-        after: u64,
+        /// Where its page was read from.
+        place: u64,
+        /// What is missing.
+        field: &'static str,
         /// What the reader said.
         source: serde_json::Error,
+    },
+    /// A line cannot be a row of a table.
+    #[error("receipt {seq} of account {account} cannot be written as a row: export it as jsonl")]
+    Row {
+        /// The account.
+        account: String,
+        /// Its place.
+        seq: u64,
+        /// Why not.
+        source: RowError,
     },
     /// The output cannot be written.
     #[error("cannot write {}", path.display())]
@@ -92,74 +131,67 @@ pub enum ExportReceiptsError {
     System(#[from] io::Error),
 }
 
-/// A ledger that does not hold.
-#[derive(Debug, thiserror::Error)]
-enum AuditError {
-    /// A receipt is wrong, or in the wrong place.
-    #[error("the ledger holds a bad receipt")]
-    Chain(#[from] ChainError),
-    /// Receipts are missing at the end, or the last one is another.
-    #[error(
-        "the ledger has {found_size} receipts, the last with hash {found}; its head says {size} and {expected}"
-    )]
-    Head {
-        /// Receipts the head counts.
-        size: u64,
-        /// The head's hash.
-        expected: String,
-        /// Receipts found.
-        found_size: u64,
-        /// The last receipt's hash.
-        found: String,
-    },
-    /// The head's Merkle tree is not the ledger's.
-    #[error("the head's Merkle range {expected:?} is not the ledger's {found:?}")]
-    Range {
-        /// The head's hashes.
-        expected: Vec<String>,
-        /// The ledger's.
-        found: Vec<String>,
-    },
-}
-
 /// Follows the ledger up to the first thing that is wrong.
 struct Audit {
-    keys: KeyRing,
-    chain: Chain,
-    failure: Option<AuditError>,
+    following: Following,
+    failure: Option<LedgerError>,
 }
 
 impl Audit {
     fn follow(&mut self, line: &str) {
         if self.failure.is_none() {
-            self.failure = self.chain.push(line, &self.keys).err().map(AuditError::Chain);
+            self.failure = self.following.push(line).err();
         }
     }
 
-    fn end(self, head: &Head) -> Result<(), AuditError> {
-        let end = self.chain.head();
-        match self.failure {
-            Some(failure) => Err(failure),
-            None if end.range != head.range && end.last_hash == head.last_hash => Err(AuditError::Range {
-                expected: head.range.clone(),
-                found: end.range.clone(),
-            }),
-            None if (end.size, &end.last_hash) == (head.size, &head.last_hash) => Ok(()),
-            None => Err(AuditError::Head {
-                size: head.size,
-                expected: head.last_hash.clone(),
-                found_size: end.size,
-                found: end.last_hash.clone(),
-            }),
+    fn end(self, head: &Head) -> Result<(), LedgerError> {
+        self.failure.map_or_else(|| self.following.end(head), Err)
+    }
+}
+
+/// What stands before, between and after the receipts, and how each is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Lines,
+    Array,
+    Table,
+}
+
+impl Form {
+    /// What comes before the receipt after `written` others.
+    fn before(self, written: u64) -> &'static str {
+        match (self, written) {
+            (Self::Array, 0) => "[\n",
+            (Self::Array, _) => ",\n",
+            (Self::Table, 0) => csv::HEADER,
+            (Self::Table | Self::Lines, _) => "",
+        }
+    }
+
+    fn receipt(self, line: &str) -> Result<Cow<'_, str>, RowError> {
+        Ok(match self {
+            Self::Lines => Cow::Owned(format!("{line}\n")),
+            Self::Array => Cow::Borrowed(line),
+            Self::Table => Cow::Owned(csv::receipt(line)?),
+        })
+    }
+
+    /// What comes behind all `written` receipts.
+    fn end(self, written: u64) -> &'static str {
+        match (self, written) {
+            (Self::Array, 0) => "[]\n",
+            (Self::Array, _) => "\n]\n",
+            (Self::Table, 0) => csv::HEADER,
+            (Self::Table | Self::Lines, _) => "",
         }
     }
 }
 
-/// Where the receipts go, as lines or as one array.
+/// Where the receipts go.
 struct Sink<'a> {
     out: &'a mut Out,
     file: Option<(&'a Path, BufWriter<File>)>,
-    array: bool,
+    form: Form,
     written: u64,
 }
 
@@ -177,24 +209,23 @@ impl Sink<'_> {
         }
     }
 
-    fn line(&mut self, line: &str) -> Result<(), ExportReceiptsError> {
-        match (self.array, self.written) {
-            (false, _) => {}
-            (true, 0) => self.write("[\n")?,
-            (true, _) => self.write(",\n")?,
-        }
-        self.write(line)?;
-        if !self.array {
-            self.write("\n")?;
-        }
+    fn receipt(&mut self, account: &str, seq: u64, line: &str) -> Result<(), ExportReceiptsError> {
+        let text = self
+            .form
+            .receipt(line)
+            .map_err(|source| ExportReceiptsError::Row {
+                account: account.to_owned(),
+                seq,
+                source,
+            })?;
+        self.write(self.form.before(self.written))?;
+        self.write(&text)?;
         self.written += 1;
         Ok(())
     }
 
     fn end(mut self) -> Result<u64, ExportReceiptsError> {
-        if self.array {
-            self.write(if self.written == 0 { "[]\n" } else { "\n]\n" })?;
-        }
+        self.write(self.form.end(self.written))?;
         if let Some((path, mut file)) = self.file {
             file.flush().map_err(|source| ExportReceiptsError::Output {
                 path: path.to_owned(),
@@ -205,25 +236,28 @@ impl Sink<'_> {
     }
 }
 
-/// Exports a ledger.
+/// Exports a ledger, or the receipts of a range.
 ///
 /// # Errors
-/// When the stack does not answer or the output cannot be written; a ledger that does not hold is a verdict.
+/// When it cannot be read or written; a ledger that does not hold is a verdict.
 pub fn run(args: &ExportReceiptsArgs, out: &mut Out) -> Result<Verdict, ExportReceiptsError> {
-    let array = match out.format() {
+    let form = match out.format() {
         Some(Format::Human) => return Err(ExportReceiptsError::Format),
-        Some(Format::Json) => true,
-        Some(Format::Jsonl) | None => false,
+        Some(Format::Json) => Form::Array,
+        Some(Format::Csv) => Form::Table,
+        Some(Format::Jsonl) | None => Form::Lines,
     };
+    let range = Range::new(args.from, args.to)?;
     let keys = (!args.public_key.is_empty())
         .then(|| trusted_keys(&args.public_key))
         .transpose()?;
-    cloud::block_on(export(args, array, keys, out))?
+    cloud::block_on(export(args, form, range, keys, out))?
 }
 
 async fn export(
     args: &ExportReceiptsArgs,
-    array: bool,
+    form: Form,
+    range: Range,
     keys: Option<KeyRing>,
     out: &mut Out,
 ) -> Result<Verdict, ExportReceiptsError> {
@@ -246,83 +280,250 @@ async fn export(
     let mut sink = Sink {
         out,
         file: file.transpose()?,
-        array,
+        form,
         written: 0,
     };
-    let mut audit = keys.map(|keys| Audit {
-        keys,
-        chain: Chain::of(account),
-        failure: None,
-    });
+    let mut audit = match keys {
+        None => None,
+        Some(keys) => {
+            let live = Live::open().await?;
+            Some(Audit {
+                following: Following::new(account, live.follow(keys).await?),
+                failure: None,
+            })
+        }
+    };
     let bar = args
         .out
         .as_ref()
         .map_or_else(ProgressBar::hidden, |_| ProgressBar::new(head.size));
 
-    let mut next = 0;
-    while next < head.size && (audit.is_some() || !sink.out.closed()) {
+    // A chain is checked from its beginning; what nobody checks need not be read.
+    let mut next = match range.from() {
+        Some(from) if audit.is_none() => first_at(&store, account, &partition, from, head.size).await?,
+        _ => 0,
+    };
+    let mut reading = Reading {
+        start: next,
+        read: 0,
+        end: head.size,
+    };
+    'pages: while next < head.size && (audit.is_some() || !sink.out.closed()) {
         let page = store.receipts_from(&partition, next).await?;
         if page.is_empty() {
             break;
         }
         for line in &page {
-            let seq = seq(line).map_err(|source| ExportReceiptsError::Line {
-                account: account.to_owned(),
-                after: sink.written,
-                source,
-            })?;
-            next = seq.saturating_add(1);
+            let seq = seq(account, next, line)?;
             if seq >= head.size {
-                break;
+                break 'pages;
             }
+            next = seq.saturating_add(1);
             if let Some(audit) = &mut audit {
                 audit.follow(line);
             }
-            sink.line(line)?;
+            let wanted = match choose(range, line) {
+                Ok(choice) => choice,
+                // The audit has just refused the line; its verdict says why.
+                Err(_) if audit.is_some() => Choice::Skip,
+                Err(source) => return Err(no_field(account, seq, "timestamp", source)),
+            };
+            match wanted {
+                Choice::Write => sink.receipt(account, seq, line)?,
+                Choice::End if audit.is_none() => {
+                    reading.end = seq;
+                    break 'pages;
+                }
+                Choice::Skip | Choice::End => {}
+            }
+            reading.read += 1;
         }
         bar.set_position(next);
     }
     bar.finish_and_clear();
     let reader_left = sink.out.closed();
     let written = sink.end()?;
-    conclude(account, written, reader_left, &head, audit)
+    if written == 0 && !reader_left {
+        report::note(&format!("account {account} has no receipts {range}"));
+    }
+    Ok(match audit {
+        Some(audit) => audited(account, written, range, &head, audit),
+        None => Verdict::when(reader_left || reading.is_whole(account)),
+    })
+}
+
+/// What is to be done with a receipt.
+enum Choice {
+    Skip,
+    Write,
+    End,
+}
+
+fn choose(range: Range, line: &str) -> Result<Choice, serde_json::Error> {
+    if range.is_everything() {
+        return Ok(Choice::Write);
+    }
+    let time = timestamp(line)?;
+    Ok(if range.holds(time) {
+        Choice::Write
+    } else if range.is_over(time) {
+        Choice::End
+    } else {
+        Choice::Skip
+    })
+}
+
+/// What was read of a ledger without checking it.
+struct Reading {
+    /// The first place.
+    start: u64,
+    /// Receipts read.
+    read: u64,
+    /// Behind the last place.
+    end: u64,
+}
+
+impl Reading {
+    /// Whether as many receipts were read as there are places, told if not.
+    fn is_whole(&self, account: &str) -> bool {
+        let places = self.end.saturating_sub(self.start);
+        if self.read != places {
+            report::note(&format!(
+                "account {account} has {} receipts in the {places} places from {} on that its head counts",
+                self.read, self.start
+            ));
+        }
+        self.read == places
+    }
+}
+
+/// The place of the first receipt at or after an instant, in a few reads.
+async fn first_at(
+    store: &Store,
+    account: &str,
+    partition: &str,
+    from: Timestamp,
+    size: u64,
+) -> Result<u64, ExportReceiptsError> {
+    let mut search = Bisect::new(from, size);
+    while let Some(probe) = search.probe() {
+        let page = store.receipts_from(partition, probe).await?;
+        let times: Result<Vec<_>, _> = page.iter().map(|line| timestamp(line)).collect();
+        let times = times.map_err(|source| no_field(account, probe, "timestamp", source))?;
+        search.told(probe, &times);
+    }
+    Ok(search.found())
 }
 
 /// Tells the verdict on stderr: stdout may be the receipts'.
-fn conclude(
-    account: &str,
-    written: u64,
-    reader_left: bool,
-    head: &Head,
-    audit: Option<Audit>,
-) -> Result<Verdict, ExportReceiptsError> {
-    match audit.map(|audit| audit.end(head)) {
-        None if reader_left || written == head.size => Ok(Verdict::Good),
-        None => {
+fn audited(account: &str, written: u64, range: Range, head: &Head, audit: Audit) -> Verdict {
+    match audit.end(head) {
+        Ok(()) => {
+            let (size, hash) = (head.size, &head.last_hash);
+            let exported = if range.is_everything() {
+                String::new()
+            } else {
+                format!("; exported {written} of them, {range}")
+            };
             report::note(&format!(
-                "account {account} has {written} receipts, its head says {}",
-                head.size
+                "VERIFIED: {size} receipts of account {account}, up to the head {hash}{exported}"
             ));
-            Ok(Verdict::NotGood)
+            Verdict::Good
         }
-        Some(Ok(())) => {
-            let hash = &head.last_hash;
-            report::note(&format!(
-                "VERIFIED: {written} receipts of account {account}, up to the head {hash}"
-            ));
-            Ok(Verdict::Good)
-        }
-        Some(Err(error)) => {
+        Err(error) => {
             report::note(&Rejected::new(format!("ledger of account {account}"), &error).to_string());
-            Ok(Verdict::NotGood)
+            Verdict::NotGood
         }
     }
 }
 
-fn seq(line: &str) -> Result<u64, serde_json::Error> {
+fn no_field(
+    account: &str,
+    place: u64,
+    field: &'static str,
+    source: serde_json::Error,
+) -> ExportReceiptsError {
+    ExportReceiptsError::Line {
+        account: account.to_owned(),
+        place,
+        field,
+        source,
+    }
+}
+
+fn seq(account: &str, place: u64, line: &str) -> Result<u64, ExportReceiptsError> {
     #[derive(Deserialize)]
     struct Place {
         seq: u64,
     }
-    serde_json::from_str(line).map(|Place { seq }| seq)
+    serde_json::from_str(line)
+        .map(|Place { seq }| seq)
+        .map_err(|source| no_field(account, place, "seq", source))
+}
+
+fn timestamp(line: &str) -> Result<Timestamp, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Appended {
+        timestamp: Timestamp,
+    }
+    serde_json::from_str(line).map(|Appended { timestamp }| timestamp)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    /// Two lines in each form, and none.
+    #[track_caller]
+    fn check(form: Form, two: &str, none: &str) {
+        let mut text = String::new();
+        for (written, line) in [(0, r#"{"seq":0}"#), (1, r#"{"seq":1}"#)] {
+            text += form.before(written);
+            text += &form.receipt(line).unwrap();
+        }
+        assert_eq!(text + form.end(2), two, "{form:?}");
+        assert_eq!(form.end(0), none, "{form:?}");
+    }
+
+    #[test]
+    fn receipts_stand_in_their_form() {
+        check(Form::Lines, "{\"seq\":0}\n{\"seq\":1}\n", "");
+        check(Form::Array, "[\n{\"seq\":0},\n{\"seq\":1}\n]\n", "[]\n");
+        let header = csv::HEADER;
+        let rows = format!("{header}0,,,,,,,,,,,,{{}}\r\n1,,,,,,,,,,,,{{}}\r\n");
+        check(Form::Table, &rows, header);
+    }
+
+    #[test]
+    fn a_range_chooses_by_timestamp() {
+        let range = Range::new(
+            Some(time("2026-11-21").unwrap()),
+            Some(time("2026-11-22").unwrap()),
+        );
+        let range = range.unwrap();
+        for (timestamp, choice) in [
+            ("2026-11-20T23:59:59.999Z", "skip"),
+            ("2026-11-21T00:00:00.000Z", "write"),
+            ("2026-11-21T23:59:59.999Z", "write"),
+            ("2026-11-22T00:00:00.000Z", "end"),
+        ] {
+            let line = format!(r#"{{"occurred_at":"2026-11-21T12:00:00.000Z","timestamp":"{timestamp}"}}"#);
+            let found = match choose(range, &line).unwrap() {
+                Choice::Skip => "skip",
+                Choice::Write => "write",
+                Choice::End => "end",
+            };
+            assert_eq!(found, choice, "{timestamp}");
+        }
+        assert!(choose(range, r#"{"timestamp":7}"#).is_err());
+        assert!(matches!(choose(Range::default(), "{}"), Ok(Choice::Write)));
+    }
+
+    #[test]
+    fn receipts_that_are_missing_show() {
+        let reading = |start, read, end| Reading { start, read, end }.is_whole("customer-123");
+        assert!(reading(0, 5, 5) && reading(3, 2, 5) && reading(5, 0, 5));
+        assert!(!reading(0, 4, 5) && !reading(3, 0, 5) && !reading(3, 3, 5));
+    }
 }

@@ -1,5 +1,7 @@
 //! `ggen keys`: signing keys for receipts and secrets for webhooks.
 
+mod trail;
+
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -12,6 +14,7 @@ use clap::{Args, Subcommand};
 use receipts::key::{KeyError, Signer};
 use serde::Serialize;
 
+use crate::cloud;
 use crate::evidence::{self, PublicKeyError};
 use crate::out::Out;
 use crate::report::Verdict;
@@ -32,11 +35,20 @@ Example:
 pub enum KeysCommand {
     /// Make an Ed25519 key pair that signs receipts
     Generate(GenerateArgs),
+    /// Revoke a key that does not sign any more, on record
+    #[command(after_help = trail::revoke_help())]
+    Revoke(trail::RevokeArgs),
+    /// Pass the signing key on to a new one, on record
+    #[command(after_help = trail::rotate_help())]
+    Rotate(trail::RotateArgs),
     /// Show a public key's id, the `key_id` of receipts
     Show(ShowArgs),
     /// Make a Standard Webhooks secret (whsec_…) and print it
     #[command(after_help = SECRET_EXAMPLES)]
     Secret,
+    /// Write the receipts of rotations and revocations
+    #[command(after_help = trail::trail_help())]
+    Trail,
 }
 
 /// Arguments of `ggen keys generate`.
@@ -79,6 +91,9 @@ pub enum KeysError {
     /// A key cannot be written as PEM.
     #[error("cannot write the new key")]
     Encode(#[from] KeyError),
+    /// The key could not pass on, or be revoked.
+    #[error(transparent)]
+    Trail(#[from] trail::TrailCommandError),
     /// Stdout cannot be written.
     #[error("cannot write the answer")]
     Write(#[from] io::Error),
@@ -117,23 +132,30 @@ impl fmt::Display for SecretAnswer {
 ///
 /// # Errors
 /// When randomness or a file is missing, or a file exists that would be overwritten.
-pub fn run(command: &KeysCommand, out: &mut Out) -> Result<Verdict, KeysError> {
+pub fn run(command: KeysCommand, out: &mut Out) -> Result<Verdict, KeysError> {
     match command {
         KeysCommand::Generate(GenerateArgs { private, public }) => {
-            let key_id = generate(private, public)?;
+            let key_id = generate(&private, &public)?;
             out.show(&KeyAnswer {
                 key_id,
-                private: Some(private),
-                public,
+                private: Some(&private),
+                public: &public,
             })?;
         }
+        KeysCommand::Revoke(args) => out.show(&cloud::block_on(trail::revoke(args))??)?,
+        KeysCommand::Rotate(args) => out.show(&cloud::block_on(trail::rotate(args))??)?,
         KeysCommand::Show(ShowArgs { public }) => {
-            let key = evidence::public_key(public)?;
+            let key = evidence::public_key(&public)?;
             out.show(&KeyAnswer {
                 key_id: key.key_id().to_owned(),
                 private: None,
-                public,
+                public: &public,
             })?;
+        }
+        KeysCommand::Trail => {
+            for line in cloud::block_on(trail::lines())?? {
+                writeln!(out, "{line}")?;
+            }
         }
         KeysCommand::Secret => out.show(&SecretAnswer {
             secret: format!("whsec_{}", STANDARD.encode(random()?)),

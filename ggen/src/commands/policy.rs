@@ -1,12 +1,10 @@
 //! `ggen policy`: from what compliance writes to what governors enforce.
 
-use std::error::Error;
 use std::fmt;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use aws::clients;
 use aws::config::{self, ConfigError};
 use clap::{Args, Subcommand};
 use policy::ontology::MAX_ONTOLOGY_BYTES;
@@ -14,7 +12,7 @@ use policy::{CompileError, Compiled};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::cloud::{self, NEEDS_A_STACK};
+use crate::cloud::{self, InvokeError, NEEDS_A_STACK};
 use crate::input::{self, InputError};
 use crate::out::Out;
 use crate::report::{self, Verdict};
@@ -87,24 +85,9 @@ pub enum PolicyError {
     /// A variable is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The function was not reached.
-    #[error("cannot invoke function {function}")]
-    Invoke {
-        /// Its name.
-        function: String,
-        /// What the SDK said.
-        source: Box<dyn Error + Send + Sync>,
-    },
-    /// The function broke.
-    #[error("function {function} failed ({kind}): {answer}")]
-    Function {
-        /// Its name.
-        function: String,
-        /// What kind of failure, in Lambda's words.
-        kind: String,
-        /// What it said last.
-        answer: String,
-    },
+    /// The function was not reached, or broke.
+    #[error(transparent)]
+    Invoke(#[from] InvokeError),
     /// The function's answer says nothing about the outcome.
     #[error("function {function} answered without an outcome: {answer}")]
     Answer {
@@ -273,7 +256,10 @@ impl Outcome {
 fn deploy(args: &DeployArgs, out: &mut Out) -> Result<Verdict, PolicyError> {
     let ontology = input::text(&args.policy, MAX_ONTOLOGY_BYTES as u64)?;
     let function = config::required(config::POLICY_UPGRADE_FUNCTION)?;
-    let answer = cloud::block_on(invoke(&function, json!({ "ontology": ontology })))??;
+    let answer = Answer(cloud::block_on(cloud::invoke(
+        &function,
+        &json!({ "ontology": ontology }),
+    ))??);
     let outcome = match Outcome::deserialize(&answer.0) {
         Ok(outcome) => outcome,
         Err(source) => {
@@ -294,36 +280,6 @@ fn deploy(args: &DeployArgs, out: &mut Out) -> Result<Verdict, PolicyError> {
         ));
     }
     Ok(outcome.verdict())
-}
-
-async fn invoke(function: &str, event: Value) -> Result<Answer, PolicyError> {
-    let client = clients::lambda_invoker(&clients::load().await);
-    let event = event.to_string().into_bytes();
-    let invoked = client
-        .invoke()
-        .function_name(function)
-        .payload(event.into())
-        .send()
-        .await;
-    let invoked = invoked.map_err(|error| PolicyError::Invoke {
-        function: function.to_owned(),
-        source: error.into(),
-    })?;
-    let bytes = invoked.payload().map(AsRef::as_ref).unwrap_or_default();
-    let answer = || String::from_utf8_lossy(bytes).into_owned();
-    if let Some(kind) = invoked.function_error() {
-        return Err(PolicyError::Function {
-            function: function.to_owned(),
-            kind: kind.to_owned(),
-            answer: answer(),
-        });
-    }
-    let parsed = serde_json::from_slice(bytes).map(Answer);
-    parsed.map_err(|source| PolicyError::Answer {
-        function: function.to_owned(),
-        answer: answer(),
-        source,
-    })
 }
 
 #[cfg(test)]

@@ -5,29 +5,40 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::num::NonZero;
 use std::path::PathBuf;
+use std::thread;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use receipts::archive::{self, Limits};
+use receipts::checkpoint::NOTE_BYTES;
 use receipts::key::KeyRing;
 use serde::Serialize;
 
-use crate::evidence::{PublicKeyError, Rejected, trusted_keys};
+use crate::evidence::{PublicKeyError, Rejected, TrustArgs};
 use crate::input::{self, InputError};
 use crate::out::Out;
-use crate::report::Verdict;
+use crate::report::{self, Verdict};
+
+/// Most bytes of a key trail that are read: some ten thousand rotations.
+pub const TRAIL_BYTES: u64 = 16 << 20;
 
 const EXAMPLES: &str = "\
 Examples:
   ggen verify-archive 2026-01-31.tar.gz --public-key auditor.pub
-  ggen verify-archive 2026-01-31.tar.gz --public-key auditor.pub --closing 2026-01-31.closing.json
+  ggen verify-archive 2026-01-31.tar.gz --public-key auditor.pub --closing 2026-01-31.closing.json \\
+      --closing-checkpoint 2026-01-31.closing.checkpoint
 
 Checks every byte of the archive in one pass, without unpacking it and without a network: each receipt's form and
-signature, sequence, chain, account and time order, the policies they name, the manifest and the sums. --closing also
-checks the receipt that closed the ledger, so that an archive that is older or shorter than the last one shows.
-Get the public key from the seller by another way than the archive.
+signature, sequence, chain, account and time order, the Merkle root that was signed for, earlier checkpoints, the policies
+they name, the manifest and the sums. --closing also checks the receipt that closed the ledger: that this is the file it
+names, whole and unaltered; --closing-checkpoint that the seller signed for that receipt in its place. An old archive with
+its own old sidecars holds: compare its size with a checkpoint that the seller signs for you today (`ggen checkpoint`).
+A key that was rotated is followed along the archive's key trail; --key-trail adds what happened to keys since, so that
+an archive made with a stolen and revoked key shows.
+Get the public key from the seller by another way than the archive. Uses all cores.
 Exit code 0 VERIFIED, 1 NOT VERIFIED (with the first thing that is wrong), 2 could not tell.";
 
 /// Arguments of `ggen verify-archive`.
@@ -37,12 +48,17 @@ pub struct VerifyArchiveArgs {
     /// The archive, .tar.gz
     #[arg(value_name = "FILE")]
     archive: PathBuf,
-    /// A public key you trust, SPKI PEM; repeat for several
-    #[arg(long, value_name = "FILE", required = true)]
-    public_key: Vec<PathBuf>,
+    #[command(flatten)]
+    trust: TrustArgs,
+    /// Receipts of rotations and revocations, one a line, newer than the archive's own (`ggen keys trail`)
+    #[arg(long, value_name = "FILE")]
+    key_trail: Option<PathBuf>,
     /// The decommission_complete receipt that stands beside the last archive of a tenant
     #[arg(long, value_name = "FILE")]
     closing: Option<PathBuf>,
+    /// The checkpoint that stands beside it
+    #[arg(long, value_name = "FILE", requires = "closing")]
+    closing_checkpoint: Option<PathBuf>,
 }
 
 /// Why an archive could not be checked.
@@ -78,12 +94,21 @@ struct VerifiedArchive {
     last_hash: String,
     last_timestamp: Timestamp,
     operations: BTreeMap<&'static str, u64>,
+    origin: String,
+    root: String,
+    /// Earlier checkpoints, each borne out by the receipts.
+    checkpoints: u64,
+    /// The key that signed the checkpoint.
+    key_id: String,
+    /// The keys that signed receipts.
     key_ids: Vec<String>,
     policies: u64,
     created_at: Timestamp,
     /// The closing receipt's id, where it was checked.
     #[serde(skip_serializing_if = "Option::is_none")]
     closed_by: Option<String>,
+    /// Whether the final checkpoint was checked.
+    final_checkpoint: bool,
 }
 
 impl fmt::Display for VerifiedArchive {
@@ -92,6 +117,12 @@ impl fmt::Display for VerifiedArchive {
         writeln!(f, "  account     {}", self.account_id)?;
         writeln!(f, "  receipts    {} in order, chained and signed", self.receipts)?;
         writeln!(f, "  last        {} at {}", self.last_hash, self.last_timestamp)?;
+        writeln!(
+            f,
+            "  checkpoint  {}: root {}, signed by {}",
+            self.origin, self.root, self.key_id
+        )?;
+        writeln!(f, "  earlier     {} checkpoints hold", self.checkpoints)?;
         writeln!(f, "  signed by   {}", self.key_ids.join(", "))?;
         writeln!(f, "  policies    {}", self.policies)?;
         writeln!(f, "  made at     {}", self.created_at)?;
@@ -100,7 +131,14 @@ impl fmt::Display for VerifiedArchive {
             writeln!(f, "  {count:>9} × {operation}")?;
         }
         match &self.closed_by {
-            Some(receipt_id) => write!(f, "  closed by   receipt {receipt_id}: nothing was cut off"),
+            Some(receipt_id) => {
+                let end = if self.final_checkpoint {
+                    ", and signed for in its place"
+                } else {
+                    ""
+                };
+                write!(f, "  closed by   receipt {receipt_id}: nothing was cut off{end}")
+            }
             None => write!(
                 f,
                 "  closed by   not checked: --closing FILE shows whether a later archive exists"
@@ -114,25 +152,50 @@ impl fmt::Display for VerifiedArchive {
 /// # Errors
 /// When a file cannot be read; an archive that does not hold is a verdict.
 pub fn run(args: &VerifyArchiveArgs, out: &mut Out) -> Result<Verdict, VerifyArchiveError> {
-    let keys = trusted_keys(&args.public_key)?;
-    let limits = Limits::default();
+    let trusted = args.trust.keys()?;
+    let keys = match &args.key_trail {
+        None => trusted.clone(),
+        Some(path) => {
+            let trail = input::text(path, TRAIL_BYTES)?;
+            match trusted.clone().follow(trail.lines()) {
+                Ok(keys) => keys,
+                Err(error) => return reject(out, args, &error),
+            }
+        }
+    };
+    let limits = Limits {
+        threads: thread::available_parallelism().map_or(1, NonZero::get),
+        ..Limits::default()
+    };
     let closing = args
         .closing
         .as_ref()
         .map(|path| input::text(path, limits.line_bytes))
+        .transpose()?;
+    let end = args
+        .closing_checkpoint
+        .as_ref()
+        .map(|path| input::bytes(path, NOTE_BYTES as u64))
         .transpose()?;
 
     let verified = match read(args, &keys, limits)? {
         Ok(verified) => verified,
         Err(error) => return reject(out, args, &error),
     };
-    let closed_by = match closing
-        .map(|line| archive::verify_closing(&line, &verified, &keys))
-        .transpose()
-    {
-        Ok(receipt) => receipt.map(|receipt| receipt.receipt_id.to_string()),
+    let closed = closing
+        .map(|line| archive::verify_closing(&line, end.as_deref(), &verified))
+        .transpose();
+    let closed = match closed {
+        Ok(closed) => closed,
         Err(error) => return reject(out, args, &error),
     };
+    if args.key_trail.is_none() && trusted.get(&verified.key_id).is_none() {
+        report::note(&format!(
+            "key {} signed the archive, and only the archive's own key trail leads to it: whoever stole that key could leave \
+             its revocation out; --key-trail with the seller's trail of today shows",
+            verified.key_id
+        ));
+    }
     out.show(&VerifiedArchive {
         verified: true,
         archive: args.archive.clone(),
@@ -143,10 +206,15 @@ pub fn run(args: &VerifyArchiveArgs, out: &mut Out) -> Result<Verdict, VerifyArc
         last_hash: verified.last_hash,
         last_timestamp: verified.last_timestamp,
         operations: verified.operations,
-        key_ids: vec![verified.key_id],
+        origin: verified.checkpoint.origin,
+        root: hex::encode(verified.checkpoint.root),
+        checkpoints: verified.checkpoints,
+        key_id: verified.key_id,
+        key_ids: verified.key_ids,
         policies: verified.policies,
         created_at: verified.created_at,
-        closed_by,
+        final_checkpoint: closed.as_ref().is_some_and(|closed| closed.checkpoint.is_some()),
+        closed_by: closed.map(|closed| closed.receipt.receipt_id.to_string()),
     })?;
     Ok(Verdict::Good)
 }

@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::input::{self, InputError, is_stdin};
-use crate::out::{Format, Out};
+use crate::out::Out;
 use crate::report::Verdict;
 
 const SIGN_EXAMPLES: &str = "\
@@ -235,9 +235,10 @@ fn sign(args: &SignArgs, out: &mut Out) -> Result<Verdict, WebhookError> {
             let mut event = Event::read(path)?;
             let headers = signed_headers(args, &secret, now, &event.body);
             event.set_headers(headers);
-            match out.format() {
-                Some(Format::Json | Format::Jsonl) => serde_json::to_writer(&mut *out, &event.whole),
-                Some(Format::Human) | None => serde_json::to_writer_pretty(&mut *out, &event.whole),
+            if out.for_programs() {
+                serde_json::to_writer(&mut *out, &event.whole)
+            } else {
+                serde_json::to_writer_pretty(&mut *out, &event.whole)
             }
             .map_err(io::Error::from)?;
             writeln!(out)?;

@@ -1,19 +1,32 @@
-//! The way out: a tenant's ledger as one archive in the audit bucket.
+//! The way out: a tenant's ledger as one archive in the audit bucket, under Object Lock.
 
 use std::collections::BTreeMap;
-use std::io::{BufWriter, Seek, Write};
+use std::time::Duration;
 
+use aws_config::timeout::TimeoutConfig;
 use aws_sdk_s3::Client;
+use aws_sdk_s3::config::Config;
+use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, ObjectLockMode};
 use domain::account::AccountId;
-use domain::names;
-use receipts::archive::{ArchiveSummary, WriteError, Writer};
-use receipts::key::PublicKey;
+use domain::names::{self, LedgerId};
+use receipts::archive::{ArchiveSummary, Opening, WriteError, Writer};
+use receipts::key::Signer;
 use receipts::ledger::Head;
 
+use crate::audit::{Audit, AuditError, checksum};
 use crate::clients::explain;
+use crate::log::{Log, LogError};
 use crate::registry::{Registry, RegistryError};
 use crate::store::{Store, StoreError};
+
+/// Bytes of a part. S3 takes 10,000 of them, so an archive may have 78 GiB.
+const PART: usize = 8 << 20;
+/// How long S3 may take to make one object of many parts.
+const COMPLETION: Duration = Duration::from_secs(30);
+
+const ARCHIVE_TYPE: &str = "application/gzip";
 
 /// Why a ledger could not be archived.
 #[derive(Debug, thiserror::Error)]
@@ -21,25 +34,49 @@ pub enum ArchiveError {
     /// The ledger could not be read.
     #[error("reading the ledger")]
     Ledger(#[from] StoreError),
+    /// The ledger's checkpoint could not be issued, or its earlier ones not be read.
+    #[error("the ledger's checkpoints")]
+    Log(#[from] LogError),
     /// A policy that a receipt names could not be read.
     #[error("reading a policy the ledger names")]
     Policy(#[from] RegistryError),
     /// The archive could not be written.
     #[error("writing the archive")]
     Write(#[from] WriteError),
-    /// The temporary file could not be used.
-    #[error("keeping the archive in a temporary file")]
-    File(#[from] std::io::Error),
     /// The bucket did not take it.
-    #[error("PutObject of s3://{bucket}/{key}: {detail}")]
-    Upload {
+    #[error("storing the archive")]
+    Upload(#[from] AuditError),
+    /// It failed, and its parts are still in the bucket, until the bucket's lifecycle rule removes them.
+    #[error("upload {upload_id} of s3://{bucket}/{key} was begun and could not be aborted: {detail}")]
+    NotAborted {
         /// Which bucket.
         bucket: String,
         /// Which object.
         key: String,
-        /// What the SDK said.
+        /// Which upload.
+        upload_id: String,
+        /// What the SDK said about the abort.
         detail: String,
+        /// Why it was to be aborted.
+        #[source]
+        source: Box<Self>,
     },
+}
+
+impl ArchiveError {
+    /// Whether the ledger is not the one that was signed for. Trying again does not help then; a person must look.
+    #[must_use]
+    pub fn is_fork(&self) -> bool {
+        match self {
+            Self::Log(error) => error.is_fork(),
+            Self::Write(error) => matches!(
+                error,
+                WriteError::Ledger { .. } | WriteError::Checkpoints { .. } | WriteError::Key { .. }
+            ),
+            Self::NotAborted { source, .. } => source.is_fork(),
+            Self::Ledger(_) | Self::Policy(_) | Self::Upload(_) => false,
+        }
+    }
 }
 
 /// An archive in the audit bucket.
@@ -53,55 +90,102 @@ pub struct Archived {
     pub summary: ArchiveSummary,
 }
 
-/// The audit bucket.
+/// The archives in the audit bucket.
 pub struct Archives {
-    client: Client,
-    bucket: String,
+    log: Log,
 }
 
 impl Archives {
-    /// The audit bucket of a stack.
+    /// The archives beside these logs.
     #[must_use]
-    pub fn new(client: Client, bucket: String) -> Self {
-        Self { client, bucket }
+    pub fn new(log: Log) -> Self {
+        Self { log }
     }
 
     /// Name of the bucket.
     #[must_use]
     pub fn bucket(&self) -> &str {
-        &self.bucket
+        self.log.bucket()
     }
 
-    /// Archives an account's ledger up to `head`. Memory does not grow with the ledger: pages go into a temporary file.
+    /// The logs that archives are held against.
+    #[must_use]
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Archives an account's ledger up to `head`, once that is signed for. Memory does not grow with the ledger: what is
+    /// written goes out in parts.
     ///
     /// The archive is made at the head's time, not the clock's: two runs over one ledger upload the same bytes, so it
     /// does not matter which of them is last.
     ///
     /// # Errors
-    /// [`ArchiveError`]; nothing is uploaded then.
+    /// [`ArchiveError`]; there is no new object then.
     pub async fn archive(
         &self,
         store: &Store,
         registry: &Registry,
+        signer: &Signer,
         account: &AccountId,
-        public_key: &PublicKey,
         head: &Head,
     ) -> Result<Archived, ArchiveError> {
+        let ledger = LedgerId::Customer(account.clone());
+        let issued = self.log.issue(store, signer, &ledger, head).await?;
+        let mut earlier: Vec<(u64, String)> = Vec::new();
+        for (size, _, note) in self.log.checkpoints(&ledger).await? {
+            // Where several keys signed for one size, any of them will do.
+            if size < head.size && earlier.last().is_none_or(|(before, _)| *before < size) {
+                earlier.push((size, note));
+            }
+        }
+        let key_trail = self.log.key_trail().await?;
+        let opening = Opening {
+            account_id: account.as_str(),
+            created_at: head.timestamp,
+            checkpoint: &issued.note,
+            checkpoints: &earlier,
+            public_key: &signer.public_key(),
+            key_trail: &key_trail,
+        };
+        let key = names::archive_key(account, &head.timestamp.strftime("%Y-%m-%d").to_string());
+        let mut upload = Upload::new(&self.log.audit, &key);
+        match self
+            .stream(store, registry, account, head, &opening, &mut upload)
+            .await
+        {
+            Ok((summary, version)) => Ok(Archived {
+                key,
+                version,
+                summary,
+            }),
+            Err(error) => Err(upload.abort(error).await),
+        }
+    }
+
+    async fn stream(
+        &self,
+        store: &Store,
+        registry: &Registry,
+        account: &AccountId,
+        head: &Head,
+        opening: &Opening<'_>,
+        upload: &mut Upload<'_>,
+    ) -> Result<(ArchiveSummary, Option<String>), ArchiveError> {
         let partition = names::partition_key(account);
-        let out = BufWriter::new(tempfile::tempfile()?);
-        let mut writer = Writer::new(out, account.as_str(), public_key, head.timestamp)?;
+        let mut writer = Writer::new(Vec::new(), opening)?;
         let mut next = 0u64;
         while next < head.size {
             let page = store.receipts_from(&partition, next).await?;
             if page.is_empty() {
+                // The writer says how many there should have been.
                 break;
             }
-            for line in page
-                .iter()
-                .take(usize::try_from(head.size - next).unwrap_or(usize::MAX))
-            {
+            let left = usize::try_from(head.size - next).unwrap_or(usize::MAX);
+            for line in page.iter().take(left) {
                 writer.push(line)?;
                 next = next.saturating_add(1);
+                upload.take_parts(writer.output()).await?;
             }
         }
         let mut policies = BTreeMap::new();
@@ -110,64 +194,187 @@ impl Archives {
             let bytes = registry.enforcer_bytes(&hash).await?;
             policies.insert(hash, bytes);
         }
-        let (summary, out) = writer.finish(&policies)?;
-        let mut file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-        file.flush()?;
-        file.rewind()?;
-        let body = ByteStream::read_from()
-            .file(tokio::fs::File::from_std(file))
-            .build()
-            .await;
-        let key = names::archive_key(account, &head.timestamp.strftime("%Y-%m-%d").to_string());
-        let body = body.map_err(|e| self.refused(&key, e))?;
-        let version = self.put(&key, "application/gzip", body).await?;
-        Ok(Archived {
-            key,
-            version,
-            summary,
-        })
+        let (summary, mut out) = writer.finish(&policies)?;
+        upload.take_parts(&mut out).await?;
+        let version = upload.finish(out).await?;
+        Ok((summary, version))
     }
 
-    /// Puts the closing receipt beside its archive.
+    /// Puts what closes an archive beside it: the receipt, and the checkpoint of the ledger that ends with it. `seq` is
+    /// the receipt's, `head` the ledger's end, then or later. Doing so again changes nothing.
     ///
     /// # Errors
-    /// [`ArchiveError::Upload`] when the bucket does not take it.
-    pub async fn put_closing(&self, archive_key: &str, line: &str) -> Result<String, ArchiveError> {
-        let key = format!("{}.closing.json", archive_key.trim_end_matches(".tar.gz"));
-        self.put(
-            &key,
-            "application/json",
-            ByteStream::from(line.as_bytes().to_vec()),
-        )
-        .await?;
-        Ok(key)
-    }
-
-    async fn put(
+    /// [`ArchiveError`]; what is missing is put when it is done again.
+    pub async fn close(
         &self,
-        key: &str,
-        content_type: &str,
-        body: ByteStream,
-    ) -> Result<Option<String>, ArchiveError> {
-        let put = self
-            .client
-            .put_object()
-            .bucket(&self.bucket)
-            .key(key)
-            .content_type(content_type);
-        let answer = put
-            .body(body)
-            .send()
-            .await
-            .map_err(|e| self.refused(key, explain(&e)))?;
-        Ok(answer.version_id)
+        store: &Store,
+        signer: &Signer,
+        account: &AccountId,
+        archive_key: &str,
+        closing: (u64, &str),
+        head: &Head,
+    ) -> Result<(), ArchiveError> {
+        let (seq, line) = closing;
+        let name = archive_key.trim_end_matches(".tar.gz");
+        let audit = &self.log.audit;
+        audit
+            .put_locked(&format!("{name}.closing.json"), "application/json", line.into())
+            .await?;
+        let ledger = LedgerId::Customer(account.clone());
+        let size = seq.saturating_add(1);
+        // The archive's key trail may be older than the key that signs by now: a note that was signed then is better.
+        let note = match self.log.note_at(&ledger, size, signer.key_id()).await? {
+            Some(note) => note,
+            None => {
+                let issued = self.log.issue_at(store, signer, &ledger, size, head);
+                issued.await?.note
+            }
+        };
+        let key = format!("{name}.closing.checkpoint");
+        audit
+            .put_locked(&key, "text/plain; charset=utf-8", note.into())
+            .await?;
+        Ok(())
+    }
+}
+
+/// An object on its way: begun as an upload of parts only once there is more than one.
+struct Upload<'a> {
+    audit: &'a Audit,
+    key: &'a str,
+    id: Option<String>,
+    parts: Vec<CompletedPart>,
+}
+
+impl<'a> Upload<'a> {
+    fn new(audit: &'a Audit, key: &'a str) -> Self {
+        Self {
+            audit,
+            key,
+            id: None,
+            parts: Vec::new(),
+        }
     }
 
-    fn refused(&self, key: &str, detail: impl std::fmt::Display) -> ArchiveError {
-        ArchiveError::Upload {
-            bucket: self.bucket.clone(),
-            key: key.to_owned(),
-            detail: detail.to_string(),
+    fn client(&self) -> &Client {
+        &self.audit.client
+    }
+
+    fn refused(&self, operation: &'static str, error: &(dyn std::error::Error + 'static)) -> AuditError {
+        self.audit.error(operation, self.key, explain(error))
+    }
+
+    /// Takes whole parts out of what was written.
+    async fn take_parts(&mut self, out: &mut Vec<u8>) -> Result<(), AuditError> {
+        while out.len() >= PART {
+            let rest = out.split_off(PART);
+            let part = std::mem::replace(out, rest);
+            self.put_part(part).await?;
+        }
+        Ok(())
+    }
+
+    async fn begun(&mut self) -> Result<String, AuditError> {
+        if let Some(id) = &self.id {
+            return Ok(id.clone());
+        }
+        let created = self
+            .client()
+            .create_multipart_upload()
+            .bucket(&self.audit.bucket)
+            .key(self.key)
+            .content_type(ARCHIVE_TYPE)
+            .checksum_algorithm(ChecksumAlgorithm::Sha256)
+            .object_lock_mode(ObjectLockMode::Compliance)
+            .object_lock_retain_until_date(self.audit.retain_until())
+            .send()
+            .await;
+        let created = created.map_err(|e| self.refused("CreateMultipartUpload", &e))?;
+        let id = created.upload_id.ok_or_else(|| {
+            self.audit
+                .error("CreateMultipartUpload", self.key, "the answer names no upload")
+        })?;
+        self.id = Some(id.clone());
+        Ok(id)
+    }
+
+    async fn put_part(&mut self, bytes: Vec<u8>) -> Result<(), AuditError> {
+        let id = self.begun().await?;
+        let sum = checksum(&bytes);
+        let number = i32::try_from(self.parts.len())
+            .unwrap_or(i32::MAX)
+            .saturating_add(1);
+        let put = self
+            .client()
+            .upload_part()
+            .bucket(&self.audit.bucket)
+            .key(self.key)
+            .upload_id(id)
+            .part_number(number)
+            .checksum_sha256(&sum);
+        let put = put.body(ByteStream::from(bytes)).send().await;
+        let put = put.map_err(|e| self.refused("UploadPart", &e))?;
+        let part = CompletedPart::builder()
+            .part_number(number)
+            .set_e_tag(put.e_tag)
+            .checksum_sha256(sum)
+            .build();
+        self.parts.push(part);
+        Ok(())
+    }
+
+    /// Puts the rest, and makes one object of it all. Returns its version, where the bucket keeps them.
+    async fn finish(&mut self, rest: Vec<u8>) -> Result<Option<String>, AuditError> {
+        if self.id.is_none() {
+            return self.audit.put_locked(self.key, ARCHIVE_TYPE, rest).await;
+        }
+        if !rest.is_empty() {
+            self.put_part(rest).await?;
+        }
+        let parts = CompletedMultipartUpload::builder()
+            .set_parts(Some(self.parts.clone()))
+            .build();
+        let patient = TimeoutConfig::builder()
+            .operation_attempt_timeout(COMPLETION)
+            .build();
+        let completed = self
+            .client()
+            .complete_multipart_upload()
+            .bucket(&self.audit.bucket)
+            .key(self.key)
+            .set_upload_id(self.id.clone())
+            .multipart_upload(parts)
+            .customize()
+            .config_override(Config::builder().timeout_config(patient))
+            .send()
+            .await;
+        let completed = completed.map_err(|e| self.refused("CompleteMultipartUpload", &e))?;
+        Ok(completed.version_id)
+    }
+
+    /// Leaves nothing of a failed upload behind. Returns why it failed, and whether something is left.
+    async fn abort(self, failed: impl Into<ArchiveError>) -> ArchiveError {
+        let failed = failed.into();
+        let Some(upload_id) = self.id.clone() else {
+            return failed;
+        };
+        let abort = self
+            .client()
+            .abort_multipart_upload()
+            .bucket(&self.audit.bucket)
+            .key(self.key)
+            .upload_id(&upload_id);
+        match abort.send().await {
+            Ok(_) => failed,
+            // It is gone already: aborted by an attempt whose answer was lost, or made an object of.
+            Err(e) if e.code() == Some("NoSuchUpload") => failed,
+            Err(e) => ArchiveError::NotAborted {
+                bucket: self.audit.bucket.clone(),
+                key: self.key.to_owned(),
+                upload_id,
+                detail: explain(&e),
+                source: Box::new(failed),
+            },
         }
     }
 }

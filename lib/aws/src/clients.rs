@@ -29,9 +29,12 @@ pub async fn load() -> SdkConfig {
         .await
 }
 
+/// A client of S3, as [`s3`] makes it.
+pub type S3 = aws_sdk_s3::Client;
+
 /// An S3 client. At an endpoint other than AWS, buckets are paths: such endpoints seldom resolve bucket host names.
 #[must_use]
-pub fn s3(sdk: &SdkConfig) -> aws_sdk_s3::Client {
+pub fn s3(sdk: &SdkConfig) -> S3 {
     let elsewhere = sdk.endpoint_url().is_some() || config::optional(config::AWS_ENDPOINT_URL).is_some();
     let config = aws_sdk_s3::config::Builder::from(sdk)
         .force_path_style(elsewhere)

@@ -1,16 +1,19 @@
 //! The shell around the decisions: the only crate that names an AWS SDK, reads the environment or looks at the clock.
 //!
 //! Each module is one part of the outside: `store` the tables, `registry` the enforcers, `control` the mode and
-//! switches, `queues` the tenants' queues, `spool` receipts that wait, `archive` the way out, `handler` the seller's
-//! action handler, `http` the webhooks' envelope.
+//! switches, `queues` the tenants' queues, `spool` receipts that wait, `log` checkpoints and tiles, `archive` the way out,
+//! `audit` the bucket under both, `handler` the seller's action handler, `http` the webhooks' envelope.
 
 pub mod archive;
+pub mod audit;
 pub mod clients;
 pub mod config;
 pub mod control;
 pub mod decommission;
+pub mod functions;
 pub mod handler;
 pub mod http;
+pub mod log;
 pub mod queues;
 pub mod registry;
 pub mod secrets;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use aws_sdk_secretsmanager::Client;
+use aws_sdk_secretsmanager::operation::get_secret_value::{GetSecretValueError, GetSecretValueOutput};
 use domain::webhook::signature::{Secret, SecretError};
 use receipts::key::Signer;
 use tokio::sync::Mutex;
@@ -13,12 +14,27 @@ use crate::clients::explain;
 /// How long a secret is kept before it is read again; a rotation is seen within this time.
 const KEEP: Duration = Duration::from_secs(300);
 
+/// The version everybody reads.
+const CURRENT: &str = "AWSCURRENT";
+/// The version that is to be read next.
+const PENDING: &str = "AWSPENDING";
+
 /// Why a secret could not be had. Never holds the secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretsError {
     /// Secrets Manager did not answer with it.
     #[error("reading secret {id}: {detail}")]
     Read {
+        /// Which secret.
+        id: String,
+        /// What the SDK said.
+        detail: String,
+    },
+    /// Secrets Manager did not do what was asked.
+    #[error("{operation} of secret {id}: {detail}")]
+    Change {
+        /// Which operation.
+        operation: &'static str,
         /// Which secret.
         id: String,
         /// What the SDK said.
@@ -124,5 +140,134 @@ impl Secrets {
             id: id.to_owned(),
             detail: e.to_string(),
         })
+    }
+
+    /// Stores the key that is to sign next, beside the one that signs. Doing so again changes nothing.
+    ///
+    /// # Errors
+    /// [`SecretsError`] when Secrets Manager does not take it, or has another one pending.
+    pub async fn put_pending_key(&self, id: &str, next: &Signer) -> Result<(), SecretsError> {
+        if let Some((_, pending)) = self.pending_version(id).await? {
+            if pending.key_id() == next.key_id() {
+                return Ok(());
+            }
+            return Err(SecretsError::Change {
+                operation: "PutSecretValue",
+                id: id.to_owned(),
+                detail: format!(
+                    "key {} is pending already, expected {} or none",
+                    pending.key_id(),
+                    next.key_id()
+                ),
+            });
+        }
+        let pem = next.to_pem().map_err(|e| SecretsError::Key {
+            id: id.to_owned(),
+            detail: e.to_string(),
+        })?;
+        self.client
+            .put_secret_value()
+            .secret_id(id)
+            // A repeat whose first call did arrive is then the same version.
+            .client_request_token(format!("governor-signing-key-{}", next.key_id()))
+            .secret_string(pem)
+            .version_stages(PENDING)
+            .send()
+            .await
+            .map(|_| ())
+            .map_err(|e| change("PutSecretValue", id, &e))
+    }
+
+    /// The key that is to sign next, if there is one.
+    ///
+    /// # Errors
+    /// [`SecretsError`] when Secrets Manager does not answer, or what is pending is not a key.
+    pub async fn pending_key(&self, id: &str) -> Result<Option<Signer>, SecretsError> {
+        Ok(self.pending_version(id).await?.map(|(_, signer)| signer))
+    }
+
+    /// Makes the pending key the one that signs; the one that signed becomes the previous one. Functions see it within
+    /// five minutes. Doing so again changes nothing.
+    ///
+    /// # Errors
+    /// [`SecretsError`] when Secrets Manager does not do it, or when `key_id` neither signs nor is pending.
+    pub async fn promote_pending_key(&self, id: &str, key_id: &str) -> Result<(), SecretsError> {
+        const OPERATION: &str = "UpdateSecretVersionStage";
+        let current = self.version(id, CURRENT).await?;
+        let current_version = current.as_ref().and_then(|version| version.version_id.clone());
+        let current_key = current.and_then(|version| Signer::from_pem(&version.secret_string?).ok());
+        let pending = self.pending_version(id).await?;
+        let signs = current_key.is_some_and(|current| current.key_id() == key_id);
+        let Some((version, _)) = pending.filter(|(_, pending)| pending.key_id() == key_id) else {
+            if signs {
+                return Ok(());
+            }
+            return Err(SecretsError::Change {
+                operation: OPERATION,
+                id: id.to_owned(),
+                detail: format!("key {key_id} is not pending"),
+            });
+        };
+        if current_version.as_deref() != Some(&version) {
+            self.client
+                .update_secret_version_stage()
+                .secret_id(id)
+                .version_stage(CURRENT)
+                .move_to_version_id(&version)
+                .set_remove_from_version_id(current_version)
+                .send()
+                .await
+                .map_err(|e| change(OPERATION, id, &e))?;
+        }
+        self.client
+            .update_secret_version_stage()
+            .secret_id(id)
+            .version_stage(PENDING)
+            .remove_from_version_id(&version)
+            .send()
+            .await
+            .map_err(|e| change(OPERATION, id, &e))?;
+        self.kept.lock().await.remove(id);
+        Ok(())
+    }
+
+    async fn pending_version(&self, id: &str) -> Result<Option<(String, Signer)>, SecretsError> {
+        let Some(version) = self.version(id, PENDING).await? else {
+            return Ok(None);
+        };
+        let text = version.secret_string.unwrap_or_default();
+        let signer = Signer::from_pem(&text).map_err(|e| SecretsError::Key {
+            id: id.to_owned(),
+            detail: format!("what is pending: {e}"),
+        })?;
+        Ok(Some((version.version_id.unwrap_or_default(), signer)))
+    }
+
+    /// The version with this stage; `None` when no version has it. Never kept.
+    async fn version(&self, id: &str, stage: &str) -> Result<Option<GetSecretValueOutput>, SecretsError> {
+        let get = self.client.get_secret_value().secret_id(id).version_stage(stage);
+        match get.send().await {
+            Ok(version) => Ok(Some(version)),
+            Err(e)
+                if matches!(
+                    e.as_service_error(),
+                    Some(GetSecretValueError::ResourceNotFoundException(_))
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(e) => Err(SecretsError::Read {
+                id: id.to_owned(),
+                detail: explain(&e),
+            }),
+        }
+    }
+}
+
+fn change(operation: &'static str, id: &str, error: &(dyn std::error::Error + 'static)) -> SecretsError {
+    SecretsError::Change {
+        operation,
+        id: id.to_owned(),
+        detail: explain(error),
     }
 }

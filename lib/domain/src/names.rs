@@ -131,16 +131,33 @@ impl LedgerId {
 
 // The audit bucket's folders of the control plane begin with an underscore, which no customer's segment does.
 
+/// Prefix of all ledgers' logs in the audit bucket.
+pub const LOGS_PREFIX: &str = "_log/";
+
 /// Prefix of a ledger's checkpoints and tiles in the audit bucket: a C2SP tile log's address.
 #[must_use]
 pub fn log_prefix(ledger: Ledger<'_>) -> String {
-    format!("_log/{}/", ledger.segment())
+    format!("{LOGS_PREFIX}{}/", ledger.segment())
 }
 
-/// Audit object that holds the checkpoint of a ledger at `size` receipts.
+/// Prefix of a ledger's checkpoints in the audit bucket.
 #[must_use]
-pub fn checkpoint_key(ledger: Ledger<'_>, size: u64) -> String {
-    format!("{}checkpoints/{size:020}", log_prefix(ledger))
+pub fn checkpoints_prefix(ledger: Ledger<'_>) -> String {
+    format!("{}checkpoints/", log_prefix(ledger))
+}
+
+/// Audit object that holds the checkpoint of a ledger at `size` receipts, signed by this key. Keys sort by size.
+#[must_use]
+pub fn checkpoint_key(ledger: Ledger<'_>, size: u64, key_id: &str) -> String {
+    format!("{}{size:020}-{key_id}", checkpoints_prefix(ledger))
+}
+
+/// The size and the key id in a [`checkpoint_key`].
+#[must_use]
+pub fn checkpoint_of_key(key: &str) -> Option<(u64, &str)> {
+    let (_, name) = key.rsplit_once('/')?;
+    let (size, key_id) = name.split_once('-')?;
+    Some((size.parse().ok()?, key_id))
 }
 
 /// Prefix of the key trail in the audit bucket.

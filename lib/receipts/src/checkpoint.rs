@@ -165,33 +165,39 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError`] names what is wrong first.
     pub fn open(note: impl AsRef<[u8]>, keys: &KeyRing) -> Result<(Self, String), CheckpointError> {
+        let (checkpoint, key_id) = Self::open_old(note, keys)?;
+        match keys.revocation(&key_id) {
+            None => Ok((checkpoint, key_id)),
+            Some(revoked) => Err(CheckpointError::RevokedKey {
+                key_id,
+                reason: revoked.reason.clone(),
+            }),
+        }
+    }
+
+    /// As [`Checkpoint::open`], also by a key that was revoked since: for one who checks what the note says by other means.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] names what is wrong first.
+    pub fn open_old(note: impl AsRef<[u8]>, keys: &KeyRing) -> Result<(Self, String), CheckpointError> {
         let (text, signatures) = split(note.as_ref())?;
         let origin = text.lines().next().unwrap_or_default();
         check_origin(origin)?;
-        let mut refused = CheckpointError::UnknownKeys {
-            name: origin.to_owned(),
-            key_hash: keys
-                .keys()
-                .map(|key| hex::encode(key_hash(origin, key)))
-                .collect::<Vec<_>>()
-                .join(", "),
-        };
         for key in keys.keys() {
             match check_signatures(text, signatures, origin, key) {
-                Ok(()) => match keys.revocation(key.key_id()) {
-                    None => return Ok((parse(text)?, key.key_id().to_owned())),
-                    Some(revoked) => {
-                        refused = CheckpointError::RevokedKey {
-                            key_id: key.key_id().to_owned(),
-                            reason: revoked.reason.clone(),
-                        };
-                    }
-                },
+                Ok(()) => return Ok((parse(text)?, key.key_id().to_owned())),
                 Err(CheckpointError::UnknownKeys { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
-        Err(refused)
+        let hashes: Vec<_> = keys
+            .keys()
+            .map(|key| hex::encode(key_hash(origin, key)))
+            .collect();
+        Err(CheckpointError::UnknownKeys {
+            name: origin.to_owned(),
+            key_hash: hashes.join(", "),
+        })
     }
 
     /// Reads a signed note strictly. Signatures by other keys, such as witnesses', are not checked.

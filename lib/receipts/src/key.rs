@@ -212,10 +212,7 @@ impl PublicKey {
     /// # Errors
     /// [`SignatureError`] says whether the text or the signature is wrong.
     pub fn verify(&self, message: &[u8], signature: &str) -> Result<(), SignatureError> {
-        let bytes = STANDARD
-            .decode(signature)
-            .map_err(|source| SignatureError::Base64 { source })?;
-        self.verify_raw(message, &bytes)
+        self.verify_raw(message, &signature_bytes(signature)?)
     }
 
     /// As [`PublicKey::verify`], without base64.
@@ -232,6 +229,26 @@ impl PublicKey {
     }
 }
 
+/// Checks many signatures at once, at half the price of one after another. `false` says that some do not hold, not which.
+///
+/// The equation of a batch lets through, one time in eight, what [`PublicKey::verify`] calls no signature and only the
+/// key's owner can make: a good signature with a point of small order added. So a batch is for lines that a checkpoint
+/// vouches for as well.
+pub(crate) fn verify_batch(messages: &[&[u8]], signatures: &[[u8; 64]], keys: &[&PublicKey]) -> bool {
+    let signatures: Vec<_> = signatures.iter().map(Signature::from_bytes).collect();
+    let keys: Vec<_> = keys.iter().map(|key| key.key).collect();
+    ed25519_dalek::verify_batch(messages, &signatures, &keys).is_ok()
+}
+
+/// Reads a signature from base64, as [`PublicKey::verify`] does.
+pub(crate) fn signature_bytes(signature: &str) -> Result<[u8; 64], SignatureError> {
+    let bytes = STANDARD
+        .decode(signature)
+        .map_err(|source| SignatureError::Base64 { source })?;
+    let found = bytes.len();
+    bytes.try_into().map_err(|_| SignatureError::Length { found })
+}
+
 /// From when on a key's signatures do not count, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Revocation {
@@ -242,10 +259,12 @@ pub struct Revocation {
 }
 
 /// The keys an auditor trusts, by key id, and which of them are revoked.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeyRing {
     keys: BTreeMap<String, PublicKey>,
     revoked: BTreeMap<String, Revocation>,
+    /// Which key passed on to which, and when, of all trails that were followed.
+    rotations: BTreeMap<String, (String, Timestamp)>,
 }
 
 impl KeyRing {
@@ -262,6 +281,26 @@ impl KeyRing {
     /// Whether and from when on a trusted key is revoked.
     pub fn revocation(&self, key_id: &str) -> Option<&Revocation> {
         self.revoked.get(key_id)
+    }
+
+    /// When a key passed on to the next, if it did.
+    pub fn passed_on_at(&self, key_id: &str) -> Option<Timestamp> {
+        self.rotations.get(key_id).map(|(_, at)| *at)
+    }
+
+    /// Notes that a key passed on. `false` where it, or the next one, stands in another rotation.
+    pub(crate) fn pass_on(&mut self, previous: &str, next: &str, at: Timestamp) -> bool {
+        match self.rotations.get(previous) {
+            Some((known, _)) => known == next,
+            None => {
+                let taken = self.rotations.values().any(|(known, _)| known == next);
+                let fits = previous != next && !taken;
+                if fits {
+                    self.rotations.insert(previous.to_owned(), (next.to_owned(), at));
+                }
+                fits
+            }
+        }
     }
 
     /// The trusted key ids, in order.
@@ -292,7 +331,7 @@ impl FromIterator<PublicKey> for KeyRing {
     fn from_iter<I: IntoIterator<Item = PublicKey>>(keys: I) -> Self {
         Self {
             keys: keys.into_iter().map(|key| (key.key_id.clone(), key)).collect(),
-            revoked: BTreeMap::new(),
+            ..Self::default()
         }
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::canonical::{FormError, ZERO_HASH, sha256_hex};
+use crate::canonical::{FormError, ZERO_HASH, hash_hex, sha256_hex};
 use crate::key::{KeyRing, Signer};
 use crate::merkle::{CompactRange, Hash, RangeError, leaf_hash};
 use crate::receipt::{Draft, Receipt, Signed, Spooled, millis};
@@ -113,16 +113,20 @@ impl Tip {
         &self.head
     }
 
+    pub(crate) fn root(&self) -> Hash {
+        self.range.root()
+    }
+
     /// Moves behind a line that was checked or made for this place; `hash` is its receipt's.
-    pub(crate) fn push(&mut self, line: &str, hash: String, timestamp: Timestamp) {
-        self.range.push(leaf_hash(line));
+    pub(crate) fn push(&mut self, leaf: Hash, hash: String, timestamp: Timestamp) {
+        self.range.push(leaf);
         self.head.size = self.range.size();
         self.head.last_hash = hash;
         self.head.timestamp = timestamp;
         // Only the last hash is new, whatever it took the place of.
         if let Some((last, kept)) = self.range.hashes().split_last() {
             self.head.range.truncate(kept.len());
-            self.head.range.push(hex::encode(last));
+            self.head.range.push(hash_hex(last));
         }
     }
 }
@@ -184,7 +188,7 @@ pub fn append(
             receipt_id: draft.receipt_id,
             source,
         })?;
-        tip.push(&one.line, one.hash.clone(), timestamp);
+        tip.push(leaf_hash(&one.line), one.hash.clone(), timestamp);
         sealed.push(one);
     }
     Ok(Appended {

@@ -12,7 +12,9 @@
 //! | [`trail`] | how the signing key passes on, and which keys are revoked |
 //! | [`origin`] | the name of a ledger's log, and names for folders |
 //! | [`merkle`] | the ledger as an RFC 6962 tree: roots and proofs |
+//! | [`tile`] | that tree stored as C2SP tiles: writing them, and proofs that read a handful of them |
 //! | [`checkpoint`] | a ledger's size and root as a signed note |
+//! | [`proof`] | proofs that travel: a C2SP tlog-proof, and JSON beside a checkpoint |
 //! | [`archive`] | writing and checking a tenant's archive |
 
 pub mod archive;
@@ -22,7 +24,11 @@ pub mod key;
 pub mod ledger;
 pub mod merkle;
 pub mod origin;
+pub mod proof;
 pub mod receipt;
+#[cfg(test)]
+mod schema;
+pub mod tile;
 pub mod trail;
 pub mod verify;
 
@@ -33,6 +39,8 @@ pub use key::{KeyRing, PublicKey, Revocation, Signer};
 pub use ledger::{Appended, Head, Sealed, append, parse_spool_line, spool_line};
 pub use merkle::{CompactRange, ProofError, RangeError};
 pub use origin::Ledger;
+pub use proof::{ConsistencyProof, InclusionProof, PortableProofError, ProofJson};
 pub use receipt::{Draft, Payload, Receipt, Status};
+pub use tile::{Tile, TileError, TileWriter, Tiles};
 pub use trail::TrailError;
 pub use verify::{Chain, ChainError, LineError, verify_line, verify_placed_line};

@@ -4,6 +4,8 @@
 //! that the root after an append costs no read. [`verify_inclusion`] and [`verify_consistency`] follow RFC 9162,
 //! sections 2.1.3.2 and 2.1.4.2, and accept exactly the proofs that have the one right length.
 
+use std::ops::Range;
+
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
@@ -152,6 +154,12 @@ impl CompactRange {
             range.push(*leaf_hash);
         }
         range
+    }
+
+    /// Puts a range together from hashes that are known to be those of a tree of `size` leaves.
+    pub(crate) fn from_parts(size: u64, hashes: Vec<Hash>) -> Self {
+        debug_assert_eq!(size.count_ones() as usize, hashes.len());
+        Self { size, hashes }
     }
 
     /// Adds the next leaf.
@@ -342,34 +350,67 @@ impl Iterator for Way {
     }
 }
 
-// The two below hash every leaf: right for tests and small ledgers. Tiles will give proofs of large ones.
+/// The subtrees whose roots are the proof that leaf `index` is in a tree of `size` leaves, as ranges of leaves: from
+/// the leaf's sibling up.
+pub(crate) fn inclusion_parts(index: u64, size: u64) -> Result<Vec<Range<u64>>, ProofError> {
+    if index >= size {
+        return Err(ProofError::Index { index, size });
+    }
+    let mut tree = 0..size;
+    let mut parts = Vec::new();
+    while let Some((left, right)) = halves(&tree) {
+        let sibling;
+        if index < left.end {
+            (tree, sibling) = (left, right);
+        } else {
+            (tree, sibling) = (right, left);
+        }
+        parts.push(sibling);
+    }
+    parts.reverse();
+    Ok(parts)
+}
+
+/// As [`inclusion_parts`], of the proof that a tree of `new_size` leaves begins with one of `old_size`.
+pub(crate) fn consistency_parts(old_size: u64, new_size: u64) -> Result<Vec<Range<u64>>, ProofError> {
+    if old_size == 0 || old_size > new_size {
+        return Err(ProofError::Sizes { old_size, new_size });
+    }
+    let mut tree = 0..new_size;
+    let mut parts = Vec::new();
+    while let Some((left, right)) = halves(&tree).filter(|_| old_size < tree.end) {
+        let sibling;
+        if old_size <= left.end {
+            (tree, sibling) = (left, right);
+        } else {
+            (tree, sibling) = (right, left);
+        }
+        parts.push(sibling);
+    }
+    // The whole old tree's root is known to whoever checks the proof.
+    if tree.start > 0 {
+        parts.push(tree);
+    }
+    parts.reverse();
+    Ok(parts)
+}
+
+/// The two subtrees under a tree's root: the left one is the largest full one that is not the whole. `None` for a leaf.
+fn halves(tree: &Range<u64>) -> Option<(Range<u64>, Range<u64>)> {
+    let level = (tree.end - tree.start).checked_sub(1)?.checked_ilog2()?;
+    let middle = tree.start + (1 << level);
+    Some((tree.start..middle, middle..tree.end))
+}
+
+// The two below hash every leaf: right for tests and small ledgers. Those of large ones are read from tiles.
 
 /// The proof that leaf `index` is in the tree of these leaves, from the leaf's sibling up.
 ///
 /// # Errors
 /// [`ProofError::Index`] when it is not.
 pub fn inclusion_proof(leaf_hashes: &[Hash], index: u64) -> Result<Vec<Hash>, ProofError> {
-    let mut at = usize::try_from(index)
-        .ok()
-        .filter(|&at| at < leaf_hashes.len())
-        .ok_or(ProofError::Index {
-            index,
-            size: leaf_hashes.len() as u64,
-        })?;
-    let mut tree = leaf_hashes;
-    let mut proof = Vec::new();
-    while let Some((left, right)) = halves(tree) {
-        let sibling;
-        if at < left.len() {
-            (tree, sibling) = (left, right);
-        } else {
-            at -= left.len();
-            (tree, sibling) = (right, left);
-        }
-        proof.push(CompactRange::of(sibling).root());
-    }
-    proof.reverse();
-    Ok(proof)
+    let parts = inclusion_parts(index, leaf_hashes.len() as u64)?;
+    Ok(roots(leaf_hashes, &parts))
 }
 
 /// The proof that the tree of these leaves begins with the tree of the first `old_size` of them.
@@ -377,36 +418,16 @@ pub fn inclusion_proof(leaf_hashes: &[Hash], index: u64) -> Result<Vec<Hash>, Pr
 /// # Errors
 /// [`ProofError::Sizes`] when `old_size` is 0, or more than there are.
 pub fn consistency_proof(leaf_hashes: &[Hash], old_size: u64) -> Result<Vec<Hash>, ProofError> {
-    let mut old = usize::try_from(old_size)
-        .ok()
-        .filter(|old| (1..=leaf_hashes.len()).contains(old))
-        .ok_or(ProofError::Sizes {
-            old_size,
-            new_size: leaf_hashes.len() as u64,
-        })?;
-    let mut tree = leaf_hashes;
-    let mut proof = Vec::new();
-    let mut is_whole_old_tree = true;
-    while let Some((left, right)) = halves(tree).filter(|_| old < tree.len()) {
-        let sibling;
-        if old <= left.len() {
-            (tree, sibling) = (left, right);
-        } else {
-            old -= left.len();
-            is_whole_old_tree = false;
-            (tree, sibling) = (right, left);
-        }
-        proof.push(CompactRange::of(sibling).root());
-    }
-    if !is_whole_old_tree {
-        proof.push(CompactRange::of(tree).root());
-    }
-    proof.reverse();
-    Ok(proof)
+    let parts = consistency_parts(old_size, leaf_hashes.len() as u64)?;
+    Ok(roots(leaf_hashes, &parts))
 }
 
-/// The two subtrees under a tree's root: the left one is the largest full one that is not the whole. `None` for a leaf.
-fn halves(tree: &[Hash]) -> Option<(&[Hash], &[Hash])> {
-    let level = tree.len().checked_sub(1)?.checked_ilog2()?;
-    tree.split_at_checked(1 << level)
+fn roots(leaf_hashes: &[Hash], parts: &[Range<u64>]) -> Vec<Hash> {
+    // Exact and in bounds: the parts are of the tree of these leaves.
+    let leaves = |part: &Range<u64>| leaf_hashes.get(part.start as usize..part.end as usize);
+    parts
+        .iter()
+        .filter_map(leaves)
+        .map(|leaves| CompactRange::of(leaves).root())
+        .collect()
 }

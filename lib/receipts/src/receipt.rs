@@ -4,10 +4,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::canonical::{FormError, check_values, is_sha256_hex, jcs, sha256_hex};
+use crate::canonical::{FormError, checked_jcs, is_sha256_hex, sha256_hex};
 
 /// How an operation ended, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// It did what it was asked to.
@@ -40,6 +41,7 @@ impl Status {
 
 /// What a tenant's plan allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Quota {
     /// Actions in a calendar month.
     pub monthly_actions: u64,
@@ -49,6 +51,7 @@ pub struct Quota {
 
 /// What was provisioned for a tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Resources {
     /// The tenant's governor.
     pub fsm_id: String,
@@ -60,6 +63,7 @@ pub struct Resources {
 
 /// A change of a governor's concurrency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Concurrency {
     /// Before.
     pub previous: u64,
@@ -72,7 +76,9 @@ pub struct Concurrency {
 /// The one amount that stands in receipts as a JSON number. Counted in ten-thousandths, so that the number has the
 /// same digits in RFC 8785 and in `jq`, whatever computed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(try_from = "f64", into = "f64")]
+#[cfg_attr(test, schemars(transform = crate::schema::usd_delta))]
 pub struct UsdDelta(i64);
 
 impl UsdDelta {
@@ -110,6 +116,7 @@ impl TryFrom<f64> for UsdDelta {
 
 /// The result of an attempt to change a policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PolicyOutcome {
     /// The version that was offered; absent when it could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -126,6 +133,7 @@ pub struct PolicyOutcome {
 
 /// A decision about a governor's concurrency.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Scaling {
     /// Before and after; equal when nothing changed.
     pub concurrency: Concurrency,
@@ -137,6 +145,7 @@ pub struct Scaling {
 
 /// An action and how the gate or the handler answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ActionOutcome {
     /// The action.
     pub action_id: String,
@@ -148,6 +157,7 @@ pub struct ActionOutcome {
 
 /// What an operation did. One variant for each operation; the tag `operation` is the variant's name in snake case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "operation", rename_all = "snake_case")]
 pub enum Payload {
     /// A tenant was provisioned.
@@ -268,6 +278,7 @@ pub enum Payload {
         /// The action.
         action_id: String,
         /// The receipt of what was undone.
+        #[cfg_attr(test, schemars(schema_with = "crate::schema::uuid"))]
         previous_action_receipt_id: Uuid,
         /// How long undoing took, in milliseconds.
         rollback_duration_ms: u64,
@@ -292,6 +303,7 @@ pub enum Payload {
         /// The archive's bytes.
         archive_size_bytes: u64,
         /// The archive's SHA-256 in lower-case hex.
+        #[cfg_attr(test, schemars(schema_with = "crate::schema::sha256"))]
         archive_sha256: String,
         /// The stored object's version.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -318,6 +330,7 @@ pub enum Payload {
         ggen_version: String,
         /// When.
         #[serde(with = "millis")]
+        #[cfg_attr(test, schemars(schema_with = "crate::schema::timestamp"))]
         deployment_timestamp: Timestamp,
     },
     /// A verified webhook changed nothing.
@@ -346,6 +359,7 @@ pub enum Payload {
         reason: String,
         /// From when on.
         #[serde(with = "millis")]
+        #[cfg_attr(test, schemars(schema_with = "crate::schema::timestamp"))]
         revoked_from: Timestamp,
     },
 }
@@ -430,18 +444,22 @@ pub struct Draft {
 
 /// A receipt in its place.
 ///
-/// Serialised with [`jcs`] this is the ledger line; without `signature` it is what was hashed and signed.
+/// Serialised with [`jcs`](crate::jcs) this is the ledger line; without `signature` it is what was hashed and signed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Receipt {
     /// Made once, and kept through retries.
+    #[cfg_attr(test, schemars(schema_with = "crate::schema::uuid"))]
     pub receipt_id: Uuid,
     /// Place in the ledger, from 0, without gaps.
     pub seq: u64,
     /// When it was appended; never before its predecessor's.
     #[serde(with = "millis")]
+    #[cfg_attr(test, schemars(schema_with = "crate::schema::timestamp"))]
     pub timestamp: Timestamp,
     /// When it happened.
     #[serde(with = "millis")]
+    #[cfg_attr(test, schemars(schema_with = "crate::schema::timestamp"))]
     pub occurred_at: Timestamp,
     /// Whose ledger.
     pub account_id: String,
@@ -451,13 +469,17 @@ pub struct Receipt {
     pub duration_ms: u64,
     /// The enforcer that decided, where one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(schema_with = "crate::schema::sha256"))]
     pub policy_hash: Option<String>,
     /// The hash of the receipt before this one; 64 zeros for the first.
+    #[cfg_attr(test, schemars(schema_with = "crate::schema::sha256"))]
     pub prev_hash: String,
     /// The key that signed.
+    #[cfg_attr(test, schemars(schema_with = "crate::schema::key_id"))]
     pub key_id: String,
     /// Ed25519 in base64; empty only while the receipt is being signed.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[cfg_attr(test, schemars(schema_with = "crate::schema::signature"))]
     pub signature: String,
     /// What happened, and the field `operation`.
     #[serde(flatten)]
@@ -515,9 +537,7 @@ pub(crate) trait Signed: Serialize + Sized {
                 value: value.to_owned(),
             });
         }
-        let text = jcs(self)?;
-        check_values(&text)?;
-        Ok(text)
+        checked_jcs(self)
     }
 }
 

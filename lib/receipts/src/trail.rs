@@ -191,27 +191,26 @@ impl KeyRing {
     }
 
     fn extend(&mut self, rotations: &[Rotation]) -> Result<(), TrailError> {
-        let (mut passed_on, mut passed_to) = (BTreeMap::new(), BTreeMap::new());
-        for (at, rotation) in rotations.iter().enumerate() {
-            for (known, key) in [
-                (&mut passed_on, &rotation.previous),
-                (&mut passed_to, &rotation.new),
-            ] {
-                if known.insert(key.key_id().to_owned(), at).is_some() {
-                    return Err(TrailError::Fork {
-                        line: rotation.line,
-                        key_id: key.key_id().to_owned(),
-                    });
-                }
+        let (mut ahead, mut behind) = (BTreeMap::new(), BTreeMap::new());
+        for rotation in rotations {
+            let (previous, new) = (rotation.previous.key_id(), rotation.new.key_id());
+            let again = ahead.insert(previous.to_owned(), &rotation.new).is_some();
+            // Against what an earlier trail said as well: a thief leaves lines out, and puts others in.
+            if again || !self.pass_on(previous, new, rotation.timestamp) {
+                return Err(TrailError::Fork {
+                    line: rotation.line,
+                    key_id: previous.to_owned(),
+                });
             }
+            behind.insert(new.to_owned(), &rotation.previous);
         }
         // Without forks the trail is a line (or several): walked both ways from each trusted key.
         let mut waiting: Vec<String> = self.key_ids().map(str::to_owned).collect();
         while let Some(key_id) = waiting.pop() {
-            let ahead = passed_on.remove(&key_id).and_then(|at| rotations.get(at));
-            let behind = passed_to.remove(&key_id).and_then(|at| rotations.get(at));
-            let next = ahead.map(|rotation| &rotation.new);
-            for key in next.into_iter().chain(behind.map(|rotation| &rotation.previous)) {
+            for key in [ahead.remove(&key_id), behind.remove(&key_id)]
+                .into_iter()
+                .flatten()
+            {
                 if self.get(key.key_id()).is_none() {
                     self.add(key.clone());
                     waiting.push(key.key_id().to_owned());

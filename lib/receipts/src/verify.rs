@@ -8,9 +8,9 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::canonical::{FormError, sha256_hex};
-use crate::key::{KeyRing, SignatureError};
+use crate::key::{KeyRing, PublicKey, SignatureError, signature_bytes, verify_batch};
 use crate::ledger::{Head, Tip};
-use crate::merkle::RangeError;
+use crate::merkle::{Hash, RangeError, leaf_hash};
 use crate::receipt::{Receipt, Signed};
 
 /// How much of two differing texts an error quotes.
@@ -141,13 +141,19 @@ pub(crate) fn read<T: Signed + DeserializeOwned>(line: &str) -> Result<(T, Strin
             found: found.as_str(),
         });
     }
-    // Cut rather than serialised again: inside a string the quotes would be escaped, so these bytes are the field.
-    let field = format!("\"signature\":\"{}\",", value.signature());
-    let signed_bytes = line.replacen(&field, "", 1);
-    if value.signature().is_empty() || signed_bytes.len() == line.len() {
-        return Err(LineError::Unsigned);
-    }
+    let signed_bytes = without_signature(line, value.signature()).ok_or(LineError::Unsigned)?;
     Ok((value, signed_bytes))
+}
+
+/// The line without the field `signature`, as it was signed. `None` for a line that has none.
+///
+/// Cut rather than serialised again: inside a string the quotes would be escaped, so these bytes are the field. Searched
+/// from the end, which is near.
+fn without_signature(line: &str, signature: &str) -> Option<String> {
+    const NAME: &str = "\"signature\":\"";
+    let (before, rest) = line.rsplit_once(NAME)?;
+    let after = rest.strip_prefix(signature)?.strip_prefix("\",")?;
+    (!signature.is_empty()).then(|| [before, after].concat())
 }
 
 /// `placed_at` is the date of a line that stands in a ledger.
@@ -157,6 +163,17 @@ fn check_signature<T: Signed>(
     keys: &KeyRing,
     placed_at: Option<Timestamp>,
 ) -> Result<(), LineError> {
+    key_of(value, keys, placed_at)?
+        .verify(signed_bytes.as_bytes(), value.signature())
+        .map_err(|source| LineError::Signature { source })
+}
+
+/// The key that must have signed a line, if it is trusted and counts.
+fn key_of<'k, T: Signed>(
+    value: &T,
+    keys: &'k KeyRing,
+    placed_at: Option<Timestamp>,
+) -> Result<&'k PublicKey, LineError> {
     let key = keys.get(value.key_id()).ok_or_else(|| LineError::UnknownKey {
         key_id: value.key_id().to_owned(),
         trusted: keys.key_ids().collect::<Vec<_>>().join(", "),
@@ -172,8 +189,71 @@ fn check_signature<T: Signed>(
             placed: placed_at.is_some(),
         });
     }
-    key.verify(signed_bytes.as_bytes(), value.signature())
-        .map_err(|source| LineError::Signature { source })
+    Ok(key)
+}
+
+/// A line that is good by itself, as its place and its tree need it.
+#[derive(Debug)]
+pub(crate) struct Checked {
+    receipt: Receipt,
+    hash: String,
+    leaf: Hash,
+}
+
+/// As [`verify_placed_line`] for many lines, with their signatures as one batch: the good ones before the first bad one,
+/// and what is wrong with that.
+pub(crate) fn check_lines(lines: &[&str], keys: &KeyRing) -> (Vec<Checked>, Option<LineError>) {
+    struct Line<'a, 'k> {
+        text: &'a str,
+        receipt: Receipt,
+        signed_bytes: String,
+        key: &'k PublicKey,
+    }
+    let mut good = Vec::with_capacity(lines.len());
+    let mut signatures = Vec::with_capacity(lines.len());
+    let mut wrong = None;
+    for &text in lines {
+        let line = read::<Receipt>(text).and_then(|(receipt, signed_bytes)| {
+            let key = key_of(&receipt, keys, receipt.placed_at())?;
+            let signature =
+                signature_bytes(&receipt.signature).map_err(|source| LineError::Signature { source })?;
+            signatures.push(signature);
+            Ok(Line {
+                text,
+                receipt,
+                signed_bytes,
+                key,
+            })
+        });
+        match line {
+            Ok(line) => good.push(line),
+            Err(error) => {
+                wrong = Some(error);
+                break;
+            }
+        }
+    }
+    let messages: Vec<_> = good.iter().map(|line| line.signed_bytes.as_bytes()).collect();
+    let signers: Vec<_> = good.iter().map(|line| line.key).collect();
+    if !verify_batch(&messages, &signatures, &signers) {
+        // One after another: which it is, and in what way.
+        let bad = good.iter().enumerate().find_map(|(at, line)| {
+            let checked = line
+                .key
+                .verify(line.signed_bytes.as_bytes(), &line.receipt.signature);
+            checked.err().map(|source| (at, source))
+        });
+        if let Some((at, source)) = bad {
+            wrong = Some(LineError::Signature { source });
+            good.truncate(at);
+        }
+    }
+    let checked = good.into_iter().map(|line| Checked {
+        hash: sha256_hex(line.signed_bytes),
+        leaf: leaf_hash(line.text),
+        receipt: line.receipt,
+    });
+    (checked.collect(), wrong)
 }
 
 /// The first byte where two texts differ, and what stands there in each.
@@ -291,6 +371,11 @@ impl Chain {
         self.tip.head()
     }
 
+    /// The root of the tree over the lines so far.
+    pub fn root(&self) -> Hash {
+        self.tip.root()
+    }
+
     /// Whose ledger it is; `None` before the first receipt of a [`Chain::new`].
     pub fn account_id(&self) -> Option<&str> {
         self.account_id.as_deref()
@@ -319,16 +404,31 @@ impl Chain {
         line: &str,
         check: impl FnOnce(&Receipt, &str) -> Result<(), LineError>,
     ) -> Result<Receipt, ChainError> {
-        let place = self.head().size;
-        let (receipt, signed_bytes) = read::<Receipt>(line)
+        let checked = read::<Receipt>(line)
             .and_then(|(receipt, signed_bytes)| {
                 check(&receipt, &signed_bytes)?;
-                Ok((receipt, signed_bytes))
+                Ok(Checked {
+                    receipt,
+                    hash: sha256_hex(signed_bytes),
+                    leaf: leaf_hash(line),
+                })
             })
-            .map_err(|source| ChainError::Line { place, source })?;
+            .map_err(|source| self.wrong_line(source))?;
+        self.place(checked)
+    }
+
+    /// The next line is not good by itself.
+    pub(crate) fn wrong_line(&self, source: LineError) -> ChainError {
+        let place = self.head().size;
+        ChainError::Line { place, source }
+    }
+
+    /// Checks that a line stands in its place, and moves behind it.
+    pub(crate) fn place(&mut self, checked: Checked) -> Result<Receipt, ChainError> {
+        let Checked { receipt, hash, leaf } = checked;
         self.check_place(&receipt)?;
         self.account_id.get_or_insert_with(|| receipt.account_id.clone());
-        self.tip.push(line, sha256_hex(signed_bytes), receipt.timestamp);
+        self.tip.push(leaf, hash, receipt.timestamp);
         Ok(receipt)
     }
 

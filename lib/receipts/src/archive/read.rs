@@ -1,7 +1,10 @@
 //! Checking an archive without unpacking it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, BufRead, BufReader, Chain as ChainedReader, Read, Take};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use flate2::bufread::GzDecoder;
 use jiff::Timestamp;
@@ -11,15 +14,24 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use super::{
-    AUDITOR_PUB, BLOCK, CHUNK_LINES, Chunk, Contents, FORMAT_VERSION, GZIP_HEADER, MANIFEST, Manifest, SUMS,
-    Tally, VERIFY, VERIFY_TEXT, ZEROS, header, padding, policy_member,
+    AUDITOR_PUB, BLOCK, CHECKPOINT, CHECKPOINTS, CHUNK_LINES, Checkpoints, CheckpointsError, Chunk, Contents,
+    FORMAT_VERSION, GZIP_HEADER, KEYS, MANIFEST, Manifest, REPORT, SUMS, Tally, VERIFY, VERIFY_TEXT, ZEROS,
+    header, padding, policy_member,
 };
 use crate::canonical::{FormError, jcs, sha256_hex};
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::key::{KeyError, KeyRing, PublicKey};
 use crate::ledger::Head;
 use crate::merkle::RangeError;
 use crate::receipt::{Payload, Receipt};
-use crate::verify::{Chain, ChainError, difference};
+use crate::trail::TrailError;
+use crate::verify::{Chain, ChainError, Checked, LineError, check_lines, difference};
+
+/// Receipts whose signatures are checked as one batch: half a member. A batch of 256 takes longer for each of them, one
+/// of a thousand little less, and more memory.
+const BATCH_LINES: usize = 500;
+/// Bytes of receipts in a batch, but for the last one: what bounds the memory of those on their way.
+const BATCH_BYTES: usize = 512 << 10;
 
 /// How much an archive may ask of its reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +46,8 @@ pub struct Limits {
     pub line_bytes: u64,
     /// Members.
     pub members: u64,
+    /// Threads that check receipts beside the one that unpacks; 0 leaves all to that one.
+    pub threads: usize,
 }
 
 impl Default for Limits {
@@ -45,6 +59,7 @@ impl Default for Limits {
             document_bytes: 16 << 20,
             line_bytes: 64 << 10,
             members: 100_000,
+            threads: 0,
         }
     }
 }
@@ -130,6 +145,20 @@ pub enum ArchiveError {
         /// The archive's.
         found: String,
     },
+    /// The key trail does not hold.
+    #[error("`keys.jsonl` is not a good key trail")]
+    Trail {
+        /// Which line, and why.
+        #[source]
+        source: TrailError,
+    },
+    /// A checkpoint does not hold, or the receipts do not bear it out.
+    #[error("the archive's checkpoints do not hold")]
+    Checkpoints {
+        /// Which, and why.
+        #[source]
+        source: CheckpointsError,
+    },
     /// A receipt that is wrong, or in the wrong place.
     #[error("`{member}` holds a bad receipt")]
     Receipt {
@@ -191,6 +220,9 @@ pub enum ArchiveError {
         /// The hash of its bytes.
         found: String,
     },
+    /// A thread that checked receipts ended before it had.
+    #[error("a thread that checked receipts ended early")]
+    Thread,
     /// A receipt names a policy that is not there.
     #[error("the receipt at place {place} names a policy: expected `policies/{hash}.json`, found {found:?}")]
     MissingPolicy {
@@ -218,8 +250,16 @@ pub struct Verified {
     pub range: Vec<String>,
     /// Receipts by operation.
     pub operations: BTreeMap<&'static str, u64>,
-    /// The key that signed them all.
+    /// The signed checkpoint over all of them.
+    pub checkpoint: Checkpoint,
+    /// Earlier checkpoints in the archive, each of them borne out by the receipts.
+    pub checkpoints: u64,
+    /// The key that signed the checkpoint: `auditor.pub`.
     pub key_id: String,
+    /// Every key that signed a receipt, in order.
+    pub key_ids: Vec<String>,
+    /// The trusted keys and all that the archive's key trail leads to.
+    pub keys: KeyRing,
     /// Policies in the archive.
     pub policies: u64,
     /// When the archive says it was made. Nothing but the closing receipt vouches for it.
@@ -251,49 +291,51 @@ impl Verified {
 /// [`ArchiveError`]: the first thing that is wrong, by member, receipt and rule, with both values.
 pub fn verify(reader: impl Read, keys: &KeyRing, limits: Limits) -> Result<Verified, ArchiveError> {
     let mut members = Members::open(reader, limits)?;
-    let mut contents = Contents::default();
-    let mut operations = BTreeMap::new();
-    let mut chain = Chain::new();
-
-    let member = members.next(AUDITOR_PUB)?;
-    let key = public_key(&members.document(&member, AUDITOR_PUB, &mut contents)?, keys)?;
-    let key_ring = KeyRing::from(key.clone());
-
-    let mut member = members.next(&contents.next_chunk())?;
-    while member.name == contents.next_chunk() {
-        if let Some(last) = contents.chunks.last().filter(|last| last.lines != CHUNK_LINES) {
-            return Err(ArchiveError::ChunkLines {
-                member: last.name.clone(),
-                found: last.lines,
-            });
-        }
-        let mut lines = 0;
-        let sha256 = members.lines(&member, |line| {
-            let receipt = chain
-                .push(line, &key_ring)
-                .map_err(|source| ArchiveError::Receipt {
-                    member: member.name.clone(),
-                    source,
-                })?;
-            *operations.entry(receipt.payload.operation()).or_insert(0) += 1;
-            contents.name_policy(receipt.policy_hash, receipt.seq);
-            lines += 1;
-            Ok(())
-        })?;
-        if !(1..=CHUNK_LINES).contains(&lines) {
-            return Err(ArchiveError::ChunkLines {
-                member: member.name,
-                found: lines,
-            });
-        }
-        contents.add_sum(&member.name, &sha256);
-        contents.chunks.push(Chunk {
-            name: member.name,
-            lines,
-            sha256,
-        });
-        member = members.next(MANIFEST)?;
+    let mut document = |name: &str| {
+        let member = members.next(name)?;
+        let bytes = members.document(&member, name)?;
+        String::from_utf8(bytes).map_err(|_| stray(name, "UTF-8"))
+    };
+    let note = document(CHECKPOINT)?;
+    let earlier = document(CHECKPOINTS)?;
+    let auditor_pub = document(AUDITOR_PUB)?;
+    let key_trail = document(KEYS)?;
+    if key_trail.contains('\r') || !(key_trail.is_empty() || key_trail.ends_with('\n')) {
+        return Err(stray(KEYS, "lines that end in a line feed"));
     }
+    let keys = keys
+        .clone()
+        .follow(key_trail.lines())
+        .map_err(|source| ArchiveError::Trail { source })?;
+    let key = public_key(&auditor_pub, &keys)?;
+    let not_borne_out = |source| ArchiveError::Checkpoints { source };
+    let checkpoints =
+        Checkpoints::open(note.as_bytes(), &earlier, key.key_id(), &keys).map_err(not_borne_out)?;
+    let mut contents = Contents::new(&note, &auditor_pub, &key_trail);
+    for (name, text) in [
+        (CHECKPOINT, &note),
+        (CHECKPOINTS, &earlier),
+        (AUDITOR_PUB, &auditor_pub),
+        (KEYS, &key_trail),
+    ] {
+        contents.add_sum(name, &sha256_hex(text));
+    }
+    let earlier = checkpoints.earlier.len() as u64;
+
+    let mut ledger = Ledger {
+        chain: Chain::new(),
+        checkpoints,
+        contents,
+    };
+    let mut member = thread::scope(|scope| {
+        let pipeline = Pipeline::start(scope, &keys, limits.threads);
+        receipts(&mut members, &mut ledger, pipeline)
+    })?;
+    let Ledger {
+        chain,
+        checkpoints,
+        mut contents,
+    } = ledger;
 
     let policies = std::mem::take(&mut contents.policies);
     for (hash, &place) in &policies {
@@ -305,7 +347,7 @@ pub fn verify(reader: impl Read, keys: &KeyRing, limits: Limits) -> Result<Verif
                 found: member.name,
             });
         }
-        let found = sha256_hex(members.document(&member, &name, &mut contents)?);
+        let found = sha256_hex(members.document(&member, &name)?);
         if found != *hash {
             return Err(ArchiveError::PolicyBytes {
                 member: name,
@@ -313,28 +355,44 @@ pub fn verify(reader: impl Read, keys: &KeyRing, limits: Limits) -> Result<Verif
                 found,
             });
         }
+        contents.add_sum(&name, &found);
         member = members.next(MANIFEST)?;
     }
 
-    let bytes = members.document(&member, MANIFEST, &mut contents)?;
-    let manifest = check_manifest(&bytes, &contents, &chain, key.key_id())?;
-    let sums = contents.sums.clone();
-    for (name, expected) in [(SUMS, sums.as_str()), (VERIFY, VERIFY_TEXT)] {
+    let bytes = members.document(&member, MANIFEST)?;
+    let head = chain.head();
+    checkpoints.end(head.size, &chain.root()).map_err(not_borne_out)?;
+    let manifest = check_manifest(&bytes, &contents, &chain, &checkpoints)?;
+    checkpoints
+        .check_account(&manifest.account_id)
+        .map_err(not_borne_out)?;
+    // Prescribed, so these bytes are UTF-8.
+    let report = contents.report(&manifest.account_id, &String::from_utf8_lossy(&bytes));
+    contents.add_sum(MANIFEST, &sha256_hex(&bytes));
+    contents.add_sum(VERIFY, &sha256_hex(VERIFY_TEXT));
+    contents.add_sum(REPORT, &sha256_hex(&report));
+    for (name, expected) in [
+        (SUMS, contents.sums.as_str()),
+        (VERIFY, VERIFY_TEXT),
+        (REPORT, &report),
+    ] {
         let member = members.next(name)?;
-        let found = members.document(&member, name, &mut contents)?;
-        check_text(name, expected, &found)?;
+        check_text(name, expected, &members.document(&member, name)?)?;
     }
     let (size_bytes, sha256) = members.finish()?;
 
-    let head = chain.head();
     Ok(Verified {
         account_id: manifest.account_id,
         receipts: head.size,
         last_hash: head.last_hash.clone(),
         last_timestamp: head.timestamp,
         range: head.range.clone(),
-        operations,
+        operations: contents.operations,
+        checkpoint: checkpoints.last,
+        checkpoints: earlier,
         key_id: key.key_id().to_owned(),
+        key_ids: contents.key_ids.into_iter().collect(),
+        keys,
         policies: policies.len() as u64,
         created_at: manifest.created_at,
         size_bytes,
@@ -342,9 +400,224 @@ pub fn verify(reader: impl Read, keys: &KeyRing, limits: Limits) -> Result<Verif
     })
 }
 
-fn public_key(pem: &[u8], keys: &KeyRing) -> Result<PublicKey, ArchiveError> {
-    let pem = String::from_utf8_lossy(pem);
-    let key = PublicKey::from_pem(&pem).map_err(|source| ArchiveError::PublicKey { source })?;
+/// What the receipts are held against, and what is gathered from them, in order.
+struct Ledger {
+    chain: Chain,
+    checkpoints: Checkpoints,
+    contents: Contents,
+}
+
+impl Ledger {
+    fn take(&mut self, batch: Batch) -> Result<(), ArchiveError> {
+        let Batch {
+            member,
+            lines,
+            good,
+            wrong,
+        } = batch;
+        let bad = |source| ArchiveError::Receipt {
+            member: member.clone(),
+            source,
+        };
+        for (line, checked) in lines.iter().zip(good) {
+            let receipt = self.chain.place(checked).map_err(bad)?;
+            self.contents.add(line, &receipt);
+            self.checkpoints
+                .pass(self.chain.head().size, || self.chain.root())
+                .map_err(|source| ArchiveError::Checkpoints { source })?;
+        }
+        match wrong {
+            Some(source) => Err(bad(self.chain.wrong_line(source))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Reads all of `receipts/`; returns the member behind it.
+fn receipts<R: Read>(
+    members: &mut Members<R>,
+    ledger: &mut Ledger,
+    mut pipeline: Pipeline<'_>,
+) -> Result<Member, ArchiveError> {
+    let read = read_receipts(members, ledger, &mut pipeline);
+    // What is still on its way stands before the place where reading failed.
+    pipeline.finish(ledger)?;
+    read
+}
+
+fn read_receipts<R: Read>(
+    members: &mut Members<R>,
+    ledger: &mut Ledger,
+    pipeline: &mut Pipeline<'_>,
+) -> Result<Member, ArchiveError> {
+    let mut member = members.next(&ledger.contents.next_chunk())?;
+    while member.name == ledger.contents.next_chunk() {
+        if let Some(last) = ledger
+            .contents
+            .chunks
+            .last()
+            .filter(|last| last.lines != CHUNK_LINES)
+        {
+            return Err(ArchiveError::ChunkLines {
+                member: last.name.clone(),
+                found: last.lines,
+            });
+        }
+        let mut lines = 0;
+        let sha256 = members.lines(&member, |line| {
+            lines += 1;
+            pipeline.push(&member.name, line, ledger)
+        })?;
+        pipeline.flush(&member.name, ledger)?;
+        if !(1..=CHUNK_LINES).contains(&lines) {
+            return Err(ArchiveError::ChunkLines {
+                member: member.name,
+                found: lines,
+            });
+        }
+        ledger.contents.add_sum(&member.name, &sha256);
+        ledger.contents.chunks.push(Chunk {
+            name: member.name,
+            lines,
+            sha256,
+        });
+        member = members.next(MANIFEST)?;
+    }
+    Ok(member)
+}
+
+/// Some lines of one member, checked by themselves.
+struct Batch {
+    member: String,
+    lines: Vec<String>,
+    /// For each of the lines, up to a bad one.
+    good: Vec<Checked>,
+    /// What is wrong with the line behind the good ones.
+    wrong: Option<LineError>,
+}
+
+/// Lines on their way to be checked, and where the result goes.
+struct Job {
+    member: String,
+    lines: Vec<String>,
+    done: SyncSender<Batch>,
+}
+
+impl Job {
+    fn check(member: String, lines: Vec<String>, keys: &KeyRing) -> Batch {
+        let texts: Vec<_> = lines.iter().map(String::as_str).collect();
+        let (good, wrong) = check_lines(&texts, keys);
+        Batch {
+            member,
+            lines,
+            good,
+            wrong,
+        }
+    }
+}
+
+/// Receipts are checked by themselves on other threads, and put in their places in order here.
+struct Pipeline<'k> {
+    keys: &'k KeyRing,
+    lines: Vec<String>,
+    bytes: usize,
+    jobs: Option<Sender<Job>>,
+    pending: VecDeque<Receiver<Batch>>,
+    /// Batches that may be on their way.
+    most: usize,
+}
+
+impl<'k> Pipeline<'k> {
+    fn start<'s>(scope: &'s thread::Scope<'s, 'k>, keys: &'k KeyRing, threads: usize) -> Self
+    where
+        'k: 's,
+    {
+        let mut pipeline = Self {
+            keys,
+            lines: Vec::new(),
+            bytes: 0,
+            jobs: None,
+            pending: VecDeque::new(),
+            most: threads.saturating_mul(2),
+        };
+        if threads > 0 {
+            let (jobs, taken) = channel::<Job>();
+            let taken = std::sync::Arc::new(Mutex::new(taken));
+            for _ in 0..threads {
+                let taken = taken.clone();
+                scope.spawn(move || {
+                    loop {
+                        let job = taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                        let Ok(Job { member, lines, done }) = job else {
+                            return;
+                        };
+                        // Nobody waits any more where something before was wrong.
+                        drop(done.send(Job::check(member, lines, keys)));
+                    }
+                });
+            }
+            pipeline.jobs = Some(jobs);
+        }
+        pipeline
+    }
+
+    fn push(&mut self, member: &str, line: &str, ledger: &mut Ledger) -> Result<(), ArchiveError> {
+        self.bytes += line.len();
+        self.lines.push(line.to_owned());
+        if self.lines.len() >= BATCH_LINES || self.bytes >= BATCH_BYTES {
+            return self.flush(member, ledger);
+        }
+        Ok(())
+    }
+
+    /// Sends what was gathered, and takes what is due.
+    fn flush(&mut self, member: &str, ledger: &mut Ledger) -> Result<(), ArchiveError> {
+        let lines = std::mem::take(&mut self.lines);
+        self.bytes = 0;
+        if lines.is_empty() {
+            return Ok(());
+        }
+        let member = member.to_owned();
+        let Some(jobs) = &self.jobs else {
+            return ledger.take(Job::check(member, lines, self.keys));
+        };
+        let (done, batch) = sync_channel(1);
+        let job = Job { member, lines, done };
+        if let Err(unsent) = jobs.send(job) {
+            // No thread is left to take it.
+            let Job { member, lines, .. } = unsent.0;
+            return ledger.take(Job::check(member, lines, self.keys));
+        }
+        self.pending.push_back(batch);
+        if self.pending.len() > self.most {
+            self.take_next(ledger)?;
+        }
+        Ok(())
+    }
+
+    fn take_next(&mut self, ledger: &mut Ledger) -> Result<(), ArchiveError> {
+        let taken = match self.pending.pop_front().map(|batch| batch.recv()) {
+            Some(Ok(batch)) => ledger.take(batch),
+            Some(Err(_)) => Err(ArchiveError::Thread),
+            None => Ok(()),
+        };
+        if taken.is_err() {
+            // What is behind the first bad receipt has no place.
+            self.pending.clear();
+        }
+        taken
+    }
+
+    fn finish(mut self, ledger: &mut Ledger) -> Result<(), ArchiveError> {
+        while !self.pending.is_empty() {
+            self.take_next(ledger)?;
+        }
+        Ok(())
+    }
+}
+
+fn public_key(pem: &str, keys: &KeyRing) -> Result<PublicKey, ArchiveError> {
+    let key = PublicKey::from_pem(pem).map_err(|source| ArchiveError::PublicKey { source })?;
     if keys.get(key.key_id()) != Some(&key) {
         let expected = keys.key_ids().collect::<Vec<_>>().join(", ");
         return Err(ArchiveError::UntrustedKey {
@@ -365,7 +638,7 @@ fn check_manifest(
     bytes: &[u8],
     contents: &Contents,
     chain: &Chain,
-    key_id: &str,
+    checkpoints: &Checkpoints,
 ) -> Result<Manifest, ArchiveError> {
     #[derive(Deserialize)]
     struct Format {
@@ -380,7 +653,7 @@ fn check_manifest(
     }
     let manifest: Manifest = serde_json::from_slice(bytes).map_err(not_one)?;
     let account_id = chain.account_id().unwrap_or(&manifest.account_id);
-    let expected = contents.manifest(account_id, chain.head(), key_id, manifest.created_at);
+    let expected = contents.manifest(account_id, chain.head(), &checkpoints.last, manifest.created_at);
     let expected = jcs(&expected).map_err(|source| ArchiveError::ManifestForm { source })?;
     check_text(MANIFEST, &expected, bytes)?;
     Ok(manifest)
@@ -426,6 +699,23 @@ pub enum ClosingError {
         /// Its operation.
         found: &'static str,
     },
+    /// The final checkpoint is not good.
+    #[error("the final checkpoint is not good")]
+    Checkpoint {
+        /// Why.
+        #[source]
+        source: CheckpointError,
+    },
+    /// The final checkpoint is another ledger's, or of another end.
+    #[error("the final checkpoint's {field} is {found}, expected {expected}")]
+    End {
+        /// Which part of it.
+        field: &'static str,
+        /// What the archive and its closing receipt lead to.
+        expected: String,
+        /// What the checkpoint says.
+        found: String,
+    },
     /// It closes another archive.
     #[error("the closing receipt {receipt_id}: its `{field}` is {expected}, the archive's is {found}")]
     Archive {
@@ -440,17 +730,27 @@ pub enum ClosingError {
     },
 }
 
+/// What closes an archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closed {
+    /// The `decommission_complete` receipt.
+    pub receipt: Receipt,
+    /// Whether the final checkpoint was there to vouch for it.
+    pub checkpoint: Option<Checkpoint>,
+}
+
 /// Checks that the sidecar's `decommission_complete` receipt closes the archive that was verified: it stands right
 /// behind the archive's last receipt, and names the archive's SHA-256, size and number of receipts. So an archive that
-/// was cut, replaced by an older one or made again shows.
+/// was cut, replaced by an older one or made again shows. With the final checkpoint, that it is the ledger's last word at
+/// the time of signing.
 ///
 /// # Errors
 /// [`ClosingError`] names the rule and both values.
 pub fn verify_closing(
     sidecar_line: &str,
+    final_checkpoint: Option<&[u8]>,
     verified: &Verified,
-    keys: &KeyRing,
-) -> Result<Receipt, ClosingError> {
+) -> Result<Closed, ClosingError> {
     let mut chain =
         Chain::after(&verified.account_id, verified.head()).map_err(|source| ClosingError::Verified {
             receipts: verified.receipts,
@@ -459,7 +759,7 @@ pub fn verify_closing(
     // A file may end its only line.
     let line = sidecar_line.strip_suffix('\n').unwrap_or(sidecar_line);
     let receipt = chain
-        .push(line, keys)
+        .push(line, &verified.keys)
         .map_err(|source| ClosingError::Receipt { source })?;
     let receipt_id = receipt.receipt_id;
     let Payload::DecommissionComplete {
@@ -497,7 +797,35 @@ pub fn verify_closing(
             });
         }
     }
-    Ok(receipt)
+    let checkpoint = final_checkpoint
+        .map(|note| check_end(note, &chain, verified))
+        .transpose()?;
+    Ok(Closed { receipt, checkpoint })
+}
+
+fn check_end(note: &[u8], chain: &Chain, verified: &Verified) -> Result<Checkpoint, ClosingError> {
+    let (checkpoint, _) =
+        Checkpoint::open(note, &verified.keys).map_err(|source| ClosingError::Checkpoint { source })?;
+    let expected = Checkpoint {
+        origin: verified.checkpoint.origin.clone(),
+        size: chain.head().size,
+        root: chain.root(),
+    };
+    for (field, expected, found) in [
+        ("origin", &expected.origin, &checkpoint.origin),
+        ("size", &expected.size.to_string(), &checkpoint.size.to_string()),
+        ("root", &hex::encode(expected.root), &hex::encode(checkpoint.root)),
+    ] {
+        if expected != found {
+            let (expected, found) = (expected.clone(), found.clone());
+            return Err(ClosingError::End {
+                field,
+                expected,
+                found,
+            });
+        }
+    }
+    Ok(checkpoint)
 }
 
 /// A member's header, read and found in order.
@@ -593,12 +921,7 @@ impl<R: Read> Members<R> {
     }
 
     /// The bytes of a member that is read whole, if it is the one called `expected`.
-    fn document(
-        &mut self,
-        member: &Member,
-        expected: &str,
-        contents: &mut Contents,
-    ) -> Result<Vec<u8>, ArchiveError> {
+    fn document(&mut self, member: &Member, expected: &str) -> Result<Vec<u8>, ArchiveError> {
         if member.name != expected {
             let (expected, found) = (expected.to_owned(), member.name.clone());
             return Err(ArchiveError::UnexpectedMember { expected, found });
@@ -613,7 +936,6 @@ impl<R: Read> Members<R> {
         }
         self.unpacked += member.size;
         self.end(member)?;
-        contents.add_sum(&member.name, &sha256_hex(&bytes));
         Ok(bytes)
     }
 

@@ -11,11 +11,13 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use super::{
-    AUDITOR_PUB, CHUNK_LINES, Chunk, Contents, MANIFEST, SUMS, Tally, VERIFY, VERIFY_TEXT, ZEROS, header,
-    padding, policy_member,
+    AUDITOR_PUB, CHECKPOINT, CHECKPOINTS, CHUNK_LINES, Checkpoints, CheckpointsError, Chunk, Contents, KEYS,
+    MANIFEST, REPORT, SUMS, Tally, VERIFY, VERIFY_TEXT, ZEROS, checkpoint_lines, header, padding,
+    policy_member,
 };
 use crate::canonical::{FormError, jcs, sha256_hex};
-use crate::key::{KeyError, PublicKey};
+use crate::key::{KeyError, KeyRing, PublicKey};
+use crate::trail::TrailError;
 use crate::verify::{Chain, ChainError};
 
 /// An archive that was not written to its end. What was written so far is worthless.
@@ -37,19 +39,33 @@ pub enum WriteError {
         #[source]
         source: ChainError,
     },
-    /// A receipt that the archive's `auditor.pub` does not check.
+    /// A receipt of a key that the key trail does not lead to, or that was revoked when it was appended.
     #[error(
-        "receipt {receipt_id} at place {place} is signed by key {found}, the archive's key is {expected}"
+        "receipt {receipt_id} at place {place} is signed by key {found}, the archive's keys are {expected}"
     )]
     Key {
         /// Its place in the ledger, from 0.
         place: u64,
         /// The receipt.
         receipt_id: Uuid,
-        /// The archive's key.
+        /// The keys that the trail leads to from the archive's.
         expected: String,
         /// The receipt's.
         found: String,
+    },
+    /// The key trail does not hold.
+    #[error("the key trail to archive is not good")]
+    Trail {
+        /// Which line, and why.
+        #[source]
+        source: TrailError,
+    },
+    /// A checkpoint does not hold, or the receipts do not bear it out: the ledger was rolled back, or forked.
+    #[error("the receipts to archive are not those that were signed for")]
+    Checkpoints {
+        /// Which, and why.
+        #[source]
+        source: CheckpointsError,
     },
     /// A policy that a receipt names was not given.
     #[error("the receipt at place {place} names policy {hash}, which was not given")]
@@ -92,15 +108,28 @@ pub enum WriteError {
     },
 }
 
-/// What goes into an archive.
-#[derive(Debug)]
-pub struct ArchiveInput<'a, L> {
+/// What stands in front of the receipts.
+#[derive(Debug, Clone, Copy)]
+pub struct Opening<'a> {
     /// Whose receipts.
     pub account_id: &'a str,
     /// When the archive is made; the only time in it besides the receipts' own.
     pub created_at: Timestamp,
-    /// The key that signed them.
+    /// The signed note over all of the receipts.
+    pub checkpoint: &'a str,
+    /// Earlier notes of the same ledger with their sizes, by size.
+    pub checkpoints: &'a [(u64, String)],
+    /// The key that signed the checkpoint: `auditor.pub`.
     pub public_key: &'a PublicKey,
+    /// The key trail's receipts in order, without line feeds.
+    pub key_trail: &'a [String],
+}
+
+/// What goes into an archive.
+#[derive(Debug)]
+pub struct ArchiveInput<'a, L> {
+    /// What stands in front of the receipts.
+    pub opening: Opening<'a>,
     /// The ledger's lines from `seq` 0, without line feeds.
     pub lines: L,
     /// At least the policies the receipts name, by hash. Others are left out.
@@ -130,7 +159,7 @@ where
     L: IntoIterator<Item = Result<String, E>>,
     E: Into<Box<dyn Error + Send + Sync>>,
 {
-    let mut writer = Writer::new(out, input.account_id, input.public_key, input.created_at)?;
+    let mut writer = Writer::new(out, &input.opening)?;
     for line in input.lines {
         let line = line.map_err(|source| WriteError::Lines {
             after: writer.chain.head().size,
@@ -147,7 +176,8 @@ where
 pub struct Writer<W: Write> {
     out: GzEncoder<Tally<W>>,
     account_id: String,
-    key_id: String,
+    keys: KeyRing,
+    checkpoints: Checkpoints,
     created_at: Timestamp,
     chain: Chain,
     contents: Contents,
@@ -160,51 +190,71 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     /// [`WriteError::Output`] when the output fails.
-    pub fn new(
-        out: W,
-        account_id: &str,
-        public_key: &PublicKey,
-        created_at: Timestamp,
-    ) -> Result<Self, WriteError> {
+    pub fn new(out: W, opening: &Opening<'_>) -> Result<Self, WriteError> {
+        let form = |source| WriteError::Manifest { source };
+        let earlier = checkpoint_lines(opening.checkpoints).map_err(form)?;
+        let keys = KeyRing::from(opening.public_key.clone())
+            .follow(opening.key_trail.iter().map(String::as_str))
+            .map_err(|source| WriteError::Trail { source })?;
+        let signer = opening.public_key.key_id();
+        let checkpoints = Checkpoints::open(opening.checkpoint.as_bytes(), &earlier, signer, &keys)
+            .map_err(|source| WriteError::Checkpoints { source })?;
         let out = GzBuilder::new()
             .mtime(0)
             .operating_system(255)
             .write(Tally::new(out), Compression::default());
+        let pem = opening
+            .public_key
+            .to_pem()
+            .map_err(|source| WriteError::PublicKey { source })?;
+        let trail: String = opening.key_trail.iter().flat_map(|line| [line, "\n"]).collect();
         let mut writer = Self {
             out,
-            account_id: account_id.to_owned(),
-            key_id: public_key.key_id().to_owned(),
-            created_at,
-            chain: Chain::of(account_id),
-            contents: Contents::default(),
+            account_id: opening.account_id.to_owned(),
+            keys,
+            checkpoints,
+            created_at: opening.created_at,
+            chain: Chain::of(opening.account_id),
+            contents: Contents::new(opening.checkpoint, &pem, &trail),
             chunk: Vec::new(),
             chunk_lines: 0,
         };
-        let pem = public_key
-            .to_pem()
-            .map_err(|source| WriteError::PublicKey { source })?;
+        writer.member(CHECKPOINT, opening.checkpoint.as_bytes())?;
+        writer.member(CHECKPOINTS, earlier.as_bytes())?;
         writer.member(AUDITOR_PUB, pem.as_bytes())?;
+        writer.member(KEYS, trail.as_bytes())?;
         Ok(writer)
+    }
+
+    /// The output, to take out what was written so far. The rest comes with [`Writer::finish`].
+    pub fn output(&mut self) -> &mut W {
+        &mut self.out.get_mut().inner
     }
 
     /// Adds the next line of the ledger, without its line feed.
     ///
     /// # Errors
-    /// [`WriteError::Ledger`] and [`WriteError::Key`] for a receipt that does not belong there.
+    /// [`WriteError::Ledger`] and [`WriteError::Key`] for a receipt that does not belong there,
+    /// [`WriteError::Checkpoints`] for a ledger that is not the one an earlier checkpoint was signed over.
     pub fn push(&mut self, line: &str) -> Result<(), WriteError> {
         let receipt = self
             .chain
             .push_unverified(line)
             .map_err(|source| WriteError::Ledger { source })?;
-        if receipt.key_id != self.key_id {
+        let revoked = self.keys.revocation(&receipt.key_id);
+        let counts = revoked.is_none_or(|revoked| receipt.timestamp < revoked.from);
+        if self.keys.get(&receipt.key_id).is_none() || !counts {
             return Err(WriteError::Key {
                 place: receipt.seq,
                 receipt_id: receipt.receipt_id,
-                expected: self.key_id.clone(),
+                expected: self.keys.key_ids().collect::<Vec<_>>().join(", "),
                 found: receipt.key_id,
             });
         }
-        self.contents.name_policy(receipt.policy_hash, receipt.seq);
+        self.contents.add(line, &receipt);
+        self.checkpoints
+            .pass(self.chain.head().size, || self.chain.root())
+            .map_err(|source| WriteError::Checkpoints { source })?;
         self.chunk.extend_from_slice(line.as_bytes());
         self.chunk.push(b'\n');
         self.chunk_lines += 1;
@@ -242,14 +292,22 @@ impl<W: Write> Writer<W> {
             self.member(&policy_member(&hash), bytes)?;
         }
         let head = self.chain.head().clone();
-        let manifest = self
-            .contents
-            .manifest(&self.account_id, &head, &self.key_id, self.created_at);
+        self.checkpoints
+            .end(head.size, &self.chain.root())
+            .and_then(|()| self.checkpoints.check_account(&self.account_id))
+            .map_err(|source| WriteError::Checkpoints { source })?;
+        let manifest =
+            self.contents
+                .manifest(&self.account_id, &head, &self.checkpoints.last, self.created_at);
         let manifest = jcs(&manifest).map_err(|source| WriteError::Manifest { source })?;
         self.member(MANIFEST, manifest.as_bytes())?;
+        let report = self.contents.report(&self.account_id, &manifest);
+        self.contents.add_sum(VERIFY, &sha256_hex(VERIFY_TEXT));
+        self.contents.add_sum(REPORT, &sha256_hex(&report));
         let sums = self.contents.sums.clone();
         self.member(SUMS, sums.as_bytes())?;
         self.member(VERIFY, VERIFY_TEXT.as_bytes())?;
+        self.member(REPORT, report.as_bytes())?;
 
         let at_end = |source| WriteError::Output {
             member: "its end".to_owned(),

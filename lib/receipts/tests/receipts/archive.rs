@@ -6,21 +6,24 @@ use std::io::{Read as _, Write as _};
 use flate2::read::GzDecoder;
 use flate2::{Compression, GzBuilder};
 use proptest::prelude::*;
+use receipts::archive::Opening;
 use receipts::archive::{CHUNK_LINES, ClosingError, WriteError, Writer, verify, verify_closing, write};
 use receipts::{
-    ArchiveInput, ArchiveSummary, Draft, Head, KeyRing, Limits, Payload, Signer, Verified, append, sha256_hex,
+    ArchiveInput, ArchiveSummary, Checkpoint, CompactRange, Draft, Head, KeyRing, Limits, Payload, PublicKey,
+    Signer, Verified, append, merkle, sha256_hex,
 };
 
 use crate::drafts::{any_drafts, draft, ledger, signer, time};
 use crate::ledger::story;
+use crate::report::page_of;
 
-const POLICY: &[u8] = br#"{"version":"1.0.0"}"#;
+pub const POLICY: &[u8] = br#"{"version":"1.0.0"}"#;
 
-fn keys() -> KeyRing {
+pub fn keys() -> KeyRing {
     KeyRing::from(signer().public_key())
 }
 
-fn policies() -> BTreeMap<String, Vec<u8>> {
+pub fn policies() -> BTreeMap<String, Vec<u8>> {
     [POLICY.to_vec(), b"not named by any receipt".to_vec()]
         .map(|bytes| (sha256_hex(&bytes), bytes))
         .into()
@@ -36,21 +39,83 @@ pub fn drafts(count: usize) -> Vec<Draft> {
         .collect()
 }
 
+/// The places of members in an archive of up to a thousand receipts, one policy among them.
+pub const CHECKPOINT: usize = 0;
+pub const EARLIER: usize = 1;
+pub const AUDITOR_PUB: usize = 2;
+pub const KEYS: usize = 3;
+pub const RECEIPTS: usize = 4;
+pub const POLICIES: usize = 5;
+pub const MANIFEST: usize = 6;
+
+/// The signed note over the first `size` of these lines.
+pub fn note(lines: &[String], size: usize, signer: &Signer) -> String {
+    let leaves: Vec<_> = lines[..size].iter().map(merkle::leaf_hash).collect();
+    let checkpoint = Checkpoint {
+        origin: "governor.example/receipts/a-1".to_owned(),
+        size: size as u64,
+        root: CompactRange::of(&leaves).root(),
+    };
+    checkpoint.sign(signer).unwrap()
+}
+
+/// The parts of an archive, to be altered before they are written.
+pub struct Parts {
+    pub account_id: String,
+    pub lines: Vec<String>,
+    pub checkpoint: String,
+    pub checkpoints: Vec<(u64, String)>,
+    pub public_key: PublicKey,
+    pub key_trail: Vec<String>,
+}
+
+impl Parts {
+    /// A ledger of these lines, with checkpoints behind the first and, where there are so many, the third receipt.
+    pub fn of(lines: Vec<String>, signer: &Signer) -> Self {
+        let earlier = [1, 3].into_iter().filter(|&size| size <= lines.len());
+        Self {
+            account_id: "a-1".to_owned(),
+            checkpoint: note(&lines, lines.len(), signer),
+            checkpoints: earlier
+                .map(|size| (size as u64, note(&lines, size, signer)))
+                .collect(),
+            public_key: signer.public_key(),
+            key_trail: Vec::new(),
+            lines,
+        }
+    }
+
+    pub fn opening(&self) -> Opening<'_> {
+        Opening {
+            account_id: &self.account_id,
+            created_at: time("2027-02-03T04:05:06.789Z"),
+            checkpoint: &self.checkpoint,
+            checkpoints: &self.checkpoints,
+            public_key: &self.public_key,
+            key_trail: &self.key_trail,
+        }
+    }
+
+    pub fn write(&self) -> Result<(Vec<u8>, ArchiveSummary), WriteError> {
+        let mut bytes = Vec::new();
+        let input = ArchiveInput {
+            opening: self.opening(),
+            lines: self.lines.iter().cloned().map(Ok::<_, std::io::Error>),
+            policies: &policies(),
+        };
+        let summary = write(&mut bytes, input)?;
+        Ok((bytes, summary))
+    }
+}
+
+pub fn lines(drafts: &[Draft]) -> Vec<String> {
+    ledger(drafts).0.into_iter().map(|sealed| sealed.line).collect()
+}
+
 /// The archive of these drafts, and where their ledger ends.
 pub fn archive(drafts: &[Draft]) -> (Vec<u8>, ArchiveSummary, Head) {
-    let (sealed, head) = ledger(drafts);
-    let mut bytes = Vec::new();
-    let input = ArchiveInput {
-        account_id: "a-1",
-        created_at: time("2027-02-03T04:05:06.789Z"),
-        public_key: &signer().public_key(),
-        lines: sealed
-            .into_iter()
-            .map(|sealed| Ok::<_, std::io::Error>(sealed.line)),
-        policies: &policies(),
-    };
-    let summary = write(&mut bytes, input).unwrap();
-    (bytes, summary, head)
+    let (bytes, summary) = Parts::of(lines(drafts), &signer()).write().unwrap();
+    (bytes, summary, ledger(drafts).1)
 }
 
 fn check_whole(bytes: &[u8]) -> Verified {
@@ -72,13 +137,13 @@ fn check_refused_with(bytes: &[u8], keys: &KeyRing, limits: Limits, expected: &s
     );
 }
 
-fn unpack(bytes: &[u8]) -> Vec<u8> {
+pub fn unpack(bytes: &[u8]) -> Vec<u8> {
     let mut tar = Vec::new();
     GzDecoder::new(bytes).read_to_end(&mut tar).unwrap();
     tar
 }
 
-fn pack(tar: &[u8]) -> Vec<u8> {
+pub fn pack(tar: &[u8]) -> Vec<u8> {
     let mut gzip = GzBuilder::new()
         .mtime(0)
         .operating_system(255)
@@ -87,9 +152,9 @@ fn pack(tar: &[u8]) -> Vec<u8> {
     gzip.finish().unwrap()
 }
 
-type Members = Vec<(String, Vec<u8>)>;
+pub type Members = Vec<(String, Vec<u8>)>;
 
-fn members(bytes: &[u8]) -> Members {
+pub fn members(bytes: &[u8]) -> Members {
     tar::Archive::new(&*unpack(bytes))
         .entries()
         .unwrap()
@@ -102,7 +167,7 @@ fn members(bytes: &[u8]) -> Members {
         .collect()
 }
 
-fn header(name: &str, size: usize) -> tar::Header {
+pub fn header(name: &str, size: usize) -> tar::Header {
     let mut header = tar::Header::new_ustar();
     // Past `set_path`, which would refuse what a forger would not.
     header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
@@ -116,7 +181,7 @@ fn header(name: &str, size: usize) -> tar::Header {
     header
 }
 
-fn build(members: &Members) -> Vec<u8> {
+pub fn build(members: &Members) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (name, bytes) in members {
         tar.append(&header(name, bytes.len()), &**bytes).unwrap();
@@ -124,21 +189,26 @@ fn build(members: &Members) -> Vec<u8> {
     pack(&tar.into_inner().unwrap())
 }
 
-/// What a forger does last: sums that fit.
-fn sum_again(members: &mut Members) {
+/// What a forger does last: a page and sums that fit.
+pub fn sum_again(members: &mut Members) {
+    let page = members.iter().position(|(member, _)| member == "report.html");
+    if let Some((at, page)) = page.zip(page_of(members)) {
+        members[at].1 = page.into_bytes();
+    }
     let end = place(members, "SHA256SUMS");
-    let sums: String = members[..end]
+    let sums: String = members
         .iter()
+        .filter(|(name, _)| name != "SHA256SUMS")
         .map(|(name, bytes)| format!("{}  {name}\n", sha256_hex(bytes)))
         .collect();
     members[end].1 = sums.into_bytes();
 }
 
-fn place(members: &Members, name: &str) -> usize {
+pub fn place(members: &Members, name: &str) -> usize {
     members.iter().position(|(member, _)| member == name).unwrap()
 }
 
-fn replace(members: &mut Members, name: &str, from: &str, to: &str) {
+pub fn replace(members: &mut Members, name: &str, from: &str, to: &str) {
     let place = place(members, name);
     let text = String::from_utf8(members[place].1.clone()).unwrap();
     assert!(text.contains(from), "{name} holds {from:?}");
@@ -194,21 +264,26 @@ fn the_members_are_these_in_this_order() {
     assert_eq!(
         names,
         [
+            "checkpoint",
+            "checkpoints.jsonl",
             "auditor.pub",
+            "keys.jsonl",
             "receipts/000000.jsonl",
             &policy,
             "manifest.json",
             "SHA256SUMS",
-            "VERIFY.md"
+            "VERIFY.md",
+            "report.html"
         ]
     );
-    let manifest: serde_json::Value = serde_json::from_slice(&members[3].1).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&members[MANIFEST].1).unwrap();
     let (_, _, head) = archive(&drafts(5));
     let expected = serde_json::json!({
-        "format_version": 1, "account_id": "a-1", "created_at": "2027-02-03T04:05:06.789Z", "receipts": 5,
+        "format_version": 2, "account_id": "a-1", "created_at": "2027-02-03T04:05:06.789Z", "receipts": 5,
         "first_seq": 0, "last_seq": 4, "last_hash": head.last_hash, "key_ids": [signer().key_id()],
+        "origin": "governor.example/receipts/a-1", "root": hex::encode(head.root().unwrap()),
         "chunk_lines": CHUNK_LINES,
-        "chunks": [{"name": "receipts/000000.jsonl", "lines": 5, "sha256": sha256_hex(&members[1].1)}],
+        "chunks": [{"name": "receipts/000000.jsonl", "lines": 5, "sha256": sha256_hex(&members[RECEIPTS].1)}],
     });
     assert_eq!(manifest, expected);
     assert_eq!(
@@ -221,24 +296,30 @@ fn the_members_are_these_in_this_order() {
 #[test]
 fn pages_written_one_by_one_give_the_same_archive() {
     let (expected, summary, _) = archive(&drafts(7));
-    let key = signer().public_key();
-    let mut writer = Writer::new(Vec::new(), "a-1", &key, time("2027-02-03T04:05:06.789Z")).unwrap();
-    for sealed in ledger(&drafts(7)).0 {
-        writer.push(&sealed.line).unwrap();
+    let parts = Parts::of(lines(&drafts(7)), &signer());
+    let mut writer = Writer::new(Vec::new(), &parts.opening()).unwrap();
+    let mut uploaded = Vec::new();
+    for line in &parts.lines {
+        writer.push(line).unwrap();
+        uploaded.append(writer.output());
     }
     assert_eq!(writer.policies_named().collect::<Vec<_>>(), [sha256_hex(POLICY)]);
-    assert_eq!(writer.finish(&policies()).unwrap(), (summary, expected));
+    let (written, rest) = writer.finish(&policies()).unwrap();
+    uploaded.extend(rest);
+    assert_eq!((written, uploaded), (summary, expected));
 }
 
 #[test]
 fn what_would_not_verify_is_not_written() {
-    let lines: Vec<String> = ledger(&drafts(5))
-        .0
-        .into_iter()
-        .map(|sealed| sealed.line)
-        .collect();
-    let key = signer().public_key();
-    let begin = |account: &str| Writer::new(Vec::new(), account, &key, time("2027-02-03T04:05:06Z")).unwrap();
+    let parts = Parts::of(lines(&drafts(5)), &signer());
+    let lines = parts.lines.clone();
+    let begin = |account: &str| {
+        let opening = Opening {
+            account_id: account,
+            ..parts.opening()
+        };
+        Writer::new(Vec::new(), &opening).unwrap()
+    };
 
     let error = begin("a-1").push(&lines[1]).unwrap_err();
     assert!(story(&error).contains("seq has no gaps"), "{}", story(&error));
@@ -275,9 +356,7 @@ fn what_would_not_verify_is_not_written() {
         .map(Ok)
         .chain([Err("the table is gone")]);
     let input = ArchiveInput {
-        account_id: "a-1",
-        created_at: time("2027-02-03T04:05:06Z"),
-        public_key: &key,
+        opening: parts.opening(),
         lines,
         policies: &policies(),
     };
@@ -287,7 +366,7 @@ fn what_would_not_verify_is_not_written() {
     ));
 }
 
-fn closing(summary: &ArchiveSummary, head: &Head, change: impl FnOnce(&mut Draft)) -> String {
+pub fn closing(summary: &ArchiveSummary, head: &Head, change: impl FnOnce(&mut Draft)) -> String {
     let mut draft = Draft {
         payload: Payload::DecommissionComplete {
             actions_completed: 1,
@@ -314,16 +393,42 @@ fn the_closing_receipt_closes_its_archive_only() {
     let verified = check_whole(&bytes);
     assert_eq!(verified.head(), head);
     let line = closing(&summary, &head, |_| {});
-    let receipt = verify_closing(&line, &verified, &keys()).unwrap();
-    assert_eq!(receipt.seq, 5);
+    let closed = verify_closing(&line, None, &verified).unwrap();
+    assert_eq!((closed.receipt.seq, &closed.checkpoint), (5, &None));
     assert_eq!(
-        verify_closing(&format!("{line}\n"), &verified, &keys()).unwrap(),
-        receipt
+        verify_closing(&format!("{line}\n"), None, &verified).unwrap(),
+        closed
     );
+    let all: Vec<String> = lines(&drafts(5)).into_iter().chain([line.clone()]).collect();
+    let note = note(&all, 6, &signer());
+    let closed = verify_closing(&line, Some(note.as_bytes()), &verified).unwrap();
+    assert_eq!(closed.checkpoint.unwrap().size, 6);
+    for (note, expected) in [
+        (self::note(&all, 5, &signer()), "size is 5, expected 6"),
+        (
+            self::note(&[&all[1..], &all[..1]].concat(), 6, &signer()),
+            "final checkpoint's root is",
+        ),
+        (
+            note.replace("\n6\n", "\n7\n"),
+            "signature by governor.example/receipts/a-1 does not hold",
+        ),
+        (
+            note.replace("/a-1", "/a-2"),
+            "signature by governor.example/receipts/a-2",
+        ),
+        (String::new(), "does not end in a blank line"),
+    ] {
+        let error = verify_closing(&line, Some(note.as_bytes()), &verified).expect_err("not its end");
+        assert!(
+            story(&error).contains(expected),
+            "{:?} does not say {expected:?}",
+            story(&error)
+        );
+    }
 
     let check = |line: &str, verified: &Verified, expected: &str| {
-        let error =
-            verify_closing(line, verified, &keys()).expect_err("a closing receipt of another archive");
+        let error = verify_closing(line, None, verified).expect_err("a closing receipt of another archive");
         assert!(
             story(&error).contains(expected),
             "{:?} does not say {expected:?}",
@@ -392,7 +497,7 @@ fn every_changed_byte_of_the_file_is_found() {
         if let Ok(verified) = verify(&*changed, &keys(), Limits::default()) {
             // The same tar, packed in other words: a gzip stream has many, and only the closing receipt names one.
             assert_eq!(unpack(&changed), unpack(&bytes), "byte {at}");
-            let error = verify_closing(&line, &verified, &keys()).expect_err("another file");
+            let error = verify_closing(&line, None, &verified).expect_err("another file");
             assert!(
                 matches!(
                     error,
@@ -439,12 +544,9 @@ fn bytes_that_belong_to_nothing_are_found() {
     *ends.last_mut().unwrap() = 1;
     check_refused(&pack(&ends), "two empty blocks");
     let mut padding = tar;
-    assert_eq!(padding[1023], 0, "auditor.pub is shorter than a block");
+    assert_eq!(padding[1023], 0, "a checkpoint is shorter than a block");
     padding[1023] = 1;
-    check_refused(
-        &pack(&padding),
-        "auditor.pub: expected zeros up to the next block",
-    );
+    check_refused(&pack(&padding), "checkpoint: expected zeros up to the next block");
     check_refused(b"", "the gzip header");
     check_refused(b"PK\x03\x04 is not gzip", "expected the gzip header");
 }
@@ -453,12 +555,16 @@ fn bytes_that_belong_to_nothing_are_found() {
 fn members_out_of_place_are_found() {
     let policy = format!("policies/{}.json", sha256_hex(POLICY));
     for name in [
+        "checkpoint",
+        "checkpoints.jsonl",
         "auditor.pub",
+        "keys.jsonl",
         "receipts/000000.jsonl",
         &policy,
         "manifest.json",
         "SHA256SUMS",
         "VERIFY.md",
+        "report.html",
     ] {
         let good = members(&archive(&drafts(5)).0);
         let at = place(&good, name);
@@ -485,34 +591,36 @@ fn members_out_of_place_are_found() {
         |members| members.insert(1, ("extra".to_owned(), vec![])),
         "found \"extra\"",
     );
+    let mut longer = members(&archive(&drafts(5)).0);
+    longer.push(("extra".to_owned(), vec![]));
+    check_refused(&build(&longer), "two empty blocks");
     check_forged(
-        |members| members.push(("extra".to_owned(), vec![])),
-        "two empty blocks",
+        |members| members[CHECKPOINT].0 = "../checkpoint".to_owned(),
+        "found \"../checkpoint\"",
     );
     check_forged(
-        |members| members[0].0 = "../auditor.pub".to_owned(),
-        "found \"../auditor.pub\"",
+        |members| members[CHECKPOINT].0 = "/checkpoint".to_owned(),
+        "found \"/checkpoint\"",
     );
     check_forged(
-        |members| members[0].0 = "/auditor.pub".to_owned(),
-        "found \"/auditor.pub\"",
+        |members| members[CHECKPOINT].0 = "./checkpoint".to_owned(),
+        "checkpoint",
     );
-    check_forged(|members| members[0].0 = "./auditor.pub".to_owned(), "auditor.pub");
     check_forged(
-        |members| members[1].0 = "receipts/000001.jsonl".to_owned(),
+        |members| members[RECEIPTS].0 = "receipts/000001.jsonl".to_owned(),
         "found \"receipts/000001.jsonl\"",
     );
     check_forged(
-        |members| drop(members.remove(2)),
+        |members| drop(members.remove(POLICIES)),
         "the receipt at place 1 names a policy",
     );
     check_forged(
-        |members| members[2].1.push(b' '),
+        |members| members[POLICIES].1.push(b' '),
         "its bytes must have the SHA-256 of its name",
     );
     let other = format!("policies/{}.json", sha256_hex("not named"));
     check_forged(
-        |members| members.insert(3, (other, b"not named".to_vec())),
+        |members| members.insert(MANIFEST, (other, b"not named".to_vec())),
         "expected member \"manifest.json\"",
     );
 }
@@ -535,22 +643,26 @@ fn forged_members_are_found() {
     );
     check_forged(
         |members| {
-            members[1].1.pop();
+            members[RECEIPTS].1.pop();
         },
         "a line feed at its end",
     );
-    check_forged(|members| members[1].1[0] = 0xff, "expected UTF-8");
-    check_forged(|members| members[1].1.clear(), "found 0");
+    check_forged(|members| members[RECEIPTS].1[0] = 0xff, "expected UTF-8");
+    check_forged(|members| members[RECEIPTS].1.clear(), "found 0");
     check_forged(
         |members| {
-            let cut = members[1].1.iter().rposition(|&byte| byte == b'}').unwrap();
-            let cut = members[1].1[..cut]
+            let cut = members[RECEIPTS]
+                .1
+                .iter()
+                .rposition(|&byte| byte == b'}')
+                .unwrap();
+            let cut = members[RECEIPTS].1[..cut]
                 .iter()
                 .rposition(|&byte| byte == b'\n')
                 .unwrap();
-            members[1].1.truncate(cut + 1);
+            members[RECEIPTS].1.truncate(cut + 1);
         },
-        "`manifest.json`: at byte",
+        "is of 5 receipts, expected the number of receipts, 4",
     );
     let manifest = "manifest.json";
     check_forged(
@@ -562,8 +674,8 @@ fn forged_members_are_found() {
         "expected \"1\\\"",
     );
     check_forged(
-        |members| replace(members, manifest, "\"format_version\":1", "\"format_version\":2"),
-        "found 2",
+        |members| replace(members, manifest, "\"format_version\":2", "\"format_version\":1"),
+        "found 1",
     );
     check_forged(
         |members| replace(members, manifest, "{", "{ "),
@@ -573,18 +685,24 @@ fn forged_members_are_found() {
         |members| replace(members, manifest, "{", "{\"a\":1,"),
         "unknown field `a`",
     );
-    check_forged(|members| members[3].1.clear(), "not a manifest");
+    check_forged(|members| members[MANIFEST].1.clear(), "not a manifest");
     check_forged(
         |members| replace(members, "VERIFY.md", "sha256sum -c", "echo"),
-        "`VERIFY.md`: at byte",
+        "`SHA256SUMS`: at byte",
     );
+    let mut other_words = members(&archive(&drafts(5)).0);
+    replace(&mut other_words, "VERIFY.md", "sha256sum -c", "echo");
+    check_refused(&build(&other_words), "`VERIFY.md`: at byte");
+    let mut other_page = members(&archive(&drafts(5)).0);
+    replace(&mut other_page, "report.html", "VERIFIED", "verified");
+    check_refused(&build(&other_page), "`report.html`: at byte");
     check_forged(
         |members| replace(members, "auditor.pub", "PUBLIC", "PRIVATE"),
         "not a public key",
     );
     let other = Signer::generate([1; 32]).public_key();
     check_forged(
-        |members| members[0].1 = other.to_pem().unwrap().into_bytes(),
+        |members| members[AUDITOR_PUB].1 = other.to_pem().unwrap().into_bytes(),
         "trusted are: ",
     );
     // Honest members, sums left as they were.
@@ -597,15 +715,19 @@ fn forged_members_are_found() {
 fn chunks_of_other_sizes_are_found() {
     check_forged(
         |members| {
-            let cut = members[1].1.iter().position(|&byte| byte == b'\n').unwrap();
-            let rest = members[1].1.split_off(cut + 1);
-            members.insert(2, ("receipts/000001.jsonl".to_owned(), rest));
+            let cut = members[RECEIPTS]
+                .1
+                .iter()
+                .position(|&byte| byte == b'\n')
+                .unwrap();
+            let rest = members[RECEIPTS].1.split_off(cut + 1);
+            members.insert(RECEIPTS + 1, ("receipts/000001.jsonl".to_owned(), rest));
         },
         "`receipts/000000.jsonl`: expected 1000 receipts (1 to 1000 in the last one), found 1",
     );
     let mut members = members(&archive(&drafts(usize::try_from(CHUNK_LINES).unwrap() + 1)).0);
-    let rest = members.remove(2).1;
-    members[1].1.extend(rest);
+    let rest = members.remove(RECEIPTS + 1).1;
+    members[RECEIPTS].1.extend(rest);
     check_refused(&build(&members), "found 1001");
 }
 
@@ -641,15 +763,12 @@ fn headers_are_prescribed_to_the_byte() {
     );
     check_refused(
         &forge(|header| header.set_mtime(1)),
-        "the header of \"auditor.pub\"",
+        "the header of \"checkpoint\"",
     );
-    check_refused(
-        &forge(|header| header.set_uid(1)),
-        "the header of \"auditor.pub\"",
-    );
+    check_refused(&forge(|header| header.set_uid(1)), "the header of \"checkpoint\"");
     check_refused(
         &forge(|header| header.set_mode(0o755)),
-        "the header of \"auditor.pub\"",
+        "the header of \"checkpoint\"",
     );
     check_refused(
         &forge(|header| header.set_size(u64::MAX)),
@@ -682,17 +801,17 @@ fn limits_hold_against_bombs() {
     );
     check(
         Limits {
-            unpacked_bytes: 4_000,
+            unpacked_bytes: 6_000,
             ..defaults
         },
-        "bytes unpacked above the limit of 4000",
+        "bytes unpacked above the limit of 6000",
     );
     check(
         Limits {
             document_bytes: 112,
             ..defaults
         },
-        "`auditor.pub`: bytes above the limit of 112",
+        "`checkpoint`: bytes above the limit of 112",
     );
     check(
         Limits {
@@ -703,25 +822,25 @@ fn limits_hold_against_bombs() {
     );
     check(
         Limits {
-            members: 5,
+            members: 9,
             ..defaults
         },
-        "`VERIFY.md`: number of members above the limit of 5",
+        "`report.html`: number of members above the limit of 9",
     );
     let exact = Limits {
         archive_bytes: bytes.len() as u64,
-        members: 6,
+        members: 10,
         ..defaults
     };
     verify(&*bytes, &keys(), exact).unwrap();
 
     // 64 MiB that look like one receipt, in 64 KiB.
     check_forged(
-        |members| members[1].1 = vec![b' '; 64 << 20],
+        |members| members[RECEIPTS].1 = vec![b' '; 64 << 20],
         "bytes in a line above the limit of 65536",
     );
     check_forged(
-        |members| members[3].1 = vec![b' '; 64 << 20],
+        |members| members[MANIFEST].1 = vec![b' '; 64 << 20],
         "bytes above the limit of 16777216",
     );
 }
@@ -738,6 +857,208 @@ fn another_trusted_key_does_not_help() {
         Limits::default(),
         "`auditor.pub` is key",
     );
+}
+
+#[test]
+fn checkpoints_that_the_receipts_do_not_bear_out_are_found() {
+    let good = lines(&drafts(5));
+    // An older checkpoint, a shorter one, another tree's, another ledger's, another key's.
+    let forged = |parts: &Parts| {
+        let members = members(&Parts::of(good.clone(), &signer()).write().unwrap().0);
+        let mut members = members;
+        members[CHECKPOINT].1 = parts.checkpoint.clone().into_bytes();
+        let earlier = parts.checkpoints.iter().map(|(size, checkpoint)| {
+            let line = serde_json::json!({ "checkpoint": checkpoint, "size": size });
+            receipts::jcs(&line).unwrap() + "\n"
+        });
+        members[EARLIER].1 = earlier.collect::<String>().into_bytes();
+        sum_again(&mut members);
+        build(&members)
+    };
+    let other = [good[1].clone(), good[0].clone()];
+    type Change<'a> = Box<dyn Fn(&mut Parts) + 'a>;
+    let cases: Vec<(Change<'_>, &str)> = vec![
+        (
+            Box::new(|parts| parts.checkpoint = note(&good, 4, &signer())),
+            "is of 4 receipts, expected the number of receipts, 5",
+        ),
+        (
+            Box::new(|parts| {
+                let turned: Vec<_> = good.iter().rev().cloned().collect();
+                parts.checkpoint = note(&turned, 5, &signer());
+            }),
+            "the checkpoint of 5 receipts has the root",
+        ),
+        (
+            Box::new(|parts| parts.checkpoints = vec![(2, note(&other, 2, &signer()))]),
+            "the checkpoint of 2 receipts has the root",
+        ),
+        (
+            Box::new(|parts| parts.checkpoints.reverse()),
+            "line 2 of `checkpoints.jsonl` is of 1 receipts",
+        ),
+        (
+            Box::new(|parts| parts.checkpoints.push((3, note(&good, 3, &signer())))),
+            "line 3 of `checkpoints.jsonl` is of 3 receipts",
+        ),
+        (
+            Box::new(|parts| parts.checkpoints[0].0 = 2),
+            "line 1 of `checkpoints.jsonl` is of 1 receipts",
+        ),
+        (
+            Box::new(|parts| {
+                let note = parts.checkpoint.replacen("/a-1", "/a-2", 2);
+                parts.checkpoint = note;
+            }),
+            "has no signature by governor.example/receipts/a-2",
+        ),
+        (
+            Box::new(|parts| parts.checkpoint = note(&good, 5, &Signer::generate([1; 32]))),
+            "has no signature by",
+        ),
+        (
+            Box::new(|parts| parts.checkpoints[0].1.push(' ')),
+            "line 1 of `checkpoints.jsonl` is not good",
+        ),
+    ];
+    for (change, expected) in cases {
+        let mut parts = Parts::of(good.clone(), &signer());
+        change(&mut parts);
+        check_refused(&forged(&parts), expected);
+        let error = parts.write().expect_err("the writer looks too");
+        assert!(
+            story(&error).contains(expected),
+            "{:?} does not say {expected:?}",
+            story(&error)
+        );
+    }
+    // Well signed, of somebody else's ledger.
+    let mut parts = Parts::of(good.clone(), &signer());
+    let (checkpoint, _) = Checkpoint::open(&parts.checkpoint, &keys()).unwrap();
+    let of = |origin: &str| {
+        let origin = origin.to_owned();
+        Checkpoint {
+            origin,
+            ..checkpoint.clone()
+        }
+        .sign(&signer())
+        .unwrap()
+    };
+    parts.checkpoints.clear();
+    for origin in ["governor.example/receipts/a-2", "governor.example/other/a-1"] {
+        parts.checkpoint = of(origin);
+        let mut members = members(&forged(&parts));
+        replace(
+            &mut members,
+            "manifest.json",
+            "governor.example/receipts/a-1",
+            origin,
+        );
+        sum_again(&mut members);
+        check_refused(&build(&members), "expected the ledger of \"a-1\"");
+    }
+    check_forged(
+        |members| members[EARLIER].1.extend(b"{}"),
+        "line 3 of `checkpoints.jsonl` is not {",
+    );
+    check_forged(
+        |members| members[EARLIER].1.insert(0, b' '),
+        "line 1 of `checkpoints.jsonl` is not {",
+    );
+    check_forged(
+        |members| members[KEYS].1.extend(b"{}\n"),
+        "line 1 of the key trail is not good",
+    );
+    check_forged(|members| members[KEYS].1.push(0xff), "keys.jsonl: expected UTF-8");
+}
+
+#[test]
+fn one_trusted_key_is_enough_through_rotations() {
+    let next = Signer::generate([1; 32]);
+    let rotated = Draft {
+        account_id: "_system".to_owned(),
+        payload: receipts::trail::rotation(&signer().public_key(), &next),
+        ..draft(23)
+    };
+    let now = time("2027-01-20T00:00:00Z");
+    let trail = append(&Head::empty(), &[rotated], now, &signer()).unwrap();
+    let (sealed, head) = ledger(&drafts(3));
+    let behind = append(&head, &drafts(4)[3..], now, &next).unwrap();
+    let lines: Vec<String> = sealed
+        .into_iter()
+        .chain(behind.sealed)
+        .map(|one| one.line)
+        .collect();
+    let mut parts = Parts::of(lines, &next);
+    parts.checkpoints[0].1 = note(&parts.lines, 1, &signer());
+    parts.key_trail = vec![trail.sealed[0].line.clone()];
+    let (bytes, summary) = parts.write().unwrap();
+    let mut both = vec![signer().key_id().to_owned(), next.key_id().to_owned()];
+    both.sort();
+    for trusted in [signer().public_key(), next.public_key()] {
+        let verified = verify(&*bytes, &KeyRing::from(trusted), Limits::default())
+            .unwrap_or_else(|error| panic!("{}", story(&error)));
+        assert_eq!(verified.key_id, next.key_id());
+        assert_eq!(verified.key_ids, both);
+        let line = closing(&summary, &behind.head, |_| {});
+        verify_closing(&line, None, &verified).unwrap();
+    }
+    check_refused_with(
+        &bytes,
+        &KeyRing::from(Signer::generate([2; 32]).public_key()),
+        Limits::default(),
+        "`auditor.pub` is key",
+    );
+    // Without the trail nothing leads from one key to the other.
+    parts.key_trail.clear();
+    let error = parts.write().expect_err("no trail");
+    assert!(
+        story(&error).contains("has no signature by") || story(&error).contains("is signed by key"),
+        "{}",
+        story(&error)
+    );
+}
+
+#[test]
+fn threads_find_the_same() {
+    let full = usize::try_from(CHUNK_LINES).unwrap();
+    let threads = |threads| Limits {
+        threads,
+        ..Limits::default()
+    };
+    let (bytes, ..) = archive(&drafts(2 * full + 700));
+    let alone = check_whole(&bytes);
+    let good = members(&bytes);
+    for many in [1, 2, 7] {
+        let verified =
+            verify(&*bytes, &keys(), threads(many)).unwrap_or_else(|error| panic!("{}", story(&error)));
+        assert_eq!(verified, alone);
+        // The first of two bad receipts is named, also where the tar breaks off behind it.
+        for (first, second) in [(0, 1), (255, 256), (256, 999), (998, 1_000), (1_001, 2_699)] {
+            let mut members = good.clone();
+            for place in [first, second] {
+                let chunk = &mut members[RECEIPTS + place / full].1;
+                let mut lines: Vec<String> = String::from_utf8(std::mem::take(chunk))
+                    .unwrap()
+                    .lines()
+                    .map(str::to_owned)
+                    .collect();
+                lines[place % full] =
+                    lines[place % full].replacen("\"duration_ms\":12", "\"duration_ms\":13", 1);
+                *chunk = (lines.join("\n") + "\n").into_bytes();
+            }
+            let expected =
+                format!("the receipt at place {first} is not good: the receipt's signature does not hold");
+            check_refused_with(&build(&members), &keys(), threads(many), &expected);
+            let cut = unpack(&build(&members));
+            check_refused_with(
+                &pack(&cut[..cut.len() - 2_000]),
+                &keys(),
+                threads(many),
+                &expected,
+            );
+        }
+    }
 }
 
 proptest! {

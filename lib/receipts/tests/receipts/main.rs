@@ -4,6 +4,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::unreachable,
     reason = "a test fails by panicking"
 )]
 
@@ -16,5 +17,9 @@ mod drafts;
 mod jcs;
 mod ledger;
 mod merkle;
+mod proof;
+mod report;
 mod shell;
+mod tamper;
+mod tile;
 mod trail;

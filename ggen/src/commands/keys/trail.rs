@@ -1,0 +1,380 @@
+//! `ggen keys rotate`, `revoke` and `trail`: the signing key passes on, on record.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use aws::clients;
+use aws::config::Stack;
+use aws::log::LogError;
+use aws::secrets::{Secrets, SecretsError};
+use aws::store::{Account, Keys, Plan, StoreError};
+use clap::Args;
+use domain::names::{LedgerId, SYSTEM_ACCOUNT};
+use jiff::{SignedDuration, Timestamp};
+use receipts::key::{KeyRing, Signer};
+use receipts::ledger;
+use receipts::receipt::{Draft, Payload, Receipt};
+use receipts::trail::{self, TrailError};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{KeysError, create, random};
+use crate::cloud::NEEDS_A_STACK;
+use crate::ledger::{Live, LiveError};
+
+/// How long functions keep the key that signs (`aws::secrets`).
+const KEPT: SignedDuration = SignedDuration::from_mins(5);
+
+pub(super) fn rotate_help() -> String {
+    format!(
+        "\
+Example:
+  ggen keys rotate --public auditor.next.pub
+
+Makes a new key that signs from now on, in steps that can each be repeated: the new key waits in the secret (AWSPENDING);
+a key_rotated receipt, signed by the old key and endorsed by the new one, goes to the system's ledger and beside the
+archives (_keys/); then the new key signs (AWSCURRENT). Functions take it up within five minutes. Nothing is signed anew:
+receipts name their key, and an auditor who trusts any one key is led to the others. Run it again if it breaks off.
+{NEEDS_A_STACK}"
+    )
+}
+
+pub(super) fn revoke_help() -> String {
+    format!(
+        "\
+Examples:
+  ggen keys revoke --key-id 89ab4c0f1e2d3c4b --reason \"laptop stolen\"
+  ggen keys revoke --key-id 89ab4c0f1e2d3c4b --reason \"retired\" --from 2027-01-01T00:00:00Z
+
+For a key that was lost to somebody: first `ggen keys rotate`, then revoke the key before. What it signed and is dated from
+then on fails, with the reason; what is older holds in its place in a ledger, and not by itself. Functions keep a key for
+five minutes, and honest receipts must stay good, so a key is revoked from five minutes after it passed on at the
+earliest (the default, or now where that is later); what a thief signed before that shows by its place: in no ledger.
+{NEEDS_A_STACK}"
+    )
+}
+
+pub(super) fn trail_help() -> String {
+    format!(
+        "\
+Example:
+  ggen keys trail > keys.jsonl
+
+Writes the receipts of all rotations and revocations, one a line, for `ggen verify-receipt --key-trail`.
+{NEEDS_A_STACK}"
+    )
+}
+
+/// Arguments of `ggen keys rotate`.
+#[derive(Args)]
+pub struct RotateArgs {
+    /// New file for the new public key
+    #[arg(long, value_name = "FILE")]
+    public: PathBuf,
+}
+
+/// Arguments of `ggen keys revoke`.
+#[derive(Args)]
+pub struct RevokeArgs {
+    /// The key, as receipts name it
+    #[arg(long, value_name = "KEY_ID")]
+    key_id: String,
+    /// Why, for everybody who meets one of its signatures
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// From when on its signatures do not count, RFC 3339 [default: now, or five minutes after it passed on]
+    #[arg(long, value_name = "TIME")]
+    from: Option<Timestamp>,
+}
+
+/// Why a key could not pass on or be revoked.
+#[derive(Debug, thiserror::Error)]
+pub enum TrailCommandError {
+    /// The ledger or its log cannot be read.
+    #[error(transparent)]
+    Live(#[from] LiveError),
+    /// The signing key's secret cannot be read or changed.
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
+    /// The receipt cannot be appended.
+    #[error("cannot append to the system's ledger")]
+    Store(#[from] StoreError),
+    /// The trail cannot be read or published.
+    #[error("cannot publish the key trail")]
+    Log(#[from] LogError),
+    /// The receipt was appended, and cannot be found to be published.
+    #[error("receipt {receipt_id} was appended and is not found yet: run the command again in a moment")]
+    NotFound {
+        /// The receipt.
+        receipt_id: Uuid,
+    },
+    /// The key that signs cannot revoke itself.
+    #[error("key {key_id} is the one that signs: `ggen keys rotate` first, and revoke it then")]
+    Signs {
+        /// The key.
+        key_id: String,
+    },
+    /// Receipts that functions signed with the key would not count.
+    #[error(
+        "key {key_id} signed until {until}, as functions keep a key for five minutes: --from must not be before that"
+    )]
+    TooEarly {
+        /// The key.
+        key_id: String,
+        /// From when on it can be revoked.
+        until: Timestamp,
+    },
+    /// The trail would not hold with the receipt.
+    #[error("the key trail would not hold any more; nothing was written")]
+    Breaks(#[source] TrailError),
+    /// Nothing leads to the key.
+    #[error("key {key_id} is none of this stack's: {known}")]
+    UnknownKey {
+        /// The key.
+        key_id: String,
+        /// Those that the trail leads to.
+        known: String,
+    },
+}
+
+#[derive(Serialize)]
+pub(super) struct Passed {
+    operation: &'static str,
+    receipt_id: Uuid,
+    seq: u64,
+    key_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    previous_key_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    public: Option<PathBuf>,
+}
+
+impl fmt::Display for Passed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.previous_key_id {
+            Some(previous) => write!(f, "key {} signs from now on, after {previous}", self.key_id)?,
+            None => write!(f, "key {} is revoked", self.key_id)?,
+        }
+        write!(
+            f,
+            "\nreceipt {} at place {} of the system's ledger",
+            self.receipt_id, self.seq
+        )?;
+        if let Some(public) = &self.public {
+            write!(
+                f,
+                "\npublic key in {}: publish it, and keep the ones before",
+                public.display()
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// The stack, and the secret with the signing key.
+struct Keyring {
+    live: Live,
+    secrets: Secrets,
+    secret_id: String,
+}
+
+impl Keyring {
+    async fn open() -> Result<Self, TrailCommandError> {
+        Ok(Self {
+            live: Live::open().await?,
+            secrets: Secrets::new(&clients::load().await),
+            secret_id: Stack::from_env().map_err(LiveError::from)?.signing_key_secret,
+        })
+    }
+
+    async fn signer(&self) -> Result<Signer, TrailCommandError> {
+        Ok(self.secrets.signer(&self.secret_id).await?)
+    }
+
+    /// Puts a receipt on the system's ledger once, however often it is asked, and publishes it.
+    async fn put(
+        &self,
+        signer: &Signer,
+        once: &[Uuid],
+        payload: Payload,
+    ) -> Result<(u64, Receipt), TrailCommandError> {
+        let Some(&receipt_id) = once.first() else {
+            return Err(TrailCommandError::NotFound {
+                receipt_id: Uuid::nil(),
+            });
+        };
+        let keys = Keys {
+            once: once.iter().copied().collect(),
+            ..Keys::default()
+        };
+        let trail = self.live.log.key_trail().await?;
+        let draft = Draft {
+            receipt_id,
+            account_id: SYSTEM_ACCOUNT.to_owned(),
+            occurred_at: Timestamp::now(),
+            duration_ms: 0,
+            policy_hash: None,
+            payload,
+        };
+        let plan = |account: &Account| {
+            if account.once.contains(&receipt_id) {
+                return Ok::<_, TrailCommandError>(Plan::default());
+            }
+            // What is published can't be taken back for years: so it is held against the trail before it is written.
+            let sealed = ledger::append(
+                &account.head,
+                std::slice::from_ref(&draft),
+                Timestamp::now(),
+                signer,
+            );
+            let sealed = sealed.map_err(|source| StoreError::Append {
+                account: SYSTEM_ACCOUNT.to_owned(),
+                source,
+            })?;
+            let lines = trail.iter().map(String::as_str);
+            let lines = lines.chain(sealed.sealed.iter().map(|one| one.line.as_str()));
+            KeyRing::from(signer.public_key())
+                .follow(lines)
+                .map_err(TrailCommandError::Breaks)?;
+            if let Some(step) = once.iter().find(|id| account.once.contains(id)) {
+                return Err(TrailCommandError::NotFound { receipt_id: *step });
+            }
+            Ok(Plan {
+                drafts: vec![draft.clone()],
+                once: once.to_vec(),
+                ..Plan::default()
+            })
+        };
+        let committed = self
+            .live
+            .store
+            .transact(signer, SYSTEM_ACCOUNT, &keys, None, plan)
+            .await?;
+        let (seq, line) = match committed.sealed.first() {
+            Some(sealed) => (sealed.seq, sealed.line.clone()),
+            // Appended by a run that broke off behind it.
+            None => match self.live.find(receipt_id, Some(&LedgerId::System)).await {
+                Ok(found) => (found.seq, found.line),
+                Err(LiveError::NoReceipt { .. }) => return Err(TrailCommandError::NotFound { receipt_id }),
+                Err(error) => return Err(error.into()),
+            },
+        };
+        self.live.log.put_key_trail(seq, &line).await?;
+        let receipt = serde_json::from_str(&line).map_err(|e| {
+            TrailCommandError::Store(StoreError::Item {
+                account: SYSTEM_ACCOUNT.to_owned(),
+                sk: format!("receipt {seq}"),
+                detail: e.to_string(),
+            })
+        })?;
+        Ok((seq, receipt))
+    }
+}
+
+/// An id that a repeat of the same step has as well.
+fn receipt_id(step: &str, key_id: &str) -> Uuid {
+    Uuid::new_v5(
+        &Uuid::NAMESPACE_OID,
+        format!("marketplace-governor {step} {key_id}").as_bytes(),
+    )
+}
+
+/// Passes the signing key on.
+///
+/// # Errors
+/// When the stack does not answer; running it again goes on.
+pub(super) async fn rotate(args: RotateArgs) -> Result<Passed, KeysError> {
+    // Before anything is changed: an answer that can't be written would be lost.
+    if args.public.exists() {
+        create(&args.public, 0o644, b"")?;
+    }
+    let keyring = Keyring::open().await?;
+    let signer = keyring.signer().await?;
+    let secrets = &keyring.secrets;
+    let id = &keyring.secret_id;
+    let pending = secrets.pending_key(id).await.map_err(TrailCommandError::from)?;
+    let next = match pending {
+        Some(pending) => pending,
+        None => {
+            let next = Signer::generate(random()?);
+            secrets
+                .put_pending_key(id, &next)
+                .await
+                .map_err(TrailCommandError::from)?;
+            next
+        }
+    };
+    let payload = trail::rotation(&signer.public_key(), &next);
+    // A key passes on once, whoever asks, and however many at a time.
+    let once = [
+        receipt_id("rotates to", next.key_id()),
+        receipt_id("rotates from", signer.key_id()),
+    ];
+    let (seq, receipt) = keyring.put(&signer, &once, payload).await?;
+    // Before the step behind which a repeat would begin another rotation.
+    create(&args.public, 0o644, next.public_key().to_pem()?.as_bytes())?;
+    let promoted = secrets.promote_pending_key(id, next.key_id()).await;
+    promoted.map_err(TrailCommandError::from).inspect_err(|_| {
+        // The next try writes it again.
+        let _ = std::fs::remove_file(&args.public);
+    })?;
+    let receipt_id = receipt.receipt_id;
+    Ok(Passed {
+        operation: "key_rotated",
+        receipt_id,
+        seq,
+        key_id: next.key_id().to_owned(),
+        previous_key_id: Some(receipt.key_id),
+        public: Some(args.public),
+    })
+}
+
+/// Revokes a key that does not sign any more.
+///
+/// # Errors
+/// When the key signs, is unknown, or the stack does not answer.
+pub(super) async fn revoke(args: RevokeArgs) -> Result<Passed, TrailCommandError> {
+    let keyring = Keyring::open().await?;
+    let signer = keyring.signer().await?;
+    let key_id = args.key_id;
+    if key_id == signer.key_id() {
+        return Err(TrailCommandError::Signs { key_id });
+    }
+    let ring = keyring.live.follow(KeyRing::from(signer.public_key())).await?;
+    if ring.get(&key_id).is_none() {
+        let known = ring.key_ids().collect::<Vec<_>>().join(", ");
+        return Err(TrailCommandError::UnknownKey { key_id, known });
+    }
+    let until = ring
+        .passed_on_at(&key_id)
+        .and_then(|at| at.checked_add(KEPT).ok())
+        .unwrap_or(Timestamp::UNIX_EPOCH);
+    let revoked_from = args.from.unwrap_or_else(|| Timestamp::now().max(until));
+    if revoked_from < until {
+        return Err(TrailCommandError::TooEarly { key_id, until });
+    }
+    let receipt_id = receipt_id("revokes", &format!("{key_id} {revoked_from} {}", args.reason));
+    let payload = Payload::KeyRevoked {
+        revoked_key_id: key_id.clone(),
+        reason: args.reason,
+        revoked_from,
+    };
+    let (seq, _) = keyring.put(&signer, &[receipt_id], payload).await?;
+    Ok(Passed {
+        operation: "key_revoked",
+        receipt_id,
+        seq,
+        key_id,
+        previous_key_id: None,
+        public: None,
+    })
+}
+
+/// The key trail as it is published.
+///
+/// # Errors
+/// When the audit bucket does not answer.
+pub(super) async fn lines() -> Result<Vec<String>, TrailCommandError> {
+    let live = Live::open().await?;
+    Ok(live.log.key_trail().await?)
+}

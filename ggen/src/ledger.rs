@@ -1,0 +1,307 @@
+//! What the commands about a live ledger share: its receipts checked in order, one receipt found, its proof.
+
+use std::io;
+
+use aws::clients;
+use aws::config::{ConfigError, Stack};
+use aws::log::{Log, LogError};
+use aws::store::{Store, StoreError};
+use domain::names::LedgerId;
+use receipts::checkpoint::{Checkpoint, CheckpointError};
+use receipts::key::KeyRing;
+use receipts::ledger::Head;
+use receipts::proof::{InclusionProof, PortableProofError};
+use receipts::receipt::Receipt;
+use receipts::tile::{self, TileError};
+use receipts::trail::TrailError;
+use receipts::verify::{Chain, ChainError};
+use uuid::Uuid;
+
+use crate::evidence::PublicKeyError;
+use crate::input::InputError;
+
+/// Why a live ledger could not be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum LiveError {
+    /// A variable is missing.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A file cannot be read.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// A key cannot be used.
+    #[error(transparent)]
+    PublicKey(#[from] PublicKeyError),
+    /// The tables cannot be read.
+    #[error("cannot read the ledger")]
+    Store(#[from] StoreError),
+    /// The audit bucket cannot be read.
+    #[error("cannot read the ledger's log")]
+    Log(#[from] LogError),
+    /// The stack's key trail does not hold.
+    #[error("the stack's key trail does not hold")]
+    Trail(#[from] TrailError),
+    /// No ledger has the receipt.
+    #[error("no receipt {receipt_id} is found{}", of(account.as_deref()))]
+    NoReceipt {
+        /// The receipt.
+        receipt_id: Uuid,
+        /// Where it was looked for.
+        account: Option<String>,
+    },
+    /// Several ledgers have it.
+    #[error("receipt {receipt_id} is in several ledgers: say which with --account-id")]
+    Several {
+        /// The receipt.
+        receipt_id: Uuid,
+    },
+    /// A tile does not fit.
+    #[error("cannot make a proof of the ledger's tiles")]
+    Tile(#[from] TileError),
+    /// The proof has no portable form.
+    #[error("cannot write the proof")]
+    Proof(#[from] PortableProofError),
+    /// No runtime, or stdout cannot be written.
+    #[error("cannot go on")]
+    System(#[from] io::Error),
+}
+
+fn of(account: Option<&str>) -> String {
+    account.map_or_else(String::new, |account| format!(" in the ledger of {account}"))
+}
+
+/// A receipt in its ledger.
+pub struct Found {
+    /// Whose ledger.
+    pub ledger: LedgerId,
+    /// Its place.
+    pub seq: u64,
+    /// Its line, without a line feed.
+    pub line: String,
+}
+
+/// A stack's ledgers and their logs.
+pub struct Live {
+    /// The tables.
+    pub store: Store,
+    /// Checkpoints, tiles and the key trail.
+    pub log: Log,
+}
+
+impl Live {
+    /// The stack that the environment names.
+    ///
+    /// # Errors
+    /// [`LiveError::Config`] naming the variable that is missing.
+    pub async fn open() -> Result<Self, LiveError> {
+        let sdk = clients::load().await;
+        Ok(Self {
+            store: Store::new(&sdk, Stack::from_env()?),
+            log: Log::from_env(clients::s3(&sdk))?,
+        })
+    }
+
+    /// The trusted keys and those that the stack's key trail leads to.
+    ///
+    /// # Errors
+    /// [`LiveError::Trail`] when it does not hold.
+    pub async fn follow(&self, trusted: KeyRing) -> Result<KeyRing, LiveError> {
+        let trail = self.log.key_trail().await?;
+        Ok(trusted.follow(trail.iter().map(String::as_str))?)
+    }
+
+    /// Finds a receipt by its id.
+    ///
+    /// # Errors
+    /// [`LiveError::NoReceipt`] and [`LiveError::Several`].
+    pub async fn find(&self, receipt_id: Uuid, of: Option<&LedgerId>) -> Result<Found, LiveError> {
+        let places = self.store.find_receipt(receipt_id).await?;
+        let mut places = places.into_iter().filter_map(|(partition, seq)| {
+            let ledger = LedgerId::of_partition(&partition)?;
+            of.is_none_or(|of| *of == ledger).then_some((ledger, seq))
+        });
+        let nowhere = || LiveError::NoReceipt {
+            receipt_id,
+            account: of.map(|of| of.ledger().account_id().to_owned()),
+        };
+        let (ledger, seq) = places.next().ok_or_else(nowhere)?;
+        if places.next().is_some() {
+            return Err(LiveError::Several { receipt_id });
+        }
+        let line = self.store.receipt(&ledger.partition(), seq).await?;
+        let line = line.ok_or_else(nowhere)?;
+        Ok(Found { ledger, seq, line })
+    }
+
+    /// Proves a place under the latest checkpoint of its ledger that counts, out of a handful of tiles. `None` where no checkpoint
+    /// reaches so far yet.
+    ///
+    /// # Errors
+    /// [`LiveError`] when the log does not answer. The proof is not verified here.
+    pub async fn prove(
+        &self,
+        ledger: &LedgerId,
+        seq: u64,
+        keys: &KeyRing,
+    ) -> Result<Option<InclusionProof>, LiveError> {
+        let latest = self.log.latest(ledger, keys).await?;
+        let Some((size, _, note)) = latest.filter(|(size, ..)| seq < *size) else {
+            return Ok(None);
+        };
+        let wanted = tile::inclusion_tiles(seq, size).map_err(TileError::Proof)?;
+        let tiles = self.log.tiles(ledger, &wanted).await?;
+        let hashes = tile::inclusion_proof_from(seq, size, &tiles)?;
+        Ok(Some(InclusionProof::new(seq, hashes, note)?))
+    }
+}
+
+/// A ledger that does not hold.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// A receipt is wrong, or in the wrong place.
+    #[error("the ledger holds a bad receipt")]
+    Chain(#[from] ChainError),
+    /// Receipts are missing at the end, or the last one is another.
+    #[error(
+        "the ledger has {found_size} receipts, the last with hash {found}; its head says {size} and {expected}"
+    )]
+    Head {
+        /// Receipts the head counts.
+        size: u64,
+        /// The head's hash.
+        expected: String,
+        /// Receipts found.
+        found_size: u64,
+        /// The last receipt's hash.
+        found: String,
+    },
+    /// The head's Merkle tree is not the ledger's.
+    #[error("the head's Merkle range {expected:?} is not the ledger's {found:?}")]
+    Range {
+        /// The head's hashes.
+        expected: Vec<String>,
+        /// The ledger's.
+        found: Vec<String>,
+    },
+    /// A checkpoint in the log is not one of this ledger's.
+    #[error("the stored checkpoint of {size} receipts is not good")]
+    Note {
+        /// Its size.
+        size: u64,
+        /// Why.
+        source: CheckpointError,
+    },
+    /// A checkpoint that was signed over more receipts than there are: the table was put back.
+    #[error("a checkpoint was signed over {expected} receipts, the ledger has {found}: it was rolled back")]
+    RolledBack {
+        /// The checkpoint's size.
+        expected: u64,
+        /// Receipts in the ledger.
+        found: u64,
+    },
+    /// A checkpoint that was signed over other receipts: the ledger was rewritten.
+    #[error(
+        "the checkpoint of {size} receipts has the root {expected}, the receipts have {found}: the ledger was rewritten"
+    )]
+    Forked {
+        /// The checkpoint's size.
+        size: u64,
+        /// Its root, in hex.
+        expected: String,
+        /// The root of the receipts, in hex.
+        found: String,
+    },
+}
+
+/// Follows a ledger up to the first thing that is wrong.
+pub struct Following {
+    keys: KeyRing,
+    chain: Chain,
+    /// What was signed for, by size.
+    checkpoints: Vec<Checkpoint>,
+}
+
+impl Following {
+    /// The ledger of an account, from its start.
+    pub fn new(account_id: &str, keys: KeyRing) -> Self {
+        Self {
+            keys,
+            chain: Chain::of(account_id),
+            checkpoints: Vec::new(),
+        }
+    }
+
+    /// Holds the ledger against its stored checkpoints as well: sizes and notes.
+    ///
+    /// # Errors
+    /// [`LedgerError::Note`] for one that is not good.
+    pub fn with_checkpoints(
+        mut self,
+        origin: &str,
+        stored: impl IntoIterator<Item = (u64, String)>,
+    ) -> Result<Self, LedgerError> {
+        for (size, note) in stored {
+            let (checkpoint, _) = Checkpoint::open_old(note, &self.keys)
+                .map_err(|source| LedgerError::Note { size, source })?;
+            if checkpoint.origin != origin {
+                let source = CheckpointError::Origin {
+                    expected: origin.to_owned(),
+                    found: checkpoint.origin,
+                };
+                return Err(LedgerError::Note { size, source });
+            }
+            self.checkpoints.push(checkpoint);
+        }
+        // Taken from the end as the ledger grows.
+        self.checkpoints
+            .sort_by_key(|checkpoint| std::cmp::Reverse(checkpoint.size));
+        Ok(self)
+    }
+
+    /// Checks the next line by itself, in its place, and against the checkpoints that end with it.
+    ///
+    /// # Errors
+    /// [`LedgerError`] names the receipt, the rule and both values.
+    pub fn push(&mut self, line: &str) -> Result<Receipt, LedgerError> {
+        let receipt = self.chain.push(line, &self.keys)?;
+        let size = self.chain.head().size;
+        while let Some(checkpoint) = self.checkpoints.pop_if(|next| next.size <= size) {
+            let found = self.chain.root();
+            if checkpoint.root != found {
+                return Err(LedgerError::Forked {
+                    size,
+                    expected: hex::encode(checkpoint.root),
+                    found: hex::encode(found),
+                });
+            }
+        }
+        Ok(receipt)
+    }
+
+    /// Holds what was read against the head that was there before reading began.
+    ///
+    /// # Errors
+    /// [`LedgerError`] says in what they differ.
+    pub fn end(self, head: &Head) -> Result<(), LedgerError> {
+        let end = self.chain.head();
+        if let Some(expected) = self.checkpoints.iter().map(|checkpoint| checkpoint.size).max() {
+            let found = end.size;
+            return Err(LedgerError::RolledBack { expected, found });
+        }
+        if (end.size, &end.last_hash) != (head.size, &head.last_hash) {
+            return Err(LedgerError::Head {
+                size: head.size,
+                expected: head.last_hash.clone(),
+                found_size: end.size,
+                found: end.last_hash.clone(),
+            });
+        }
+        if end.range != head.range {
+            return Err(LedgerError::Range {
+                expected: head.range.clone(),
+                found: end.range.clone(),
+            });
+        }
+        Ok(())
+    }
+}

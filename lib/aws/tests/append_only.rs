@@ -1,0 +1,126 @@
+//! Receipts are appended in one place, and nothing can change or delete one: what the sources may not say.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may stop at the first surprise"
+)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// How an SDK call begins that changes or deletes items, or writes them without the store's conditions.
+const FORBIDDEN: [&str; 8] = [
+    ".update_item()",
+    ".delete_item()",
+    ".batch_write_item()",
+    ".execute_statement()",
+    ".execute_transaction()",
+    ".batch_execute_statement()",
+    "Update::builder",
+    "Delete::builder",
+];
+
+/// Where each way to write the tables may stand, and how often.
+const WRITES: [(&str, &str, usize); 4] = [
+    // The health probe's own item, in the tenants table.
+    (".put_item()", "lib/aws/src/store.rs", 1),
+    (".transact_write_items()", "lib/aws/src/store.rs", 1),
+    ("Put::builder()", "lib/aws/src/store.rs", 1),
+    // What deletes from a bucket: drained receipts, from the spool.
+    (".delete_object()", "lib/aws/src/spool.rs", 1),
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap()
+}
+
+fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Sources of what is deployed and of ggen, without comments and unit tests: path from the root, and text.
+fn sources() -> Vec<(String, String)> {
+    let mut paths = Vec::new();
+    for folder in ["lib/aws/src", "functions", "ggen/src"] {
+        files(&root().join(folder), &mut paths);
+    }
+    paths
+        .into_iter()
+        .map(|path| {
+            let text = fs::read_to_string(&path).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            let code: Vec<&str> = code
+                .lines()
+                .map(|line| line.split("//").next().unwrap_or_default())
+                .collect();
+            let path = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+            (path, code.join("\n"))
+        })
+        .collect()
+}
+
+#[test]
+fn nothing_changes_or_deletes_an_item() {
+    let sources = sources();
+    assert!(
+        sources.len() > 25,
+        "only {} files found: the test looks in the wrong place",
+        sources.len()
+    );
+    for (path, code) in &sources {
+        for word in FORBIDDEN {
+            assert!(!code.contains(word), "{path} says {word}");
+        }
+    }
+    for (word, where_to, times) in WRITES {
+        let found: Vec<(&str, usize)> = sources
+            .iter()
+            .map(|(path, code)| (path.as_str(), code.matches(word).count()))
+            .filter(|(_, times)| *times > 0)
+            .collect();
+        assert_eq!(found, [(where_to, times)], "{word}");
+    }
+}
+
+#[test]
+fn receipts_are_put_in_one_place() {
+    let sources = sources();
+    let store = &sources
+        .iter()
+        .find(|(path, _)| path == "lib/aws/src/store.rs")
+        .unwrap()
+        .1;
+    // The body of each function that names the receipts table, by its name.
+    let naming: Vec<(&str, &str)> = store
+        .split("fn ")
+        .skip(1)
+        .filter(|body| body.contains(".receipts_table"))
+        .map(|body| (body.split(['(', '<']).next().unwrap_or_default(), body))
+        .collect();
+    let writing: Vec<&str> = naming
+        .iter()
+        .filter(|(_, body)| !body.contains(".query()") && !body.contains(".get_item()"))
+        .map(|(name, _)| *name)
+        .collect();
+    assert_eq!(writing, ["put_receipt"]);
+    let (_, body) = naming.iter().find(|(name, _)| *name == "put_receipt").unwrap();
+    assert!(
+        body.contains("\"attribute_not_exists(account_id)\""),
+        "a receipt could replace another: {body}"
+    );
+    // No other file has the table's name to write to, but where it is read from the environment.
+    let others: Vec<&str> = sources
+        .iter()
+        .filter(|(path, code)| path != "lib/aws/src/store.rs" && code.contains("receipts_table"))
+        .map(|(path, _)| path.as_str())
+        .collect();
+    assert_eq!(others, ["lib/aws/src/config.rs"]);
+}

@@ -1,0 +1,439 @@
+//! Whether every action that a ledger tells of came to its end, and once.
+//!
+//! Follows the receipts of a ledger in order, then looks at the actions as the table has them. Holds the actions that are
+//! still open, and sixteen bytes of each that is final.
+
+use std::collections::{BTreeMap, HashSet};
+
+use jiff::{SignedDuration, Timestamp};
+use receipts::receipt::{Payload, Receipt};
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use crate::action::{Action, LEASE_SECONDS, ROLLBACK_ATTEMPTS};
+
+/// How long a message of a tenant's queue stays hidden after a delivery, in seconds: the time between two attempts.
+const VISIBILITY_SECONDS: i64 = 30;
+
+/// How long an action may be on its way: its claim, then every attempt to undo it, twice over for a slow queue.
+#[must_use]
+pub fn patience() -> SignedDuration {
+    let attempts = i64::try_from(ROLLBACK_ATTEMPTS).unwrap_or(i64::MAX);
+    let seconds = attempts
+        .saturating_mul(VISIBILITY_SECONDS)
+        .saturating_add(LEASE_SECONDS);
+    SignedDuration::from_secs(seconds.saturating_mul(2))
+}
+
+/// The first action whose receipts do not add up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ActionError {
+    /// Something happened to an action that was over.
+    #[error(
+        "receipt {receipt_id} at place {seq}: action {action_id:?} was final before; expected no `{found}` after that"
+    )]
+    AfterTheEnd {
+        /// The receipt.
+        receipt_id: Uuid,
+        /// Its place.
+        seq: u64,
+        /// The action.
+        action_id: String,
+        /// The receipt's operation.
+        found: &'static str,
+    },
+    /// An undo that undoes another receipt than the action's last one, or nothing.
+    #[error(
+        "receipt {receipt_id} at place {seq}: action {action_id:?} was undone: expected previous_action_receipt_id {}, found {found}",
+        expected.map_or_else(|| "of a receipt about it".to_owned(), |id| id.to_string())
+    )]
+    Undone {
+        /// The receipt.
+        receipt_id: Uuid,
+        /// Its place.
+        seq: u64,
+        /// The action.
+        action_id: String,
+        /// The last receipt about the action, if there is one that can be undone.
+        expected: Option<Uuid>,
+        /// What the receipt names.
+        found: Uuid,
+    },
+    /// Begun, and never brought to an end.
+    #[error(
+        "action {action_id:?} has no final receipt: expected one soon after receipt {receipt_id} `{found}` at place {seq}"
+    )]
+    Open {
+        /// The last receipt about it.
+        receipt_id: Uuid,
+        /// Its place.
+        seq: u64,
+        /// The action.
+        action_id: String,
+        /// The receipt's operation.
+        found: &'static str,
+    },
+    /// Final in the table, and the ledger does not say how.
+    #[error(
+        "action {action_id:?} is {found} in the table: expected a final receipt in the ledger, found none"
+    )]
+    Unreceipted {
+        /// The action.
+        action_id: String,
+        /// Its state.
+        found: String,
+    },
+    /// Final in the ledger, and not in the table.
+    #[error(
+        "action {action_id:?} has a final receipt in the ledger: expected a final state in the table, found {found}"
+    )]
+    NotFinal {
+        /// The action.
+        action_id: String,
+        /// Its state.
+        found: String,
+    },
+    /// Claimed or begun long ago, and nobody finished it.
+    #[error("action {action_id:?} is {found} in the table since {since}: expected an end within {} s", patience().as_secs())]
+    Stuck {
+        /// The action.
+        action_id: String,
+        /// Its state.
+        found: String,
+        /// When its claim ended.
+        since: Timestamp,
+    },
+}
+
+/// What was found of actions, when all of it was good.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Actions {
+    /// Actions with a final receipt.
+    pub finished: u64,
+    /// Actions that are on their way, and not for too long.
+    pub in_progress: u64,
+}
+
+struct Last {
+    receipt_id: Uuid,
+    seq: u64,
+    timestamp: Timestamp,
+    operation: &'static str,
+}
+
+/// The receipts about actions, as far as they were read.
+#[derive(Default)]
+pub struct ActionAudit {
+    open: BTreeMap<String, Last>,
+    finished: HashSet<u128>,
+    /// Refused, and nothing else heard of: while storage fails, the repeat of a signal is refused whose action may be
+    /// running, and ends afterwards.
+    refused: HashSet<u128>,
+}
+
+/// Enough of a digest to tell a million actions apart.
+fn digest(action_id: &str) -> u128 {
+    let digest: [u8; 32] = Sha256::digest(action_id.as_bytes()).into();
+    let (half, _) = digest.split_at(16);
+    half.try_into().map_or(0, u128::from_be_bytes)
+}
+
+impl ActionAudit {
+    /// Nothing read yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes the next receipt of the ledger.
+    ///
+    /// # Errors
+    /// [`ActionError`] when it is about an action and does not follow from the receipts before.
+    pub fn receipt(&mut self, receipt: &Receipt) -> Result<(), ActionError> {
+        let (action_id, is_final) = match &receipt.payload {
+            // A repeat of a signal may be refused while its action runs or is over: nothing happens to the action then.
+            Payload::ActionRefused { action_id, .. } => {
+                let digest = digest(action_id);
+                if !self.open.contains_key(action_id) && !self.finished.contains(&digest) {
+                    self.refused.insert(digest);
+                }
+                return Ok(());
+            }
+            Payload::ActionComplete(outcome) | Payload::ActionRouted(outcome) => (&outcome.action_id, true),
+            Payload::ActionRolledBack {
+                action_id,
+                previous_action_receipt_id: found,
+                ..
+            } => {
+                let expected = self.open.get(action_id).map(|last| last.receipt_id);
+                if expected != Some(*found) && !self.finished.contains(&digest(action_id)) {
+                    return Err(ActionError::Undone {
+                        receipt_id: receipt.receipt_id,
+                        seq: receipt.seq,
+                        action_id: action_id.clone(),
+                        expected,
+                        found: *found,
+                    });
+                }
+                (action_id, true)
+            }
+            Payload::ActionTimeout { action_id, .. } => (action_id, false),
+            Payload::ActionFailed {
+                action_id,
+                is_recoverable,
+                ..
+            } => (action_id, !is_recoverable),
+            _ => return Ok(()),
+        };
+        if self.finished.contains(&digest(action_id)) {
+            return Err(ActionError::AfterTheEnd {
+                receipt_id: receipt.receipt_id,
+                seq: receipt.seq,
+                action_id: action_id.clone(),
+                found: receipt.payload.operation(),
+            });
+        }
+        self.refused.remove(&digest(action_id));
+        if is_final {
+            self.open.remove(action_id);
+            self.finished.insert(digest(action_id));
+        } else {
+            let last = Last {
+                receipt_id: receipt.receipt_id,
+                seq: receipt.seq,
+                timestamp: receipt.timestamp,
+                operation: receipt.payload.operation(),
+            };
+            self.open.insert(action_id.clone(), last);
+        }
+        Ok(())
+    }
+
+    /// Holds an action of the table, read after the receipts, against them.
+    ///
+    /// `read_until` is when reading the receipts began: what happened later may not be among them.
+    ///
+    /// # Errors
+    /// [`ActionError`] when table and ledger contradict each other, or the action is stuck.
+    pub fn action(&self, action: &Action, read_until: Timestamp) -> Result<(), ActionError> {
+        let action_id = action.action_id.as_str();
+        let digest = digest(action_id);
+        let in_ledger = self.finished.contains(&digest);
+        let found = format!("{:?}", action.state).to_lowercase();
+        let recent = |since: Timestamp| read_until.duration_since(since) < patience();
+        match (action.state.is_final(), in_ledger) {
+            (true, false) if !self.refused.contains(&digest) && !recent(action.lease_until) => {
+                Err(ActionError::Unreceipted {
+                    action_id: action_id.to_owned(),
+                    found,
+                })
+            }
+            (false, true) => Err(ActionError::NotFinal {
+                action_id: action_id.to_owned(),
+                found,
+            }),
+            (false, false) if !recent(action.lease_until) => Err(ActionError::Stuck {
+                action_id: action_id.to_owned(),
+                found,
+                since: action.lease_until,
+            }),
+            (true, _) | (false, false) => Ok(()),
+        }
+    }
+
+    /// What remains when all was read.
+    ///
+    /// # Errors
+    /// [`ActionError::Open`] for the first action, in the order of their last receipts, that is on its way for too long.
+    pub fn end(&self, now: Timestamp) -> Result<Actions, ActionError> {
+        let late = |last: &&Last| now.duration_since(last.timestamp) >= patience();
+        let first = self
+            .open
+            .iter()
+            .filter(|(_, last)| late(last))
+            .min_by_key(|(_, last)| last.seq);
+        if let Some((action_id, last)) = first {
+            return Err(ActionError::Open {
+                receipt_id: last.receipt_id,
+                seq: last.seq,
+                action_id: action_id.clone(),
+                found: last.operation,
+            });
+        }
+        Ok(Actions {
+            finished: (self.finished.len() + self.refused.len()) as u64,
+            in_progress: self.open.len() as u64,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use receipts::receipt::{ActionOutcome, Status};
+
+    use super::*;
+    use crate::action::ActionState;
+    use crate::signal::ActionId;
+
+    const BEGIN: Timestamp = Timestamp::UNIX_EPOCH;
+
+    fn outcome() -> ActionOutcome {
+        ActionOutcome {
+            action_id: "a".to_owned(),
+            template: "t".to_owned(),
+            code: "c".to_owned(),
+        }
+    }
+
+    fn complete() -> Payload {
+        Payload::ActionComplete(outcome())
+    }
+
+    fn timeout() -> Payload {
+        Payload::ActionTimeout {
+            action_id: "a".to_owned(),
+            timeout_ms: 500,
+        }
+    }
+
+    fn failed(is_recoverable: bool) -> Payload {
+        Payload::ActionFailed {
+            action_id: "a".to_owned(),
+            error_code: "E".to_owned(),
+            is_recoverable,
+        }
+    }
+
+    fn refused() -> Payload {
+        Payload::ActionRefused {
+            action_id: "a".to_owned(),
+            template: "t".to_owned(),
+            code: "c".to_owned(),
+            detail: None,
+            rules: vec![],
+        }
+    }
+
+    fn undone(previous: u128) -> Payload {
+        Payload::ActionRolledBack {
+            action_id: "a".to_owned(),
+            previous_action_receipt_id: Uuid::from_u128(previous),
+            rollback_duration_ms: 1,
+        }
+    }
+
+    /// Receipt number n has the id n.
+    fn follow(payloads: &[Payload]) -> Result<ActionAudit, ActionError> {
+        let mut audit = ActionAudit::new();
+        for (seq, payload) in payloads.iter().enumerate() {
+            let receipt = Receipt {
+                receipt_id: Uuid::from_u128(seq as u128),
+                seq: seq as u64,
+                timestamp: BEGIN,
+                occurred_at: BEGIN,
+                account_id: "x".to_owned(),
+                status: Status::Success,
+                duration_ms: 0,
+                policy_hash: None,
+                prev_hash: String::new(),
+                key_id: String::new(),
+                signature: String::new(),
+                payload: payload.clone(),
+            };
+            audit.receipt(&receipt)?;
+        }
+        Ok(audit)
+    }
+
+    #[track_caller]
+    fn check(payloads: &[Payload], seconds_later: i64, expected: Result<(u64, u64), &str>) {
+        let now = BEGIN + SignedDuration::from_secs(seconds_later);
+        let found = follow(payloads)
+            .and_then(|audit| audit.end(now))
+            .map(|actions| (actions.finished, actions.in_progress));
+        match (found, expected) {
+            (Ok(found), Ok(expected)) => assert_eq!(found, expected),
+            (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
+            (found, expected) => panic!("{found:?} instead of {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn actions_end_once() {
+        let late = patience().as_secs();
+        check(&[], 0, Ok((0, 0)));
+        check(&[complete()], late, Ok((1, 0)));
+        check(&[failed(false)], late, Ok((1, 0)));
+        check(&[timeout(), undone(0)], late, Ok((1, 0)));
+        check(&[failed(true), undone(0)], late, Ok((1, 0)));
+        check(&[failed(true), failed(false)], late, Ok((1, 0)));
+        check(&[complete(), refused(), refused()], late, Ok((1, 0)));
+        check(&[timeout()], late - 1, Ok((0, 1)));
+        check(
+            &[timeout()],
+            late,
+            Err(
+                "has no final receipt: expected one soon after receipt 00000000-0000-0000-0000-000000000000 `action_timeout` at place 0",
+            ),
+        );
+        check(&[failed(true), refused()], late, Err("has no final receipt"));
+        check(
+            &[complete(), complete()],
+            0,
+            Err("was final before; expected no `action_complete`"),
+        );
+        check(&[refused()], late, Ok((1, 0)));
+        check(&[refused(), complete()], late, Ok((1, 0)));
+        check(&[refused(), timeout(), undone(1)], late, Ok((1, 0)));
+        check(&[timeout(), undone(0), undone(1)], 0, Err("was final before"));
+        check(
+            &[timeout(), undone(7)],
+            0,
+            Err(
+                "expected previous_action_receipt_id 00000000-0000-0000-0000-000000000000, found 00000000-0000-0000-0000-000000000007",
+            ),
+        );
+        check(
+            &[undone(0)],
+            0,
+            Err("expected previous_action_receipt_id of a receipt about it"),
+        );
+    }
+
+    #[test]
+    fn the_table_and_the_ledger_agree() {
+        let id = ActionId::try_from("a".to_owned()).unwrap();
+        let late = BEGIN + patience();
+        let check = |payloads: &[Payload], state: ActionState, at: Timestamp, expected: &str| {
+            let action = Action {
+                state,
+                ..Action::pending(id.clone(), "t", "", BEGIN)
+            };
+            let found = follow(payloads).unwrap().action(&action, at);
+            let found = found.map_or_else(|error| error.to_string(), |()| "good".to_owned());
+            assert!(found.contains(expected), "{found:?} does not say {expected:?}");
+        };
+        check(&[complete()], ActionState::Complete, late, "good");
+        check(
+            &[],
+            ActionState::Complete,
+            late,
+            "is complete in the table: expected a final receipt",
+        );
+        // Done while the ledger was being read.
+        check(&[], ActionState::Complete, BEGIN, "good");
+        check(
+            &[complete()],
+            ActionState::Running,
+            BEGIN,
+            "expected a final state in the table, found running",
+        );
+        check(&[], ActionState::Running, BEGIN, "good");
+        check(
+            &[],
+            ActionState::Running,
+            late,
+            "is running in the table since 1970-01-01T00:00:00Z: expected an end within 340 s",
+        );
+    }
+}
