@@ -215,7 +215,8 @@ impl Cancel {
                 account = order.account_id.as_str(),
                 "order is for a generation that is gone"
             );
-            return Ok(());
+            // It may have subscribed again before the run that closed its ledger had done all.
+            return self.close_again(&order, &partition, &account.head).await;
         };
         match tenant.lifecycle {
             Lifecycle::Decommissioning => {}

@@ -156,6 +156,9 @@ struct Failure {
     error: String,
 }
 
+/// How long, behind the budget, ledgers that failed in passing are tried again: well within what Lambda leaves.
+const SECOND_CHANCES: Duration = Duration::from_secs(120);
+
 /// Why a checkpoint could not be signed. Asking again goes on.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -302,7 +305,12 @@ impl Checkpoints {
             going.settle(running.join_next().await);
         }
         // What failed in passing gets a second chance; what has failed for good was told already.
-        for ledger in std::mem::take(&mut going.again) {
+        let give_up = until + SECOND_CHANCES;
+        for (ledger, error) in std::mem::take(&mut going.again) {
+            if Instant::now() >= give_up {
+                going.fail(&ledger, &error);
+                continue;
+            }
             match self.issuer.issue(&signer, &ledger).await {
                 Ok(issued) => going.count(&issued),
                 Err(e) => going.fail(&ledger, &e),
@@ -376,7 +384,7 @@ type Ended = Result<(LedgerId, Result<Issued, LogError>), JoinError>;
 struct Going<'a> {
     log: &'a Log,
     report: Report,
-    again: Vec<LedgerId>,
+    again: Vec<(LedgerId, LogError)>,
 }
 
 impl Going<'_> {
@@ -385,7 +393,7 @@ impl Going<'_> {
             None => {}
             Some(Ok((_, Ok(issued)))) => self.count(&issued),
             Some(Ok((ledger, Err(e)))) if e.is_fork() => self.fail(&ledger, &e),
-            Some(Ok((ledger, Err(_)))) => self.again.push(ledger),
+            Some(Ok((ledger, Err(e)))) => self.again.push((ledger, e)),
             // A panic in a task: a bug, told and counted instead of hidden.
             Some(Err(e)) => self.name("a task".to_owned(), e.to_string()),
         }

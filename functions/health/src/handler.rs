@@ -3,7 +3,7 @@
 //! The schedule's finest grain is a minute, so one invocation spaces several probes. Everything a probe leaves to do is
 //! in the control object, so a crash is finished by the next probe.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use aws::clients::S3;
@@ -36,6 +36,8 @@ const PROBE_BUDGET: Duration = Duration::from_secs(5);
 const GROUP: usize = 30;
 /// Spooled receipts taken up by one probe, so that a long spool never delays the next one.
 const DRAINED_PER_PROBE: usize = 300;
+/// Spooled receipts looked at by one probe, those included that do not verify and stay.
+const LOOKED_PER_PROBE: usize = 2_000;
 
 /// What the schedule asks for.
 #[derive(Debug, Clone, Deserialize)]
@@ -278,16 +280,20 @@ impl Health {
 
     /// Appends spooled receipts to their ledgers, oldest first, and says whether more wait.
     async fn drain(&self, signer: &Signer) -> Result<(u64, bool), BookError> {
-        let mut keys = self.spool.list(None).await?;
+        let mut keys: VecDeque<String> = self.spool.list(None).await?.into();
         if keys.is_empty() {
             return Ok((0, false));
         }
-        let left = keys.len() > DRAINED_PER_PROBE;
-        keys.truncate(DRAINED_PER_PROBE);
         let mut ring = KeyRing::from(signer.public_key());
         let mut followed = false;
+        let (mut taken, mut looked, mut left) = (0, 0, false);
         let mut by_ledger: BTreeMap<String, Vec<(String, Draft)>> = BTreeMap::new();
-        for key in keys {
+        while let Some(key) = keys.pop_front() {
+            if taken == DRAINED_PER_PROBE || looked == LOOKED_PER_PROBE {
+                left = true;
+                break;
+            }
+            looked += 1;
             let line = self.spool.read(&key).await?;
             let mut parsed = ledger::parse_spool_line(&line, &ring);
             if !followed && matches!(parsed, Err(LineError::UnknownKey { .. })) {
@@ -296,10 +302,16 @@ impl Health {
                 ring = log::key_ring(&self.s3, &self.audit_bucket, signer).await?;
                 parsed = ledger::parse_spool_line(&line, &ring);
             }
+            if keys.is_empty() {
+                keys = self.spool.list(Some(key.clone())).await?.into();
+            }
             match parsed {
-                Ok(draft) => by_ledger.entry(partition(&draft)).or_default().push((key, draft)),
+                Ok(draft) => {
+                    taken += 1;
+                    by_ledger.entry(partition(&draft)).or_default().push((key, draft));
+                }
                 Err(e) => {
-                    // It stays where it is, signed by nobody we know, for a person to look at.
+                    // It stays where it is, signed by nobody we trust, for a person to look at. What comes behind it goes on.
                     telemetry::count("health", "spool_unreadable", ("kind", "signature"));
                     error!(key, error = %e, "spooled receipt does not verify");
                 }
