@@ -858,7 +858,7 @@ fn a_rotated_and_a_revoked_key_are_followed_along_the_trail() {
     let revoked = Payload::KeyRevoked {
         revoked_key_id: old.key_id().to_owned(),
         reason: "its laptop was stolen".to_owned(),
-        revoked_from: "2026-02-01T00:00:00Z".parse().unwrap(),
+        revoked_from: "2026-02-01T00:05:00Z".parse().unwrap(),
     };
     let second = receipts::append(&first.head, &[draft(2, revoked)], now, &new).unwrap();
     let one = first.sealed[0].line.clone() + "\n";
@@ -877,7 +877,7 @@ fn a_rotated_and_a_revoked_key_are_followed_along_the_trail() {
     check_failure(
         &[&verify[..], &["--key-trail", &both]].concat(),
         1,
-        "is revoked from 2026-02-01T00:00:00.000Z on: its laptop was stolen",
+        "is revoked from 2026-02-01T00:05:00.000Z on: its laptop was stolen",
     );
     // An archive under the old key, which its own trail could lead to from the new one.
     let archive = ["verify-archive", &evidence.archive, "--public-key", &new_key];
