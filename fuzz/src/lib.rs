@@ -38,7 +38,7 @@ const POLICY: &[u8] = br#"{"version":"1.0.0"}"#;
 pub const LIMITS: Limits = Limits {
     archive_bytes: 1 << 18,
     unpacked_bytes: 1 << 20,
-    document_bytes: 1 << 16,
+    document_bytes: 1 << 18,
     line_bytes: 1 << 13,
     members: 32,
     threads: 0,
