@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use receipts::archive::ArchiveError;
 use receipts::key::{KeyError, KeyRing, PublicKey};
+use receipts::trail::TrailError;
 use receipts::verify::ChainError;
 use serde::Serialize;
 
@@ -14,6 +15,8 @@ use crate::input::{self, InputError};
 
 /// Largest public key file, in bytes; an Ed25519 key has 113.
 const MAX_KEY_BYTES: u64 = 4 * 1024;
+/// Largest key trail file, in bytes: some ten thousand rotations.
+const MAX_TRAIL_BYTES: u64 = 16 << 20;
 
 /// A public key that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +70,18 @@ impl TrustArgs {
     pub fn keys(&self) -> Result<KeyRing, PublicKeyError> {
         trusted_keys(&self.public_key)
     }
+}
+
+/// The trusted keys and those that a file with a key trail leads to; the keys alone without a file. The outer error is
+/// the file's, the inner one the trail's.
+///
+/// # Errors
+/// [`InputError`] names the file.
+pub fn follow(trusted: KeyRing, key_trail: Option<&Path>) -> Result<Result<KeyRing, TrailError>, InputError> {
+    let Some(path) = key_trail else {
+        return Ok(Ok(trusted));
+    };
+    Ok(trusted.follow(input::text(path, MAX_TRAIL_BYTES)?.lines()))
 }
 
 /// Why something is not verified: what it is, the error and its causes, and the receipt it is about.

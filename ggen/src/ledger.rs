@@ -2,7 +2,7 @@
 
 use std::io;
 
-use aws::clients;
+use aws::clients::{self, SdkConfig};
 use aws::config::{ConfigError, Stack};
 use aws::log::{Log, LogError};
 use aws::store::{Store, StoreError};
@@ -94,10 +94,17 @@ impl Live {
     /// # Errors
     /// [`LiveError::Config`] naming the variable that is missing.
     pub async fn open() -> Result<Self, LiveError> {
-        let sdk = clients::load().await;
+        Self::of(&clients::load().await)
+    }
+
+    /// As [`Live::open`], for one who has clients of its own.
+    ///
+    /// # Errors
+    /// As [`Live::open`].
+    pub fn of(sdk: &SdkConfig) -> Result<Self, LiveError> {
         Ok(Self {
-            store: Store::new(&sdk, Stack::from_env()?),
-            log: Log::from_env(clients::s3(&sdk))?,
+            store: Store::new(sdk, Stack::from_env()?),
+            log: Log::from_env(clients::s3(sdk))?,
         })
     }
 

@@ -262,7 +262,8 @@ async fn export(
     out: &mut Out,
 ) -> Result<Verdict, ExportReceiptsError> {
     let (account, partition) = (args.ledger.account(), args.ledger.partition());
-    let store = Store::new(&clients::load().await, Stack::from_env()?);
+    let sdk = clients::load().await;
+    let store = Store::new(&sdk, Stack::from_env()?);
     // Receipts appended from here on are another export's: the head read now is what the end is held against.
     let head = cloud::load(&store, &partition).await?.head;
     if head.size == 0 {
@@ -286,7 +287,7 @@ async fn export(
     let mut audit = match keys {
         None => None,
         Some(keys) => {
-            let live = Live::open().await?;
+            let live = Live::of(&sdk)?;
             Some(Audit {
                 following: Following::new(account, live.follow(keys).await?),
                 failure: None,

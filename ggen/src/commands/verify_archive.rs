@@ -17,13 +17,10 @@ use receipts::checkpoint::NOTE_BYTES;
 use receipts::key::KeyRing;
 use serde::Serialize;
 
-use crate::evidence::{PublicKeyError, Rejected, TrustArgs};
+use crate::evidence::{self, PublicKeyError, Rejected, TrustArgs};
 use crate::input::{self, InputError};
 use crate::out::Out;
 use crate::report::{self, Verdict};
-
-/// Most bytes of a key trail that are read: some ten thousand rotations.
-pub const TRAIL_BYTES: u64 = 16 << 20;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -153,15 +150,9 @@ impl fmt::Display for VerifiedArchive {
 /// When a file cannot be read; an archive that does not hold is a verdict.
 pub fn run(args: &VerifyArchiveArgs, out: &mut Out) -> Result<Verdict, VerifyArchiveError> {
     let trusted = args.trust.keys()?;
-    let keys = match &args.key_trail {
-        None => trusted.clone(),
-        Some(path) => {
-            let trail = input::text(path, TRAIL_BYTES)?;
-            match trusted.clone().follow(trail.lines()) {
-                Ok(keys) => keys,
-                Err(error) => return reject(out, args, &error),
-            }
-        }
+    let keys = match evidence::follow(trusted.clone(), args.key_trail.as_deref())? {
+        Ok(keys) => keys,
+        Err(error) => return reject(out, args, &error),
     };
     let limits = Limits {
         threads: thread::available_parallelism().map_or(1, NonZero::get),

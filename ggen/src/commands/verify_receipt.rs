@@ -20,8 +20,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::cloud::{self, NEEDS_A_STACK, account_id};
-use crate::commands::verify_archive::TRAIL_BYTES;
-use crate::evidence::{PublicKeyError, Rejected, TrustArgs};
+use crate::evidence::{self, PublicKeyError, Rejected, TrustArgs};
 use crate::input::{self, InputError};
 use crate::ledger::{Live, LiveError};
 use crate::out::Out;
@@ -272,13 +271,7 @@ pub fn run(args: &VerifyReceiptArgs, out: &mut Out) -> Result<Verdict, VerifyRec
 fn offline(args: &VerifyReceiptArgs, trusted: KeyRing) -> Result<Evidence, VerifyReceiptError> {
     let path = args.receipt.clone().unwrap_or_else(|| "-".into());
     let text = input::text(&path, Limits::default().line_bytes)?;
-    let keys = match &args.key_trail {
-        Some(path) => {
-            let trail = input::text(path, TRAIL_BYTES)?;
-            trusted.follow(trail.lines()).map_err(Into::into)
-        }
-        None => Ok(trusted),
-    };
+    let keys = evidence::follow(trusted, args.key_trail.as_deref())?.map_err(Into::into);
     let note = args
         .checkpoint
         .as_deref()

@@ -96,9 +96,13 @@ impl Audit {
             Err(e) if matches!(e.as_service_error(), Some(GetObjectError::NoSuchKey(_))) => return Ok(None),
             Err(e) => return Err(self.error("GetObject", key, explain(&e))),
         };
-        let body = answer.body.collect().await;
-        let body = body.map_err(|e| self.error("GetObject", key, e))?;
-        Ok(Some(body.to_vec()))
+        self.body(key, answer.body).await.map(Some)
+    }
+
+    async fn body(&self, key: &str, body: ByteStream) -> Result<Vec<u8>, AuditError> {
+        let body = body.collect().await;
+        body.map(|body| body.to_vec())
+            .map_err(|e| self.error("GetObject", key, e))
     }
 
     /// The version of an object.
@@ -106,9 +110,7 @@ impl Audit {
         let get = self.client.get_object().bucket(&self.bucket).key(&kept.key);
         let answer = get.set_version_id(kept.version.clone()).send().await;
         let answer = answer.map_err(|e| self.error("GetObject", &kept.key, explain(&e)))?;
-        let body = answer.body.collect().await;
-        let body = body.map_err(|e| self.error("GetObject", &kept.key, e))?;
-        Ok(body.to_vec())
+        self.body(&kept.key, answer.body).await
     }
 
     /// What was ever put below a prefix, in the order of the keys: of each object the oldest version, which its lock keeps.

@@ -658,7 +658,7 @@ impl Log {
         if job.stored.last().is_some_and(|last| last.size > issued.size) {
             return Ok(());
         }
-        let key = format!("{}checkpoint", job.prefix);
+        let key = names::latest_checkpoint_key(job.ledger.ledger());
         if !issued.fresh
             && job.latest_there
             && self.audit.get(&key).await?.as_deref() == Some(issued.note.as_bytes())
@@ -674,7 +674,7 @@ impl Log {
     /// The stored checkpoints by size and key id, and whether `checkpoint` is there.
     async fn stored(&self, ledger: &LedgerId) -> Result<(Vec<Stored>, bool), LogError> {
         let checkpoints = names::checkpoints_prefix(ledger.ledger());
-        let latest = format!("{}checkpoint", names::log_prefix(ledger.ledger()));
+        let latest = names::latest_checkpoint_key(ledger.ledger());
         let kept = self.audit.list_kept(&latest).await?;
         let there = kept.iter().any(|one| one.key == latest);
         let stored = kept

@@ -10,6 +10,7 @@ use std::time::Duration;
 use aws_config::SdkConfig;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::SdkError;
+use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
 use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
 use aws_sdk_dynamodb::types::{
     AttributeValue, KeysAndAttributes, Put, ReturnConsumedCapacity, TransactWriteItem,
@@ -675,16 +676,9 @@ impl Store {
             .send()
             .await
             .map_err(|e| Self::call_error("Query", table, partition, e))?;
-        let mut lines = Vec::new();
-        for item in answer.items.unwrap_or_default() {
-            let line = item.get("line").and_then(|line| line.as_s().ok()).cloned();
-            lines.push(line.ok_or_else(|| StoreError::Item {
-                account: partition.to_owned(),
-                sk: format!("receipt in the page from {seq}"),
-                detail: "attribute line is missing".to_owned(),
-            })?);
-        }
-        Ok(lines)
+        let place = || format!("receipt in the page from {seq}");
+        let items = answer.items.unwrap_or_default();
+        items.iter().map(|item| line_of(partition, item, place)).collect()
     }
 
     /// One receipt's line, as it stands in the ledger.
@@ -705,15 +699,11 @@ impl Store {
             .send()
             .await
             .map_err(|e| Self::call_error("GetItem", table, partition, e))?;
-        let Some(item) = answer.item else { return Ok(None) };
-        match item.get("line").and_then(|line| line.as_s().ok()) {
-            Some(line) => Ok(Some(line.clone())),
-            None => Err(StoreError::Item {
-                account: partition.to_owned(),
-                sk: format!("receipt {seq}"),
-                detail: "attribute line is missing".to_owned(),
-            }),
-        }
+        let place = || format!("receipt {seq}");
+        answer
+            .item
+            .map(|item| line_of(partition, &item, place))
+            .transpose()
     }
 
     /// Where the receipts with this id stand: partition and `seq`. A moment after a commit the index may not know yet.
@@ -811,15 +801,8 @@ impl Store {
         });
         loop {
             let answer = self
-                .client
-                .query()
-                .table_name(table)
-                .index_name("by-lifecycle")
-                .key_condition_expression("lifecycle = :ledger")
-                .expression_attribute_values(":ledger", text(LEDGER))
+                .by_index("by-lifecycle", "lifecycle", LEDGER, start)
                 .limit(LEDGERS_PAGE)
-                .set_exclusive_start_key(start)
-                .return_consumed_capacity(ReturnConsumedCapacity::Total)
                 .send()
                 .await
                 .map_err(|e| Self::call_error("Query", table, "by-lifecycle", e))?;
@@ -835,6 +818,18 @@ impl Store {
         }
     }
 
+    /// Asks an index of the tenants table for what has this value, one page at a time.
+    fn by_index(&self, index: &str, attribute: &str, value: &str, after: Option<Item>) -> QueryFluentBuilder {
+        self.client
+            .query()
+            .table_name(&self.stack.tenants_table)
+            .index_name(index)
+            .key_condition_expression(format!("{attribute} = :value"))
+            .expression_attribute_values(":value", text(value))
+            .set_exclusive_start_key(after)
+            .return_consumed_capacity(ReturnConsumedCapacity::Total)
+    }
+
     /// Table keys of the tenants of a SKU and plan, one page: the keys and, when there are more, where to go on.
     ///
     /// # Errors
@@ -848,14 +843,7 @@ impl Store {
         let table = &self.stack.tenants_table;
         let plan = sku_plan(sku_id, plan_type);
         let answer = self
-            .client
-            .query()
-            .table_name(table)
-            .index_name("by-plan")
-            .key_condition_expression("sku_plan = :plan")
-            .expression_attribute_values(":plan", text(&plan))
-            .set_exclusive_start_key(after)
-            .return_consumed_capacity(ReturnConsumedCapacity::Total)
+            .by_index("by-plan", "sku_plan", &plan, after)
             .send()
             .await
             .map_err(|e| Self::call_error("Query", table, &plan, e))?;
@@ -878,15 +866,8 @@ impl Store {
         let mut after = None;
         loop {
             let answer = self
-                .client
-                .query()
-                .table_name(table)
-                .index_name("by-lifecycle")
-                .key_condition_expression("lifecycle = :active")
-                .expression_attribute_values(":active", text(Lifecycle::Active.name()))
+                .by_index("by-lifecycle", "lifecycle", Lifecycle::Active.name(), after)
                 .select(aws_sdk_dynamodb::types::Select::Count)
-                .set_exclusive_start_key(after)
-                .return_consumed_capacity(ReturnConsumedCapacity::Total)
                 .send()
                 .await
                 .map_err(|e| Self::call_error("Query", table, "by-lifecycle", e))?;
@@ -936,6 +917,16 @@ impl Store {
             detail: format!("wrote {value}, read back {found:?}"),
         })
     }
+}
+
+/// The ledger line in an item of the receipts table.
+fn line_of(partition: &str, item: &Item, place: impl FnOnce() -> String) -> Result<String, StoreError> {
+    let line = item.get("line").and_then(|line| line.as_s().ok()).cloned();
+    line.ok_or_else(|| StoreError::Item {
+        account: partition.to_owned(),
+        sk: place(),
+        detail: "attribute line is missing".to_owned(),
+    })
 }
 
 /// How long to wait at most after this attempt, from 1, in milliseconds: briefly at first, as most often one other

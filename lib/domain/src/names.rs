@@ -140,6 +140,12 @@ pub fn log_prefix(ledger: Ledger<'_>) -> String {
     format!("{LOGS_PREFIX}{}/", ledger.segment())
 }
 
+/// Audit object that holds a ledger's latest checkpoint; also the beginning of [`checkpoints_prefix`].
+#[must_use]
+pub fn latest_checkpoint_key(ledger: Ledger<'_>) -> String {
+    format!("{}checkpoint", log_prefix(ledger))
+}
+
 /// Prefix of a ledger's checkpoints in the audit bucket.
 #[must_use]
 pub fn checkpoints_prefix(ledger: Ledger<'_>) -> String {

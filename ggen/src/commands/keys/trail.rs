@@ -124,6 +124,12 @@ pub enum TrailCommandError {
         /// From when on it can be revoked.
         until: Timestamp,
     },
+    /// Another run is passing the key on at this moment.
+    #[error("key {key_id} has just passed on by another run, whose receipt is not published yet")]
+    PassedOn {
+        /// The key.
+        key_id: String,
+    },
     /// The trail would not hold with the receipt.
     #[error("the key trail would not hold any more; nothing was written")]
     Breaks(#[source] TrailError),
@@ -180,9 +186,10 @@ struct Keyring {
 
 impl Keyring {
     async fn open() -> Result<Self, TrailCommandError> {
+        let sdk = clients::load().await;
         Ok(Self {
-            live: Live::open().await?,
-            secrets: Secrets::new(&clients::load().await),
+            live: Live::of(&sdk)?,
+            secrets: Secrets::new(&sdk),
             secret_id: Stack::from_env().map_err(LiveError::from)?.signing_key_secret,
         })
     }
@@ -191,18 +198,16 @@ impl Keyring {
         Ok(self.secrets.signer(&self.secret_id).await?)
     }
 
-    /// Puts a receipt on the system's ledger once, however often it is asked, and publishes it.
+    /// Puts a receipt on the system's ledger once, however often it is asked, and publishes it. `step` is an id that no
+    /// two receipts may share, where there is one.
     async fn put(
         &self,
         signer: &Signer,
-        once: &[Uuid],
+        receipt_id: Uuid,
+        step: Option<Uuid>,
         payload: Payload,
     ) -> Result<(u64, Receipt), TrailCommandError> {
-        let Some(&receipt_id) = once.first() else {
-            return Err(TrailCommandError::NotFound {
-                receipt_id: Uuid::nil(),
-            });
-        };
+        let once: Vec<Uuid> = [receipt_id].into_iter().chain(step).collect();
         let keys = Keys {
             once: once.iter().copied().collect(),
             ..Keys::default()
@@ -236,12 +241,14 @@ impl Keyring {
             KeyRing::from(signer.public_key())
                 .follow(lines)
                 .map_err(TrailCommandError::Breaks)?;
-            if let Some(step) = once.iter().find(|id| account.once.contains(id)) {
-                return Err(TrailCommandError::NotFound { receipt_id: *step });
+            if step.is_some_and(|step| account.once.contains(&step)) {
+                return Err(TrailCommandError::PassedOn {
+                    key_id: signer.key_id().to_owned(),
+                });
             }
             Ok(Plan {
                 drafts: vec![draft.clone()],
-                once: once.to_vec(),
+                once: once.clone(),
                 ..Plan::default()
             })
         };
@@ -306,11 +313,11 @@ pub(super) async fn rotate(args: RotateArgs) -> Result<Passed, KeysError> {
     };
     let payload = trail::rotation(&signer.public_key(), &next);
     // A key passes on once, whoever asks, and however many at a time.
-    let once = [
+    let (receipt_id, step) = (
         receipt_id("rotates to", next.key_id()),
         receipt_id("rotates from", signer.key_id()),
-    ];
-    let (seq, receipt) = keyring.put(&signer, &once, payload).await?;
+    );
+    let (seq, receipt) = keyring.put(&signer, receipt_id, Some(step), payload).await?;
     // Before the step behind which a repeat would begin another rotation.
     create(&args.public, 0o644, next.public_key().to_pem()?.as_bytes())?;
     let promoted = secrets.promote_pending_key(id, next.key_id()).await;
@@ -318,7 +325,6 @@ pub(super) async fn rotate(args: RotateArgs) -> Result<Passed, KeysError> {
         // The next try writes it again.
         let _ = std::fs::remove_file(&args.public);
     })?;
-    let receipt_id = receipt.receipt_id;
     Ok(Passed {
         operation: "key_rotated",
         receipt_id,
@@ -359,7 +365,7 @@ pub(super) async fn revoke(args: RevokeArgs) -> Result<Passed, TrailCommandError
         reason: args.reason,
         revoked_from,
     };
-    let (seq, _) = keyring.put(&signer, &[receipt_id], payload).await?;
+    let (seq, _) = keyring.put(&signer, receipt_id, None, payload).await?;
     Ok(Passed {
         operation: "key_revoked",
         receipt_id,
