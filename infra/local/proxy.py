@@ -4,32 +4,49 @@
 
 Faults and the meter are asked for over HTTP on the same port:
 
-    PUT    /_faults/<service>   {"mode": "refuse"}   see MODES; also "operation", "function", "path" (its end), "skip",
-                              "count", "ms"
-    DELETE /_faults/<service>
-    GET    /_faults             what is set
-    GET    /_calls              [{"service", "operation", "function", "status", "read_units", "write_units"}, ...]
+    PUT    /_faults/<service>        {"mode": "refuse", ...}     sets the service's rule without an id
+    PUT    /_faults/<service>/<id>   {"mode": "refuse", ...}     one more; an id that is there is replaced, as the last
+    DELETE /_faults/<service>        or /_faults/<service>/<id>: that rule only
+    GET    /_faults                  {service: {id: rule}}, "" for the one without an id
+    GET    /_calls                   [{"service", "operation", "function", "status", "read_units", "write_units"}, ...]
     DELETE /_calls
 
-A service is named as in the SigV4 credential scope (dynamodb, s3, sqs, lambda, secretsmanager); the function is known
-by the `app/` part of its user agent (AWS_SDK_UA_APP_ID).
+A service is named as in the SigV4 credential scope (dynamodb, s3, sqs, lambda, secretsmanager). A rule has one of MODES
+and applies to requests that have all that it names:
+
+    "operation"   as AWS spells it: "PutItem", "CreateQueue", "Invoke"
+    "function"    by the `app/` part of its user agent (AWS_SDK_UA_APP_ID)
+    "path"        how the path ends
+    "contains"    text in the request's target, as it stands or percent-decoded, or in its body, as it stands; of
+                  bodies, those of up to 256 KiB are looked at, and none of S3's
+    "skip"        lets that many such requests through first
+    "count"       after that many more it no longer applies
+
+Rules are asked in the order in which they were set. The first that applies decides; those behind it do not count the
+request.
 """
 
 import argparse
 import asyncio
+import http.client
 import json
 import re
 import sys
 from collections import deque
 from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape
 
 MODES = {
     "refuse": "answers 503 and does not pass the request on",
     "close": "closes the connection and does not pass the request on",
     "lose-reply": "passes the request on, then closes the connection instead of answering",
-    "delay": "waits `ms` milliseconds before passing the request on",
+    "delay": "waits `ms` milliseconds (1000) before passing the request on",
+    "fail": "answers `status` (400) with the AWS error `code` and `message`, and does not pass the request on",
 }
+SELECTORS = {"operation", "function", "path", "contains", "skip", "count"}
+OF_MODE = {"delay": {"ms"}, "fail": {"status", "code", "message"}}
 HEAD_LIMIT = 256 * 1024
+LOOK_LIMIT = 256 * 1024
 CHUNK = 64 * 1024
 
 SCOPE = re.compile(r"Credential=[^/\s,]+/\d{8}/[^/]+/([^/]+)/aws4_request")
@@ -105,6 +122,36 @@ async def body_of(head: Head, reader: asyncio.StreamReader, until_close: bool = 
             yield data
 
 
+async def held_of(parts, limit: int) -> bytes:
+    """The beginning of a body: all of it, unless it is longer than `limit`. The rest can still be read from `parts`."""
+    held = bytearray()
+    async for part in parts:
+        held += part
+        if len(held) > limit:
+            break
+    return bytes(held)
+
+
+async def joined(held: bytes, parts):
+    if held:
+        yield held
+    async for part in parts:
+        yield part
+
+
+def payload_of(head: Head, wire: bytes) -> bytes:
+    """A whole body without its chunk framing."""
+    if "chunked" not in head.get("transfer-encoding").lower():
+        return wire
+    payload = b""
+    while True:
+        size_line, _, wire = wire.partition(b"\r\n")
+        size = int(size_line.split(b";")[0], 16)
+        if size == 0:
+            return payload
+        payload, wire = payload + wire[:size], wire[size + 2:]
+
+
 def service_of(head: Head, target: str) -> str:
     found = SCOPE.search(head.get("authorization"))
     if found:
@@ -160,21 +207,37 @@ def units_of(operation: str, answer: bytes) -> tuple[float, float]:
 
 
 class Fault:
-    """One rule. `skip` lets that many matching requests through first; after `count` more it no longer applies."""
+    """One rule, as the module's description has it."""
 
     def __init__(self, rule: dict):
-        unknown = set(rule) - {"mode", "operation", "function", "path", "skip", "count", "ms"}
-        if unknown or rule.get("mode") not in MODES:
-            raise ValueError(f"a fault is one of {', '.join(MODES)}; got {json.dumps(rule)}")
+        mode = rule.get("mode") if isinstance(rule, dict) else None
+        if mode not in MODES or set(rule) - {"mode"} - SELECTORS - OF_MODE.get(mode, set()):
+            raise ValueError(f"a fault is one of {', '.join(MODES)}, with what belongs to it; got {json.dumps(rule)}")
         self.rule = rule
+        self.mode = mode
         self.skip = int(rule.get("skip", 0))
         self.count = int(rule["count"]) if "count" in rule else None
+        self.text = rule.get("contains")
+        if self.text is not None and not (isinstance(self.text, str) and self.text):
+            raise ValueError("`contains` is a text, and not an empty one")
+        if mode == "fail":
+            if not isinstance(rule.get("code"), str) or not re.fullmatch(r"[\w.#:]+", rule["code"]):
+                raise ValueError("`fail` needs the `code` of an AWS error, such as AccessDeniedException")
+            if not 400 <= int(rule.get("status", 400)) <= 599:
+                raise ValueError("the `status` of `fail` is one from 400 to 599")
 
-    def applies(self, operation: str, function: str | None, path: str) -> bool:
-        if not path.endswith(self.rule.get("path", "")):
+    def concerns(self, operation: str, function: str | None, target: str) -> bool:
+        """Whether all but the text is as the rule says."""
+        return (urlsplit(target).path.endswith(self.rule.get("path", ""))
+                and self.rule.get("operation", operation) == operation
+                and self.rule.get("function", function) == function)
+
+    def applies(self, operation: str, function: str | None, target: str, body: bytes) -> bool:
+        if not self.concerns(operation, function, target):
             return False
-        if self.rule.get("operation", operation) != operation or self.rule.get("function", function) != function:
-            return False
+        if self.text is not None and self.text not in target and self.text not in unquote(target):
+            if self.text.encode() not in body:
+                return False
         if self.skip > 0:
             self.skip -= 1
             return False
@@ -187,7 +250,7 @@ class Fault:
 class Proxy:
     def __init__(self, host: str, port: int):
         self.upstream = (host, port)
-        self.faults: dict[str, Fault] = {}
+        self.faults: dict[str, dict[str, Fault]] = {}
         self.calls: deque = deque(maxlen=200_000)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -226,16 +289,13 @@ class Proxy:
                 "status": None, "read_units": 0.0, "write_units": 0.0}
         self.calls.append(call)
 
-        fault = self.faults.get(service)
-        mode = fault.rule["mode"] if fault and fault.applies(operation, call["function"], urlsplit(target).path) else None
-        if mode == "refuse":
-            async for _ in body_of(head, reader):
+        parts = body_of(head, reader)
+        fault, parts = await self.fault_of(call, target, head, parts)
+        mode = fault.mode if fault else None
+        if mode in ("refuse", "fail"):
+            async for _ in parts:
                 pass
-            call["status"] = 503
-            body = b'{"__type":"ServiceUnavailable","message":"refused by a fault"}'
-            if service == "s3":
-                body = b"<Error><Code>ServiceUnavailable</Code><Message>refused by a fault</Message></Error>"
-            respond(writer, "503 Service Unavailable", body)
+            call["status"] = answer_fault(writer, service, method, fault)
             return upstream or await self.connect()
         if mode == "close":
             return None
@@ -247,13 +307,13 @@ class Proxy:
         up_reader, up_writer = upstream
 
         if service == "dynamodb" and operation in DYNAMODB_READS | DYNAMODB_WRITES:
-            body = ask_for_units(b"".join([part async for part in body_of(head, reader)]))
+            body = ask_for_units(payload_of(head, b"".join([part async for part in parts])))
             head.set("content-length", str(len(body)))
             head.set("transfer-encoding", None)
             up_writer.write(head.encode() + body)
         else:
             up_writer.write(head.encode())
-            async for part in body_of(head, reader):
+            async for part in parts:
                 up_writer.write(part)
                 await up_writer.drain()
         await up_writer.drain()
@@ -267,14 +327,14 @@ class Proxy:
         call["status"] = status
 
         bodiless = method == "HEAD" or status in (204, 304)
-        parts = body_of(answer, up_reader, until_close=True) if not bodiless else no_parts()
+        answered = body_of(answer, up_reader, until_close=True) if not bodiless else no_parts()
         if mode == "lose-reply":
-            async for _ in parts:
+            async for _ in answered:
                 pass
             return None
         writer.write(answer.encode())
         kept = []
-        async for part in parts:
+        async for part in answered:
             writer.write(part)
             await writer.drain()
             if service == "dynamodb":
@@ -282,6 +342,24 @@ class Proxy:
         if kept:
             call["read_units"], call["write_units"] = units_of(operation, b"".join(kept))
         return upstream if answer.keeps_alive() else None
+
+    async def fault_of(self, call: dict, target: str, head: Head, parts):
+        """The rule that applies to a request, if one does, and the request's body. The body is read before the decision
+        only where a rule asks for its text: everything else streams."""
+        of_call = call["operation"], call["function"], target
+        held = body = b""
+        looked_at = [f for f in self.rules(call["service"]) if f.text is not None and f.concerns(*of_call)]
+        if looked_at and call["service"] != "s3" and int(head.get("content-length") or 0) <= LOOK_LIMIT:
+            held = await held_of(parts, LOOK_LIMIT)
+            parts = joined(held, parts)
+            if len(held) <= LOOK_LIMIT:
+                body = payload_of(head, held)
+        # Asked for again, for while the body came in the rules may have changed.
+        rules = self.rules(call["service"])
+        return next((fault for fault in rules if fault.applies(*of_call, body)), None), parts
+
+    def rules(self, service: str) -> list[Fault]:
+        return list(self.faults.get(service, {}).values())
 
     async def connect(self):
         return await asyncio.open_connection(*self.upstream, limit=HEAD_LIMIT)
@@ -295,12 +373,17 @@ class Proxy:
                 self.calls.clear()
                 respond(writer, "204 No Content")
             elif path == "/_faults" and method == "GET":
-                respond(writer, "200 OK", json.dumps({name: f.rule for name, f in self.faults.items()}).encode())
-            elif path.startswith("/_faults/") and method == "PUT":
-                self.faults[path.removeprefix("/_faults/")] = Fault(json.loads(body))
-                respond(writer, "204 No Content")
-            elif path.startswith("/_faults/") and method == "DELETE":
-                self.faults.pop(path.removeprefix("/_faults/"), None)
+                rules = {service: {name: fault.rule for name, fault in faults.items()}
+                         for service, faults in self.faults.items()}
+                respond(writer, "200 OK", json.dumps(rules).encode())
+            elif path.startswith("/_faults/") and method in ("PUT", "DELETE"):
+                service, _, name = path.removeprefix("/_faults/").partition("/")
+                fault = Fault(json.loads(body)) if method == "PUT" else None
+                self.faults.setdefault(service, {}).pop(name, None)
+                if fault is not None:
+                    self.faults[service][name] = fault
+                elif not self.faults[service]:
+                    del self.faults[service]
                 respond(writer, "204 No Content")
             else:
                 respond(writer, "404 Not Found", b'{"error":"no such admin route"}')
@@ -323,8 +406,23 @@ def ask_for_units(body: bytes) -> bytes:
         return body
 
 
-def respond(writer: asyncio.StreamWriter, status: str, body: bytes = b"") -> None:
-    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+def answer_fault(writer: asyncio.StreamWriter, service: str, method: str, fault: Fault) -> int:
+    """Answers as the service would, and returns the status."""
+    status, code, message, headers = 503, "ServiceUnavailable", "refused by a fault", ""
+    if fault.mode == "fail":
+        status, code = int(fault.rule.get("status", 400)), fault.rule["code"]
+        message = str(fault.rule.get("message", "failed by a fault"))
+        headers = f"x-amzn-errortype: {code}\r\n"
+    body = json.dumps({"__type": code, "message": message})
+    if service == "s3":
+        body = f"<Error><Code>{code}</Code><Message>{escape(message)}</Message></Error>"
+    reason = http.client.responses.get(status, "Error")
+    respond(writer, f"{status} {reason}", b"" if method == "HEAD" else body.encode(), headers)
+    return status
+
+
+def respond(writer: asyncio.StreamWriter, status: str, body: bytes = b"", headers: str = "") -> None:
+    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n{headers}\r\n"
     writer.write(head.encode() + body)
 
 
