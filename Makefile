@@ -130,6 +130,8 @@ lint-template: setup
 	$(call step,infra/template.yaml)
 	cfn-lint --include-checks I --non-zero-exit-code informational -- infra/template.yaml && echo 'no findings'
 	$(VENV)/python -B infra/test_template.py
+	$(call step,infra/local/proxy.py)
+	$(VENV)/python -B infra/local/test_proxy.py
 
 # zig links against the C library of Amazon Linux 2023, whatever this machine has. cargo-lambda adds the CPU level that
 # Lambda guarantees; its own profile settings, panic=abort among them, give way to those in Cargo.toml.
@@ -149,6 +151,10 @@ bench: build     ## sizes, cold starts, AWS calls of each operation, CPU of a we
 		$(STACK) exec -- cargo bench -p benches
 	$(call step,writers of one ledger on the local cloud (profile local))
 	PRINT_RATES=1 PORT= $(STACK) exec -- cargo test $(END_TO_END) -- writers::
+	$(call step,tenants that subscribe at once (profile local))
+	for crowd in 1 20 200; do
+		CROWD=$$crowd PRINT_RATES=1 PORT= $(STACK) exec -- cargo test $(END_TO_END) -- a_crowd
+	done
 
 # Beside the tests, not among them: see fuzz/README.md. The sanitizers would need another toolchain than the pinned one.
 FUZZ := --sanitizer none --target-dir target/fuzz

@@ -594,6 +594,7 @@ impl Receipts {
         };
         match of_hundred {
             0 => Payload::EntitlementActive {
+                entitlement_id: None,
                 sku_id: "marketplace-sku-456".to_owned(),
                 plan_type: "professional".to_owned(),
                 region: "us-east-1".to_owned(),
@@ -641,6 +642,8 @@ impl Receipts {
                 rollback_duration_ms: number,
             },
             28 => Payload::WebhookIgnored {
+                provider: None,
+                delivery_id: None,
                 reason: "delivery \"msg_2aF\" was answered before".to_owned(),
             },
             _ => Payload::ActionComplete(outcome("done")),

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Evidence can only be added to: what infra/template.yaml lets a function do to the receipts table and the buckets.
+"""Evidence can only be added to: what infra/template.yaml lets a function do to receipts tables and buckets, and that
+nothing it allows reaches beyond this stack.
 
 Each rule is also held against a copy of the template with the grant that it forbids: a rule that lets one through fails.
 """
 
 import copy
-import fnmatch
 import json
 import re
 import unittest
@@ -15,15 +15,34 @@ from cfnlint.decode import cfn_yaml
 
 TEMPLATE = Path(__file__).resolve().parent / "template.yaml"
 
-# All that may be done to the receipts table, spelled out. Puts carry attribute_not_exists: lib/aws/tests/append_only.rs.
+# All that may be done to a receipts table, spelled out. Puts carry attribute_not_exists: lib/aws/tests/append_only.rs.
 RECEIPTS_ALLOWED = {"dynamodb:putitem", "dynamodb:query", "dynamodb:getitem"}
+ACTIONS_ALLOWED = {"dynamodb:batchgetitem", "dynamodb:putitem", "dynamodb:query"}
 APPENDING = {"EntitlementFunction", "CancelFunction", "PolicyUpgradeFunction", "GovernorFunction", "HealthFunction"}
-# A table or bucket of this template. Of anything else nothing that writes or deletes may be allowed.
-NAMED = re.compile(r"\$\{\w+(Table|Bucket)\.Arn\}(/.+)?$")
-WRITES = ["dynamodb:putitem", "dynamodb:updateitem", "dynamodb:deleteitem", "dynamodb:batchwriteitem",
-          "dynamodb:deletetable", "dynamodb:updatetable", "dynamodb:partiqlupdate", "dynamodb:partiqldelete",
-          "dynamodb:partiqlinsert", "dynamodb:restoretablefrombackup",
-          "s3:putobject", "s3:deleteobject", "s3:deleteobjectversion", "s3:putobjectretention", "s3:abortmultipartupload"]
+# A tenant's own tables come and go: who may do what to them as a whole. The stack's own tables only CloudFormation may.
+MAKING, ENDING = {"EntitlementFunction"}, {"EntitlementFunction", "CancelFunction"}
+TABLE_ALLOWED = {"dynamodb:createtable": MAKING, "dynamodb:updatecontinuousbackups": MAKING,
+                 "dynamodb:deletetable": ENDING, "dynamodb:describetable": ENDING | {"HealthFunction"}}
+ITEMS = re.compile(r"dynamodb:(\w+item|query)")
+
+# All that a statement may name: what this template makes, and what the functions make in this stack's name.
+OF_ACCOUNT = r"arn:\$\{AWS::Partition\}:%s:\$\{AWS::Region\}:\$\{AWS::AccountId\}:"
+OF_STACK = r"\$\{AWS::StackName\}"
+MADE_HERE = re.compile(r"\$\{\w+(\.Arn)?\}(/.+)?")
+STACK_TABLE = re.compile(r"\$\{\w+Table\.Arn\}(/.+)?")
+RECEIPTS_TABLE = re.compile(r"\$\{ReceiptsTable\.Arn\}(/.+)?")
+OWN_TABLE = re.compile(OF_ACCOUNT % "dynamodb" + "table/" + OF_STACK + r"-t-\*-(actions|receipts)")
+OWN_RECEIPTS = re.compile(OF_ACCOUNT % "dynamodb" + "table/" + OF_STACK + r"-t-\*-receipts")
+OWN_QUEUE = re.compile(OF_ACCOUNT % "sqs" + OF_STACK + r"-t-\*")
+OWN_FUNCTION = re.compile(OF_ACCOUNT % "lambda" + "function:" + OF_STACK + r"-[\w-]+")
+# A mapping's name says nothing of its stack; MAPPING_CONDITION keeps these to the governor's.
+ANY_MAPPING = re.compile(OF_ACCOUNT % "lambda" + r"event-source-mapping:\*")
+MAPPING_ACTIONS = {"lambda:createeventsourcemapping", "lambda:deleteeventsourcemapping",
+                   "lambda:geteventsourcemapping", "lambda:updateeventsourcemapping"}
+MAPPING_CONDITION = {"ArnEquals": {"lambda:FunctionArn": {"Fn::GetAtt": ["GovernorFunction", "Arn"]}}}
+# For these IAM knows no resource.
+WITHOUT_RESOURCE = {"dynamodb:listtables", "sqs:listqueues", "lambda:listeventsourcemappings",
+                    "lambda:createeventsourcemapping"}
 # What could take away evidence, its lock, or the bucket's protection.
 S3_NEVER = ["s3:deleteobjectversion", "s3:bypassgovernanceretention", "s3:deletebucket", "s3:deletebucketpolicy",
             "s3:putbucketpolicy", "s3:putbucketversioning", "s3:putbucketobjectlockconfiguration", "s3:putbucketacl",
@@ -40,12 +59,8 @@ def as_list(value):
     return value if isinstance(value, list) else [value]
 
 
-def matches(pattern: str, action: str) -> bool:
-    return fnmatch.fnmatchcase(action, pattern.lower())
-
-
 def grants(template):
-    """Every statement of every function's role that allows something: (function, sid, actions, resources)."""
+    """Every statement of every function's role that allows something: (function, sid, statement)."""
     for name, resource in template["Resources"].items():
         if resource["Type"] == "AWS::Serverless::Function":
             policies = as_list(resource["Properties"].get("Policies", []))
@@ -58,11 +73,11 @@ def grants(template):
             continue
         for policy in policies:
             if not isinstance(policy, dict) or "Statement" not in policy:
-                yield name, f"{policy}", None, None
+                yield name, f"{policy}", {}
                 continue
             for statement in as_list(policy["Statement"]):
                 if statement["Effect"] == "Allow":
-                    yield name, statement.get("Sid", "?"), statement.get("Action"), statement.get("Resource")
+                    yield name, statement.get("Sid", "?"), statement
 
 
 def text(resource) -> str:
@@ -78,42 +93,57 @@ def text(resource) -> str:
     return json.dumps(resource)
 
 
+def reaches_no_further_than(action: str, resource: str) -> bool:
+    """Whether a resource is this stack's, as far as IAM can say it of this action."""
+    if resource == "*":
+        return action in WITHOUT_RESOURCE
+    if MADE_HERE.fullmatch(resource):
+        return True
+    own = {"dynamodb": OWN_TABLE, "sqs": OWN_QUEUE, "lambda": OWN_FUNCTION}.get(action.partition(":")[0])
+    if action in MAPPING_ACTIONS:
+        own = ANY_MAPPING
+    return own is not None and own.fullmatch(resource) is not None
+
+
+def table_may(function: str, action: str, resource: str) -> bool:
+    """Whether a function may do this to what is a table; of anything else, true."""
+    own, receipts = OWN_TABLE.fullmatch(resource), OWN_RECEIPTS.fullmatch(resource) or RECEIPTS_TABLE.fullmatch(resource)
+    if own and action in TABLE_ALLOWED:
+        return function in TABLE_ALLOWED[action]
+    if receipts:
+        return action in RECEIPTS_ALLOWED and (action != "dynamodb:putitem" or function in APPENDING)
+    if own:
+        return action in ACTIONS_ALLOWED
+    return not STACK_TABLE.fullmatch(resource) or ITEMS.fullmatch(action) is not None
+
+
 def offences(template) -> list[str]:
     found = []
 
     def offence(name, sid, what):
         found.append(f"{name}/{sid}: {what}")
 
-    for name, sid, actions, resources in grants(template):
-        if actions is None or resources is None:
+    for name, sid, statement in grants(template):
+        if "Action" not in statement or "Resource" not in statement:
             # NotAction, NotResource, managed policies and SAM's policy templates: what they allow is not seen here.
             offence(name, sid, "not a plain statement of actions and resources")
             continue
-        patterns = as_list(actions)
-        allows = lambda action: any(matches(pattern, action) for pattern in patterns)  # noqa: E731
-        for pattern in patterns:
-            service, _, verb = pattern.lower().partition(":")
-            if service in ("*", "dynamodb", "s3") and ("*" in verb or "?" in verb or not verb):
-                offence(name, sid, f"{pattern} allows more than it names")
-        for action in S3_NEVER:
-            if allows(action):
+        actions = [action.lower() for action in as_list(statement["Action"])]
+        resources = [text(resource) for resource in as_list(statement["Resource"])]
+        for action in actions:
+            if not re.fullmatch(r"\w+:\w+", action):
+                offence(name, sid, f"{action} allows more than it names")
+            if action in S3_NEVER or action.startswith("s3:putbucket"):
                 offence(name, sid, f"allows {action}")
-        for pattern in patterns:
-            if pattern.lower().startswith("s3:putbucket"):
-                offence(name, sid, f"allows {pattern}")
-        for resource in map(text, as_list(resources)):
-            if not NAMED.match(resource):
-                for action in WRITES:
-                    if allows(action):
-                        offence(name, sid, f"allows {action} of {resource}")
-            if resource.startswith("${ReceiptsTable"):
-                for pattern in patterns:
-                    if pattern.lower() not in RECEIPTS_ALLOWED:
-                        offence(name, sid, f"allows {pattern} of {resource}")
-            if allows("s3:deleteobject") and resource != "${AuditBucket.Arn}/_spool/*":
-                offence(name, sid, f"allows s3:deleteobject of {resource}")
-            if allows("dynamodb:putitem") and resource.startswith("${ReceiptsTable") and name not in APPENDING:
-                offence(name, sid, "appends receipts")
+            if action in MAPPING_ACTIONS and statement.get("Condition") != MAPPING_CONDITION:
+                offence(name, sid, f"allows {action} of other functions' mappings")
+            for resource in resources:
+                if not reaches_no_further_than(action, resource):
+                    offence(name, sid, f"{action} of {resource} reaches beyond the stack")
+                if not table_may(name, action, resource):
+                    offence(name, sid, f"allows {action} of {resource}")
+                if action == "s3:deleteobject" and resource != "${AuditBucket.Arn}/_spool/*":
+                    offence(name, sid, f"allows {action} of {resource}")
     return found
 
 
@@ -164,8 +194,46 @@ class EvidenceStays(unittest.TestCase):
         ]:
             with self.subTest(action=action, resource=resource):
                 self.assertNotEqual(offences(self.altered(action, resource)), [])
-        put_by_another = self.altered("dynamodb:PutItem", receipts, function="CheckpointFunction")
-        self.assertNotEqual(offences(put_by_another), [])
+
+    def test_a_grant_to_another_function_is_found(self):
+        stack = "arn:${AWS::Partition}:%s:${AWS::Region}:${AWS::AccountId}:"
+        table, lambdas = stack % "dynamodb" + "table/${AWS::StackName}-t-*-", stack % "lambda"
+        actions, receipts = {"Fn::Sub": table + "actions"}, {"Fn::Sub": table + "receipts"}
+        shared, tenants = {"Fn::GetAtt": ["ReceiptsTable", "Arn"]}, {"Fn::GetAtt": ["TenantsTable", "Arn"]}
+        mappings = {"Fn::Sub": lambdas + "event-source-mapping:*"}
+        for function, action, resource in [
+            ("CheckpointFunction", "dynamodb:PutItem", shared),
+            ("CheckpointFunction", "dynamodb:PutItem", receipts),
+            ("EntitlementFunction", "dynamodb:DeleteTable", shared),
+            ("EntitlementFunction", "dynamodb:DescribeTable", shared),
+            ("EntitlementFunction", "dynamodb:UpdateTable", receipts),
+            ("EntitlementFunction", "dynamodb:UpdateItem", receipts),
+            ("CancelFunction", "dynamodb:DeleteItem", receipts),
+            ("CancelFunction", "dynamodb:BatchWriteItem", [actions, receipts]),
+            ("CancelFunction", "dynamodb:PartiQLDelete", receipts),
+            ("CancelFunction", "dynamodb:UpdateItem", actions),
+            ("CancelFunction", "dynamodb:CreateTable", receipts),
+            ("CancelFunction", "dynamodb:UpdateContinuousBackups", receipts),
+            ("CancelFunction", "dynamodb:DeleteTable", tenants),
+            ("GovernorFunction", "dynamodb:DeleteTable", actions),
+            ("HealthFunction", "dynamodb:DeleteTable", receipts),
+            ("PolicyUpgradeFunction", "dynamodb:DescribeTable", receipts),
+            ("CancelFunction", "dynamodb:Query", {"Fn::Sub": stack % "dynamodb" + "table/*"}),
+            ("CancelFunction", "dynamodb:Query", {"Fn::Sub": stack % "dynamodb" + "table/*-receipts"}),
+            ("CancelFunction", "dynamodb:Query", {"Fn::Sub": stack % "dynamodb" + "table/${AWS::StackName}*"}),
+            ("HealthFunction", "dynamodb:DescribeTable", "*"),
+            ("HealthFunction", "sqs:GetQueueAttributes", "*"),
+            ("HealthFunction", "sqs:SendMessage", {"Fn::Sub": stack % "sqs" + "*"}),
+            ("HealthFunction", "sqs:*", {"Fn::Sub": stack % "sqs" + "${AWS::StackName}-t-*"}),
+            ("HealthFunction", ["sqs:ListQueues", "sqs:DeleteQueue"], "*"),
+            ("HealthFunction", "lambda:InvokeFunction", "*"),
+            ("HealthFunction", "lambda:InvokeFunction", {"Fn::Sub": lambdas + "function:*"}),
+            ("HealthFunction", "secretsmanager:GetSecretValue", "*"),
+            ("EntitlementFunction", "lambda:CreateEventSourceMapping", "*"),
+            ("EntitlementFunction", "lambda:DeleteEventSourceMapping", mappings),
+        ]:
+            with self.subTest(function=function, action=action, resource=resource):
+                self.assertNotEqual(offences(self.altered(action, resource, function=function)), [])
 
     def test_what_cannot_be_seen_through_is_found(self):
         for policy in [

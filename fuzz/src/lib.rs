@@ -133,6 +133,9 @@ fn close(summary: &ArchiveSummary, head: &Head) -> String {
             archive_size_bytes: summary.size_bytes,
             archive_sha256: summary.sha256.clone(),
             archive_version: Some("v1".to_owned()),
+            dead_letters_archived: Some(2),
+            dead_letters_path: Some("a-1/2027-02-03.dead-letters.jsonl".to_owned()),
+            actions_archive: None,
         },
         ..drafts::draft(19)
     };

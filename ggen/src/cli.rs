@@ -7,7 +7,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
     audit, canonicalize, checkpoint, export_receipts, handler, hash, keys, policy, prove, send_signal,
-    switches, verify_archive, verify_receipt, webhook,
+    switches, tenants, verify_archive, verify_receipt, webhook,
 };
 use crate::out::Format;
 
@@ -21,7 +21,7 @@ Exit codes:
 
 /// Headings of `ggen --help`, each with its commands.
 const GROUPS: [(&str, &[&str]); 6] = [
-    ("Operate a stack", &["send-signal", "switches"]),
+    ("Operate a stack", &["tenants", "send-signal", "switches"]),
     (
         "Audit a live ledger",
         &["audit", "export-receipts", "checkpoint", "prove"],
@@ -81,6 +81,9 @@ pub enum Command {
     /// Show or change what runs without a person
     #[command(subcommand)]
     Switches(switches::SwitchesCommand),
+    /// List tenants, or show how one stands
+    #[command(subcommand)]
+    Tenants(tenants::TenantsCommand),
     /// Check a tenant's archive: every receipt, the chain, the policies
     VerifyArchive(verify_archive::VerifyArchiveArgs),
     /// Check one receipt's form and signature, and its proof

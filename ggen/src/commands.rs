@@ -11,6 +11,7 @@ pub mod policy;
 pub mod prove;
 pub mod send_signal;
 pub mod switches;
+pub mod tenants;
 pub mod verify_archive;
 pub mod verify_receipt;
 pub mod webhook;
@@ -38,6 +39,7 @@ pub fn run(command: Command, out: &mut Out) -> Result<Verdict, Box<dyn Error>> {
         Command::Prove(args) => prove::run(&args, out)?,
         Command::SendSignal(args) => send_signal::run(&args, out)?,
         Command::Switches(command) => switches::run(&command, out)?,
+        Command::Tenants(command) => tenants::run(&command, out)?,
         Command::VerifyArchive(args) => verify_archive::run(&args, out)?,
         Command::VerifyReceipt(args) => verify_receipt::run(&args, out)?,
         Command::Webhook(command) => webhook::run(&command, out)?,

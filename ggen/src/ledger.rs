@@ -67,7 +67,10 @@ pub enum LiveError {
 }
 
 fn of(account: Option<&str>) -> String {
-    account.map_or_else(String::new, |account| format!(" in the ledger of {account}"))
+    match account {
+        Some(account) => format!(" in the ledger of {account}"),
+        None => "; a tenant with tables of its own has to be named with --account-id".to_owned(),
+    }
 }
 
 /// A receipt in its ledger.
@@ -122,7 +125,8 @@ impl Live {
     /// # Errors
     /// [`LiveError::NoReceipt`] and [`LiveError::Several`].
     pub async fn find(&self, receipt_id: Uuid, of: Option<&LedgerId>) -> Result<Found, LiveError> {
-        let places = self.store.find_receipt(receipt_id).await?;
+        let partition = of.map(LedgerId::partition);
+        let places = self.store.find_receipt(receipt_id, partition.as_deref()).await?;
         let mut places = places.into_iter().filter_map(|(partition, seq)| {
             let ledger = LedgerId::of_partition(&partition)?;
             of.is_none_or(|of| *of == ledger).then_some((ledger, seq))

@@ -127,6 +127,8 @@ fn every_command_explains_itself() {
         &["send-signal"],
         &["switches", "show"],
         &["switches", "set"],
+        &["tenants", "list"],
+        &["tenants", "show"],
         &["verify-archive"],
         &["verify-receipt"],
         &["keys", "generate"],
@@ -211,6 +213,32 @@ fn commands_that_need_a_stack_say_what_is_missing() {
         "expected armed",
     );
     check_failure(&["switches", "set", "armed=true"], 2, "--who <NAME>");
+    for list in [&["tenants", "list"][..], &["tenants", "list", "--state", "busy"]] {
+        check_failure(list, 2, "environment variable TENANTS_TABLE is missing");
+    }
+    check_failure(
+        &["tenants", "show", "--account-id", "customer-123"],
+        2,
+        "environment variable TENANTS_TABLE is missing",
+    );
+    check_failure(&["tenants", "show"], 2, "--account-id <ID>");
+    check_failure(&["tenants", "show", "--account-id", ""], 2, "account_id is empty");
+    check_failure(
+        &["tenants", "show", "--account-id", "a", "--receipts", "1001"],
+        2,
+        "1001 is not in 0..=1000",
+    );
+    check_failure(
+        &["tenants", "list", "--state", "gone"],
+        2,
+        "active, busy, unsettled, absent, decommissioned",
+    );
+    check_failure(&["tenants", "list", "--limit", "0"], 2, "0 is not in 1..=100000");
+    check_failure(
+        &["tenants", "list", "--format", "csv"],
+        2,
+        "csv is for export-receipts",
+    );
     check_failure(&["export-receipts", "--account-id", ""], 2, "account_id is empty");
     check_failure(&["export-receipts"], 2, "--account-id <ID>|--system");
     check_failure(
@@ -625,6 +653,7 @@ impl Evidence {
             draft(
                 3,
                 Payload::DecommissionStart {
+                    entitlement_id: None,
                     sku_id: "marketplace-sku-456".to_owned(),
                     in_flight_actions: 0,
                 },
@@ -649,6 +678,9 @@ impl Evidence {
         };
         let summary = receipts::archive::write(&mut bytes, input).unwrap();
         let closing = Payload::DecommissionComplete {
+            dead_letters_archived: None,
+            dead_letters_path: None,
+            actions_archive: None,
             actions_completed: 2,
             actions_failed: 0,
             receipts_archived: summary.receipts,
@@ -1501,13 +1533,16 @@ fn handler_undoes_what_was_applied_and_what_never_happened() {
 fn a_caller_who_hangs_up_does_not_stop_a_late_apply() {
     let handler = Handler::start(None);
     let call = body("late", &json!({ "delay_ms": 200 }));
-    drop(handler.send(
-        "POST",
-        "/actions/restart-service",
-        &[("idempotency-key", "late")],
-        &call,
-    ));
-    eventually("the late apply", || handler.log("late") == (1, 0));
+    // A caller can hang up before its call was read: then there was none. One that is repeated is still one action.
+    eventually("the late apply", || {
+        drop(handler.send(
+            "POST",
+            "/actions/restart-service",
+            &[("idempotency-key", "late")],
+            &call,
+        ));
+        handler.log("late") == (1, 0)
+    });
 }
 
 #[test]

@@ -1,15 +1,18 @@
 //! What is refused, how, and that nothing of it is left behind.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use domain::webhook::MAX_BODY_BYTES;
 use domain::webhook::signature::{
-    GITHUB_DELIVERY, GITHUB_SIGNATURE, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP,
+    GITHUB_DELIVERY, GITHUB_SIGNATURE, Secret, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP,
+    sign_standard,
 };
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use crate::github::{account, purchased};
 use crate::webhooks::{Answer, CANCEL, Delivery, ENTITLEMENT, created};
-use crate::world::{PLAN, SKU, SYSTEM, World, alongside, operation, unique};
+use crate::world::{PLAN, SKU, World, alongside, operation, unique};
 
 const NOT_AUTHENTIC: &str = "Webhook signature refused";
 const NOT_UNDERSTOOD: &str = "Webhook not understood";
@@ -115,6 +118,73 @@ async fn standard_webhooks_that_are_not_authentic() {
                 "webhook-signature holds no `v1,` signature",
             ),
             refuse(
+                "only the signature's version",
+                good().with(WEBHOOK_SIGNATURE, "v1,"),
+                "webhook-signature holds no `v1,` signature",
+            ),
+            refuse(
+                "another prefix",
+                good().with(
+                    WEBHOOK_SIGNATURE,
+                    good().header(WEBHOOK_SIGNATURE).replace("v1,", "sha256="),
+                ),
+                "webhook-signature holds no `v1,` signature",
+            ),
+            refuse(
+                "ten thousand signatures",
+                // As many bytes as a gateway lets through are fewer; what arrives is bounded all the same.
+                good().with(WEBHOOK_SIGNATURE, vec!["v1,AA"; 1_000].join(" ")),
+                "webhook-signature holds more than 16 signatures",
+            ),
+            refuse(
+                "a letter that is no base64",
+                good().with(WEBHOOK_SIGNATURE, "v1,\u{e9}\u{e9}\u{e9}\u{e9}"),
+                "header webhook-signature",
+            ),
+            refuse(
+                "a signature sent twice",
+                good().with(
+                    WEBHOOK_SIGNATURE,
+                    [good().header(WEBHOOK_SIGNATURE), good().header(WEBHOOK_SIGNATURE)].join(","),
+                ),
+                "holds a comma",
+            ),
+            refuse(
+                "an id sent twice",
+                good().with(WEBHOOK_ID, "a,b"),
+                "holds a comma",
+            ),
+            refuse(
+                "dots in the id",
+                good().with(WEBHOOK_ID, "a.b"),
+                "header webhook-id",
+            ),
+            refuse(
+                "a negative time",
+                good().with(WEBHOOK_TIMESTAMP, "-1"),
+                "webhook-timestamp is not a whole number",
+            ),
+            refuse(
+                "the least of all times",
+                good().with(WEBHOOK_TIMESTAMP, i64::MIN.to_string()),
+                "webhook-timestamp is not a whole number",
+            ),
+            refuse(
+                "a time with a plus",
+                good().with(WEBHOOK_TIMESTAMP, format!("+{}", Timestamp::now().as_second())),
+                "webhook-timestamp is not a whole number",
+            ),
+            refuse(
+                "a time in milliseconds",
+                good().with(WEBHOOK_TIMESTAMP, Timestamp::now().as_millisecond().to_string()),
+                "header webhook-timestamp",
+            ),
+            refuse(
+                "the far future",
+                good().with(WEBHOOK_TIMESTAMP, "99999999999"),
+                "webhook-timestamp is more than 300 s from now",
+            ),
+            refuse(
                 "signature of another body",
                 good().with(WEBHOOK_SIGNATURE, other.header(WEBHOOK_SIGNATURE)),
                 "no signature matches",
@@ -159,6 +229,19 @@ async fn standard_webhooks_that_are_not_understood() {
         refuse("empty", raw(""), "body is empty"),
         refuse("not JSON", raw("type=entitlement.created"), "body field `.`"),
         refuse("cut off", raw("{\"type\":"), "EOF while parsing"),
+        refuse(
+            "nested too deep",
+            raw(&format!(
+                "{{\"type\":\"entitlement.created\",\"data\":{{\"x\":{}",
+                "[".repeat(100_000)
+            )),
+            "body field `data.x`",
+        ),
+        refuse(
+            "a key that is there twice",
+            raw("{\"type\":\"entitlement.created\",\"type\":\"entitlement.created\",\"data\":{}}"),
+            "duplicate field `type`",
+        ),
         refuse("no type", raw("{}"), "missing field `type`"),
         refuse("mistyped type", raw("{\"type\":[]}"), "body field `type`"),
         refuse(
@@ -337,7 +420,14 @@ async fn unknown_plans_are_refused_with_a_receipt() {
         assert_eq!(answer.status, 422, "{answer:?}");
         assert_eq!(world.post(&delivery).await, answer, "the same delivery again");
         let ledger = world.ledger(&account).await;
-        assert_eq!(ledger.lines, [answer.body]);
+        assert_eq!(answer.content_type, "application/problem+json", "{answer:?}");
+        let problem = answer.json();
+        assert_eq!(
+            (&problem["status"], &problem["title"]),
+            (&json!(422), &json!("Not possible"))
+        );
+        assert_eq!(problem["detail"], ledger.receipts[0]["reason"]);
+        assert_eq!(ledger.receipts, [problem["receipt"].clone()]);
         let receipt = &ledger.receipts[0];
         assert_eq!(operation(receipt), "entitlement_failed");
         let expected = json!({
@@ -370,9 +460,10 @@ async fn events_we_do_not_act_on_are_accepted_and_ignored() {
         );
         assert!(receipt["reason"].as_str().unwrap().contains(&kind), "{receipt}");
         assert_eq!(world.post(&delivery).await, answer, "the same delivery again");
-        let system = world.ledger(SYSTEM).await;
+        // Whose ledger says so: the account's where the delivery names one.
+        let ledger = world.ledger(receipt["account_id"].as_str().unwrap()).await;
         assert_eq!(
-            system.lines.iter().filter(|line| **line == answer.body).count(),
+            ledger.lines.iter().filter(|line| **line == answer.body).count(),
             1
         );
     }
@@ -422,4 +513,36 @@ async fn events_that_no_gateway_sends_are_answered() {
             );
         }
     }
+}
+
+/// API Gateway encodes what it does not take for text; the signature is over the bytes that were posted.
+#[tokio::test]
+async fn bodies_that_the_gateway_encodes() {
+    let world = alongside().await;
+    let account = unique("encoded");
+    let secret = Secret::standard(&world.env.standard_secret).unwrap();
+    for (body, status, says) in [
+        (
+            created(&account, SKU, PLAN).to_string().into_bytes(),
+            200,
+            "entitlement_active",
+        ),
+        (b"{\"type\":\"\xff\"}".to_vec(), 400, "UTF-8"),
+        (b"\xff\xfe".to_vec(), 400, "UTF-8"),
+    ] {
+        let (id, now) = (unique("msg"), Timestamp::now());
+        let event = json!({
+            "version": "2.0", "rawPath": ENTITLEMENT, "isBase64Encoded": true,
+            "body": STANDARD.encode(&body),
+            "headers": {
+                "Webhook-Id": id, "WEBHOOK-TIMESTAMP": now.as_second().to_string(),
+                "webhook-signature": sign_standard(&secret, &id, now, &body),
+            },
+            "requestContext": { "http": { "method": "POST", "path": ENTITLEMENT } },
+        });
+        let answer = world.invoke(&world.env.entitlement, &event).await;
+        assert_eq!(answer["statusCode"], status, "{answer}");
+        assert!(answer["body"].as_str().unwrap().contains(says), "{answer}");
+    }
+    assert_eq!(world.ledger(&account).await.operations(), ["entitlement_active"]);
 }

@@ -229,6 +229,8 @@ async fn a_large_archive_goes_up_in_parts_under_lock() {
         duration_ms: 0,
         policy_hash: Some(hash),
         payload: Payload::WebhookIgnored {
+            provider: None,
+            delivery_id: None,
             reason: "a policy that is long".to_owned(),
         },
     };

@@ -76,6 +76,7 @@ async fn subscribe(world: &World) -> Tenant {
         "key_id": world.keys.key_ids().next(),
         "policy_hash": compiled.json()["policy_hash"],
         "policy_version": "1.0.0",
+        "entitlement_id": SKU,
         "sku_id": SKU,
         "plan_type": PLAN,
         "region": "us-east-1",

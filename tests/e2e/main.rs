@@ -12,14 +12,20 @@
 
 mod actions;
 mod bad_input;
+mod entitlements;
 mod evidence;
 mod faults;
 mod github;
+mod isolation;
 mod life;
 mod logs;
 mod policies;
 mod provisioning;
+mod saga;
+mod secrets;
+mod sweep;
 mod switches;
+mod tenants;
 mod webhooks;
 mod world;
 mod writers;

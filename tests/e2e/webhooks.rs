@@ -74,6 +74,16 @@ impl Delivery {
         Self::standard(env, CANCEL, body.to_string())
     }
 
+    /// Something else about an entitlement, with what belongs to it in its data.
+    pub(crate) fn entitlement(env: &Environment, event: &str, data: Value) -> Self {
+        let body = json!({
+            "type": format!("entitlement.{event}"),
+            "timestamp": Timestamp::now().to_string(),
+            "data": data,
+        });
+        Self::standard(env, ENTITLEMENT, body.to_string())
+    }
+
     /// The same with one header changed.
     pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.retain(|(n, _)| *n != name);
@@ -108,6 +118,8 @@ pub(crate) fn created(account: &str, sku: &str, plan: &str) -> Value {
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) content_type: String,
+    /// Seconds after which the sender shall come back, if it shall.
+    pub(crate) retry_after: Option<String>,
     pub(crate) body: String,
 }
 
@@ -126,12 +138,14 @@ impl World {
         }
         let request = request.header("content-type", "application/json");
         let answer = request.body(delivery.body.clone()).send().await.unwrap();
-        let content_type = answer.headers().get("content-type");
+        let header = |name| {
+            let value = answer.headers().get(name);
+            value.map(|v| v.to_str().unwrap().to_owned())
+        };
         Answer {
             status: answer.status().as_u16(),
-            content_type: content_type
-                .map(|v| v.to_str().unwrap().to_owned())
-                .unwrap_or_default(),
+            content_type: header("content-type").unwrap_or_default(),
+            retry_after: header("retry-after"),
             body: answer.text().await.unwrap(),
         }
     }

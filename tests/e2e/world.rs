@@ -1,5 +1,6 @@
 //! What a test needs of the stack: its environment, clients, a tenant, a ledger, and turns.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock};
@@ -8,6 +9,7 @@ use std::time::Duration;
 use aws::clients;
 use aws::config::Stack;
 use aws_sdk_dynamodb::types::AttributeValue;
+use aws_sdk_lambda::types::{Environment as Variables, FunctionCode, Runtime};
 use aws_sdk_sqs::types::{QueueAttributeName, SendMessageBatchRequestEntry};
 use receipts::key::{KeyRing, PublicKey};
 use receipts::verify::Chain;
@@ -104,7 +106,7 @@ pub(crate) struct World {
     pub(crate) s3: aws_sdk_s3::Client,
     pub(crate) lambda: aws_sdk_lambda::Client,
     pub(crate) dynamodb: aws_sdk_dynamodb::Client,
-    secrets: aws_sdk_secretsmanager::Client,
+    pub(crate) secrets: aws_sdk_secretsmanager::Client,
     pub(crate) keys: KeyRing,
     _turn: Option<Arc<RwLockReadGuard<'static, ()>>>,
 }
@@ -461,11 +463,21 @@ impl World {
 
     /// An account's ledger, checked.
     pub(crate) async fn ledger(&self, account: &str) -> Ledger {
-        let items = self.query(&self.env.receipts_table, account).await;
-        let lines: Vec<String> = items
+        let mut items = Vec::new();
+        // Its own table first: once that is given up, everything stands in the shared one.
+        while let Some(own) = self.own_receipts(account).await {
+            if let Some(found) = self.query_if_there(&own, account).await {
+                items = found;
+                break;
+            }
+        }
+        items.extend(self.query(&self.env.receipts_table, account).await);
+        // While a tenant leaves, what stood in its own table stands in both.
+        let lines: BTreeMap<&String, String> = items
             .iter()
-            .map(|item| item["line"].as_s().unwrap().clone())
+            .map(|item| (item["seq"].as_s().unwrap(), item["line"].as_s().unwrap().clone()))
             .collect();
+        let lines: Vec<String> = lines.into_values().collect();
         // Only tests of the system's ledger meet another key than the first.
         if account == SYSTEM {
             let world = Self {
@@ -475,6 +487,18 @@ impl World {
             return world.checked(account, lines);
         }
         self.checked(account, lines)
+    }
+
+    /// The table of an account's own receipts, if it has one that is still there.
+    pub(crate) async fn own_receipts(&self, account: &str) -> Option<String> {
+        let get = self.dynamodb.get_item().table_name(&self.env.tenants_table);
+        let get = get
+            .key("account_id", AttributeValue::S(account.to_owned()))
+            .key("sk", AttributeValue::S("TENANT".to_owned()));
+        let item = get.consistent_read(true).send().await.unwrap().item?;
+        let tables = item["tenant"].as_m().unwrap().get("tables")?.as_m().ok()?;
+        let archived = tables.get("archived").is_some_and(AttributeValue::is_m);
+        (!archived).then(|| tables["receipts"].as_s().unwrap().clone())
     }
 
     /// Lines that must be an account's whole ledger.
@@ -498,6 +522,16 @@ impl World {
         table: &str,
         account: &str,
     ) -> Vec<std::collections::HashMap<String, AttributeValue>> {
+        let found = self.query_if_there(table, account).await;
+        found.unwrap_or_else(|| panic!("table {table} is gone"))
+    }
+
+    /// An account's items in a table; `None` when there is no such table.
+    pub(crate) async fn query_if_there(
+        &self,
+        table: &str,
+        account: &str,
+    ) -> Option<Vec<std::collections::HashMap<String, AttributeValue>>> {
         let (mut items, mut start) = (Vec::new(), None);
         loop {
             let query = self.dynamodb.query().table_name(table).consistent_read(true);
@@ -505,11 +539,20 @@ impl World {
                 .key_condition_expression("account_id = :account")
                 .expression_attribute_values(":account", AttributeValue::S(account.to_owned()))
                 .set_exclusive_start_key(start);
-            let page = query.send().await.unwrap();
+            let page = match query.send().await {
+                Ok(page) => page,
+                Err(e)
+                    if e.as_service_error()
+                        .is_some_and(|e| e.is_resource_not_found_exception()) =>
+                {
+                    return None;
+                }
+                Err(e) => panic!("{table}: {e:?}"),
+            };
             items.extend(page.items.unwrap_or_default());
             start = page.last_evaluated_key;
             if start.is_none() {
-                return items;
+                return Some(items);
             }
         }
     }
@@ -553,6 +596,32 @@ impl World {
         let payload = String::from_utf8(answer.payload.unwrap().into_inner()).unwrap();
         assert_eq!(answer.function_error, None, "{function}: {payload}");
         serde_json::from_str(&payload).unwrap()
+    }
+
+    /// A copy of `entitlement` that never ran, so it knows no policy and no secret yet, with some variables changed; its
+    /// name.
+    pub(crate) async fn entitlement_with(&self, changes: &[(&str, &str)]) -> String {
+        let get = self.lambda.get_function_configuration();
+        let original = get.function_name(&self.env.entitlement).send().await.unwrap();
+        let mut variables = original.environment.unwrap().variables.unwrap();
+        for (name, value) in changes {
+            variables.insert((*name).to_owned(), (*value).to_owned());
+        }
+        let stack = self.env.entitlement.strip_suffix("-entitlement").unwrap();
+        let code = FunctionCode::builder().s3_bucket(format!("{stack}-artifacts"));
+        let name = unique("entitlement");
+        let create = self.lambda.create_function().function_name(&name);
+        create
+            .runtime(Runtime::Providedal2023)
+            .role("arn:aws:iam::000000000000:role/test")
+            .handler("bootstrap")
+            .timeout(29)
+            .code(code.s3_key("entitlement.zip").build())
+            .environment(Variables::builder().set_variables(Some(variables)).build())
+            .send()
+            .await
+            .unwrap();
+        name
     }
 
     /// One health probe, and what it found.
@@ -611,5 +680,35 @@ impl World {
         let text = answer.text().await.unwrap();
         assert!(status.is_success(), "{target} {body}: {status} {text}");
         serde_json::from_str(&text).unwrap()
+    }
+
+    // -- what only operators see
+
+    /// An account as the tables hold it.
+    pub(crate) async fn stored(&self, account: &str) -> aws::store::Account {
+        let store = aws::store::Store::new(&clients::load().await, self.stack());
+        let account = domain::account::AccountId::parse(account).unwrap();
+        let partition = domain::names::partition_key(&account);
+        store
+            .load(&partition, &aws::store::Keys::default())
+            .await
+            .unwrap()
+    }
+
+    /// Deploys a policy of `tests/fixtures/policies` with texts in it replaced, and gives its hash.
+    pub(crate) async fn deploy_fixture(&self, name: &str, changes: &[(&str, &str)]) -> String {
+        let sample = project(&format!("tests/fixtures/policies/{name}"));
+        let sample = std::fs::read_to_string(sample).unwrap();
+        let yaml = changes.iter().fold(sample, |yaml, (before, after)| {
+            assert_eq!(yaml.matches(before).count(), 1, "{before}");
+            yaml.replace(before, after)
+        });
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, yaml).unwrap();
+        let path = path.to_str().unwrap();
+        let deployed = self.ggen(&["policy", "deploy", "--format", "json", path]).await;
+        assert_eq!(deployed.code, Some(0), "{deployed:?}");
+        deployed.json()["policy_hash"].as_str().unwrap().to_owned()
     }
 }

@@ -97,6 +97,8 @@ fn draft(account: &str, commit: usize) -> Draft {
         duration_ms: 1,
         policy_hash: None,
         payload: Payload::WebhookIgnored {
+            provider: None,
+            delivery_id: None,
             reason: format!("commit {commit:03}"),
         },
     }

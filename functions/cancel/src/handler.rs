@@ -3,36 +3,42 @@
 
 use std::time::Duration;
 
-use aws::archive::{ArchiveError, Archived, Archives};
+use aws::archive::{ArchiveError, Archived, Archives, DeadLetter};
 use aws::config::{self, ConfigError, Stack};
-use aws::decommission::{self, Order};
+use aws::entitlements::{Entitlements, Order, Taken, Task};
+use aws::functions::Functions;
 use aws::http::{self, Problem, Request};
 use aws::log::{Log, LogError};
-use aws::queues::{Left, Messages, QueueError, Teardown};
+use aws::queues::{Left, Messages, QueueError, Teardown, TenantQueues};
 use aws::registry::Registry;
 use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Account, DeliveryRecord, Keys, Plan, Store, StoreError};
+use aws::tables::{TableError, TenantTables};
 use aws::webhooks::Webhooks;
 use aws::{clients, telemetry};
 use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent};
+use domain::account::AccountId;
 use domain::action::{Action, ActionEvent, IllegalTransition};
 use domain::gate::RefusalCode;
 use domain::names::{self, LedgerId};
 use domain::signal::{ActionId, Signal};
-use domain::tenant::{Lifecycle, Tenant, TenantEvent};
-use domain::webhook::payload::WebhookEvent;
+use domain::tenant::{Lifecycle, Released, Tables, Tenant, TenantEvent};
+use domain::webhook::event::{Change, WebhookEvent};
 use jiff::Timestamp;
 use lambda_runtime::Error;
 use receipts::key::Signer;
 use receipts::ledger::Head;
-use receipts::receipt::{Draft, Payload, Receipt};
-use serde_json::Value;
+use receipts::receipt::{ArchivedFile, Draft, Payload, Receipt};
+use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use uuid::Uuid;
 
 /// How long in-flight actions and waiting signals have to finish.
 const DRAIN: Duration = Duration::from_secs(30);
+/// How long a message can be hidden after the governor was cut off from its queue: its visibility timeout and a bit.
+const HIDDEN: Duration = Duration::from_secs(40);
 /// How often the drain looks.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Receipts looked through at a time for the one that closed a ledger: they fit into a page of the table.
@@ -42,16 +48,37 @@ const RETRY_SECONDS: u32 = 60;
 /// Times an archive is made again because a receipt was appended meanwhile.
 const ARCHIVE_ATTEMPTS: u32 = 4;
 
+/// Attempts to make tables that are looked for of a generation that is gone: each of them was undone when it failed.
+const TABLE_ATTEMPTS: u64 = 2;
+/// Actions abandoned in one transaction: each takes two of its hundred items.
+const GROUP: usize = 40;
+
 /// Everything `cancel` needs, made once per process.
 pub struct Cancel {
     webhooks: Webhooks,
-    store: Store,
-    registry: Registry,
+    entitlements: Entitlements,
     archives: Archives,
     teardown: Teardown,
+    queues: TenantQueues,
+    tables: TenantTables,
     messages: Messages,
-    stack: Stack,
+    functions: Functions,
+    signing_key: String,
     decommission_queue: String,
+    entitlement_function: String,
+}
+
+/// What the decommission queue asks for.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Ordered {
+    /// A tenant leaves.
+    Tenant(Order),
+    /// A queue, and what goes with it, is nobody's.
+    Orphan {
+        /// The queue's name.
+        orphan: String,
+    },
 }
 
 /// Why an order could not be carried out yet. It comes back through the queue.
@@ -69,16 +96,23 @@ pub enum OrderError {
     /// A queue or mapping could not be looked at or deleted.
     #[error(transparent)]
     Queue(#[from] QueueError),
+    /// A table of the tenant's own could not be looked at or deleted.
+    #[error(transparent)]
+    Table(#[from] TableError),
     /// The ledger could not be archived.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
-    /// Actions or signals were still there when the time was over.
-    #[error("{in_flight} actions in flight and {waiting} signals on the queue after {} s", DRAIN.as_secs())]
+    /// Signals were still on the queue, and could not be taken off it.
+    #[error("{waiting} signals on the queue could not be taken off within {} s", HIDDEN.as_secs())]
     NotDrained {
-        /// Actions claimed and not final.
-        in_flight: u64,
         /// Messages on the queue.
         waiting: u64,
+    },
+    /// Nobody knows whose queue this was: a person must look.
+    #[error("no tenant is known for queue {queue}")]
+    Ownerless {
+        /// The queue's name.
+        queue: String,
     },
     /// The ledger's log could not be read, or contradicts the ledger.
     #[error("the ledger's checkpoints")]
@@ -96,6 +130,7 @@ pub enum OrderError {
 
 enum CloseError {
     Store(StoreError),
+    Archive(ArchiveError),
     Moved,
     State(Lifecycle),
 }
@@ -106,29 +141,60 @@ impl From<StoreError> for CloseError {
     }
 }
 
+/// Why `cancel` cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A variable is missing or makes no sense.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The governor's ARN is not one.
+    #[error(transparent)]
+    Queues(#[from] QueueError),
+    /// A webhook's secret would accept anybody.
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
+}
+
 impl Cancel {
-    /// Reads the environment and makes the clients.
+    /// Reads the environment, makes the clients, and looks at the webhooks' secrets.
     ///
     /// # Errors
-    /// [`ConfigError`] naming the variable that is missing or makes no sense.
-    pub async fn from_env() -> Result<Self, ConfigError> {
+    /// [`StartError`] naming what is missing or makes no sense.
+    pub async fn from_env() -> Result<Self, StartError> {
         let stack = Stack::from_env()?;
-        let standard = config::required(config::STANDARD_WEBHOOK_SECRET_ID)?;
         let registry = config::required(config::REGISTRY_BUCKET)?;
         let decommission_queue = config::required(config::DECOMMISSION_QUEUE_URL)?;
+        let queue_prefix = config::required(config::QUEUE_PREFIX)?;
+        let governor = config::required(config::GOVERNOR_FUNCTION_ARN)?;
+        let entitlement_function = config::required(config::ENTITLEMENT_FUNCTION)?;
         let sdk = clients::load().await;
         let s3 = clients::s3(&sdk);
-        let archives = Archives::new(Log::from_env(s3.clone())?);
+        let webhooks = Webhooks::from_env(Secrets::new(&sdk), "cancel")?;
+        webhooks.check_secrets().await?;
         Ok(Self {
-            webhooks: Webhooks::new(Secrets::new(&sdk), standard, None, "cancel"),
-            store: Store::new(&sdk, stack.clone()),
-            registry: Registry::new(s3, registry),
-            archives,
+            webhooks,
+            archives: Archives::new(Log::from_env(s3.clone())?),
             teardown: Teardown::new(&sdk),
+            queues: TenantQueues::new(&sdk, governor)?,
+            tables: TenantTables::new(&sdk),
             messages: Messages::new(&sdk),
-            stack,
-            decommission_queue,
+            functions: Functions::new(&sdk),
+            signing_key: stack.signing_key_secret.clone(),
+            decommission_queue: decommission_queue.clone(),
+            entitlement_function,
+            entitlements: Entitlements::new(
+                Store::new(&sdk, stack.clone()),
+                Registry::new(s3, registry),
+                Messages::new(&sdk),
+                decommission_queue,
+                queue_prefix,
+                stack.tenants_table,
+            ),
         })
+    }
+
+    fn store(&self) -> &Store {
+        &self.entitlements.store
     }
 
     /// Answers one event: a queue's batch or an HTTP request.
@@ -146,7 +212,7 @@ impl Cancel {
             Err(problem) => Err(problem),
         };
         let response = match answered {
-            Ok(record) => http::json_response(record.status, record.receipt),
+            Ok(record) => http::answered(record.status, record.receipt),
             Err(problem) => problem.response(),
         };
         Ok(serde_json::to_value(response)?)
@@ -154,28 +220,38 @@ impl Cancel {
 
     async fn receive(&self, request: &Request) -> Result<DeliveryRecord, Problem> {
         let now = Timestamp::now();
-        let (delivery, said) = self.webhooks.read(request, now).await?;
-        let WebhookEvent::Cancelled { account_id, .. } = said else {
-            let detail = "this address takes entitlement.cancelled; send others to /webhooks/entitlement";
-            return Err(Problem::new(422, "Wrong event type", detail));
-        };
+        let delivery = self.webhooks.read(request, now).await?;
+        let asked = delivery.asked();
         let signer = self.signer().await.map_err(|e| {
             error!(error = %e, "the signing key is not available");
-            Problem::new(
-                503,
-                "Not available",
-                "the signing key is not available; retry later",
-            )
+            Problem::unavailable("the signing key is not available; retry later")
         })?;
-        let (store, messages, queue) = (&self.store, &self.messages, &self.decommission_queue);
-        decommission::start(store, &signer, messages, queue, &account_id, &delivery, now).await
+        let event = match delivery.said {
+            WebhookEvent::Entitlement(event) if event.change == Change::Cancelled => event,
+            WebhookEvent::Entitlement(_) => {
+                let detail = "this address takes entitlement.cancelled; send others to /webhooks/entitlement";
+                return Err(Problem::new(422, "Wrong event type", detail));
+            }
+            WebhookEvent::Ignored { account_id, reason } => {
+                return self
+                    .entitlements
+                    .ignore(&signer, &asked, account_id, reason, now)
+                    .await;
+            }
+        };
+        let task = Task::delivered(event, asked, now);
+        match self.entitlements.take(&signer, &task, now).await? {
+            // A mapping of a tenant that lives on follows its plans at the next repair: this function may not change it.
+            Taken::Answered { record, .. } => Ok(record),
+            // A cancellation begins nothing, and does not wait before it is kept.
+            Taken::Begun { .. } | Taken::Waits => {
+                Err(Problem::unavailable("the account is being changed; retry later"))
+            }
+        }
     }
 
     async fn signer(&self) -> Result<Signer, SecretsError> {
-        self.webhooks
-            .secrets()
-            .signer(&self.stack.signing_key_secret)
-            .await
+        self.webhooks.secrets().signer(&self.signing_key).await
     }
 
     async fn work(&self, batch: SqsEvent) -> SqsBatchResponse {
@@ -207,21 +283,28 @@ impl Cancel {
     }
 
     async fn carry_out(&self, body: &str) -> Result<(), OrderError> {
-        let order: Order = serde_json::from_str(body)?;
+        match serde_json::from_str(body)? {
+            Ordered::Tenant(order) => Box::pin(self.decommission(&order)).await,
+            Ordered::Orphan { orphan } => Box::pin(self.remove_orphan(&orphan)).await,
+        }
+    }
+
+    async fn decommission(&self, order: &Order) -> Result<(), OrderError> {
+        let store = self.store();
         let partition = names::partition_key(&order.account_id);
-        let account = self.store.load(&partition, &Keys::default()).await?;
+        let account = store.load(&partition, &Keys::default()).await?;
         let Some(tenant) = account.tenant.filter(|t| t.generation == order.generation) else {
             info!(
                 account = order.account_id.as_str(),
                 "order is for a generation that is gone"
             );
             // It may have subscribed again before the run that closed its ledger had done all.
-            return self.close_again(&order, &partition, &account.head).await;
+            return self.close_again(order, &partition, &account.head).await;
         };
         match tenant.lifecycle {
             Lifecycle::Decommissioning => {}
             Lifecycle::Decommissioned => {
-                return self.close_again(&order, &partition, &account.head).await;
+                return self.close_again(order, &partition, &account.head).await;
             }
             state @ (Lifecycle::Absent | Lifecycle::Provisioning | Lifecycle::Active) => {
                 return Err(OrderError::State(state));
@@ -231,25 +314,34 @@ impl Cancel {
         // First of all: of a tenant whose ledger is not the one that was signed for, nothing is taken away.
         let ledger = LedgerId::Customer(order.account_id.clone());
         let log = self.archives.log();
-        log.issue(&self.store, &signer, &ledger, &account.head).await?;
-        self.drain(&partition, &tenant).await?;
-        self.teardown.delete_mapping(&tenant.resources.mapping_id).await?;
-        for queue_url in [
-            &tenant.resources.queue_url,
-            &tenant.resources.dead_letter_queue_url,
-        ] {
-            self.refuse_left(&signer, &partition, &tenant, queue_url).await?;
+        log.issue(store, &signer, &ledger, &account.head).await?;
+        let drained = self.drain(&partition, &tenant).await?;
+        self.queues.remove_mapping(&tenant.fsm_id).await?;
+        if !drained {
+            self.abandon(&signer, &partition).await?;
         }
+        let leaving = Leaving {
+            signer: &signer,
+            partition: &partition,
+            account_id: &tenant.account_id,
+            generation: tenant.generation,
+        };
+        self.refuse_left(&leaving, &tenant.resources.queue_url, Letters::Live)
+            .await?;
+        self.refuse_left(&leaving, &tenant.resources.dead_letter_queue_url, Letters::Dead)
+            .await?;
+        self.retire_tables(&signer, &partition, order).await?;
         for _ in 0..ARCHIVE_ATTEMPTS {
-            let (store, registry) = (&self.store, &self.registry);
+            let registry = &self.entitlements.registry;
             let account = store.load(&partition, &Keys::default()).await?;
-            if account
+            let leaving = account
                 .tenant
-                .is_none_or(|t| t.lifecycle != Lifecycle::Decommissioning)
-            {
+                .as_ref()
+                .filter(|t| t.lifecycle == Lifecycle::Decommissioning);
+            let Some(tenant) = leaving.cloned() else {
                 // Another run of this order was first; it may have ended before all of it was done.
-                return self.close_again(&order, &partition, &account.head).await;
-            }
+                return self.close_again(order, &partition, &account.head).await;
+            };
             let archived = self
                 .archives
                 .archive(store, registry, &signer, &order.account_id, &account.head)
@@ -258,8 +350,12 @@ impl Cancel {
             self.teardown
                 .delete_queue(&tenant.resources.dead_letter_queue_url)
                 .await?;
-            match self.close(&signer, &partition, &order, &archived).await {
-                Ok((seq, line, head)) => {
+            if let Some(tables) = &tenant.tables {
+                self.tables.delete(&tables.actions).await?;
+                self.tables.delete(&tables.receipts).await?;
+            }
+            match self.close(&signer, &partition, order, &archived).await {
+                Ok((seq, line, head, waiting)) => {
                     let closing = (seq, line.as_str());
                     self.archives
                         .close(store, &signer, &order.account_id, &archived.key, closing, &head)
@@ -269,18 +365,180 @@ impl Cancel {
                         archive = archived.key,
                         "decommissioned"
                     );
+                    if waiting {
+                        self.resume(&order.account_id).await;
+                    }
                     return Ok(());
                 }
                 Err(CloseError::Moved) => {}
                 Err(CloseError::State(Lifecycle::Decommissioned)) => {
                     let head = store.load(&partition, &Keys::default()).await?.head;
-                    return self.close_again(&order, &partition, &head).await;
+                    return self.close_again(order, &partition, &head).await;
                 }
                 Err(CloseError::Store(e)) => return Err(e.into()),
+                Err(CloseError::Archive(e)) => return Err(e.into()),
                 Err(CloseError::State(state)) => return Err(OrderError::State(state)),
             }
         }
         Err(OrderError::Moving)
+    }
+
+    /// Has what waited for the end of the tenant carried out now; the sweep does it otherwise.
+    async fn resume(&self, account_id: &AccountId) {
+        let event = json!({ "resume": { "account_id": account_id } });
+        if let Err(e) = self
+            .functions
+            .invoke_later(&self.entitlement_function, &event)
+            .await
+        {
+            warn!(account = account_id.as_str(), error = %e, "what waits is left to the sweep");
+        }
+    }
+
+    /// Brings the content of a tenant's own tables to where it stays: its actions into an archive of their own, its
+    /// receipts into the shared ledger table. Then nothing is read from them any more.
+    async fn retire_tables(&self, signer: &Signer, partition: &str, order: &Order) -> Result<(), OrderError> {
+        let store = self.store();
+        let own = |account: &Account| {
+            let tenant = account
+                .tenant
+                .clone()
+                .filter(|t| t.lifecycle == Lifecycle::Decommissioning)?;
+            let tables = tenant.tables.clone().filter(|tables| tables.archived.is_none())?;
+            Some((tenant, tables))
+        };
+        let keys = Keys::default();
+        // From here on receipts go to the shared table again, so that what has to be brought home has an end.
+        let end = |account: &Account| {
+            let next = own(account)
+                .filter(|(_, tables)| tables.until.is_none())
+                .map(|(tenant, tables)| Tenant {
+                    tables: Some(Tables {
+                        until: Some(account.head.size),
+                        ..tables
+                    }),
+                    ..tenant.written()
+                });
+            Ok::<_, OrderError>(Plan {
+                tenant: next,
+                // A receipt that is appended meanwhile would stand in the table that goes.
+                ledger_stands: true,
+                ..Plan::default()
+            })
+        };
+        let account = store.transact(signer, partition, &keys, None, end).await?.account;
+        if own(&account).is_none() {
+            return Ok(());
+        }
+        // Loaded again: the store then knows where each receipt stands.
+        let account = store.load(partition, &keys).await?;
+        let Some((_, tables)) = own(&account) else {
+            return Ok(());
+        };
+        let actions = self
+            .archives
+            .archive_actions(store, &order.account_id, order.generation)
+            .await?;
+        store.bring_home(partition, &tables).await?;
+        let done = |account: &Account| {
+            let next = own(account).map(|(tenant, tables)| Tenant {
+                tables: Some(Tables {
+                    archived: Some(actions.clone()),
+                    ..tables
+                }),
+                ..tenant.written()
+            });
+            Ok::<_, OrderError>(Plan {
+                tenant: next,
+                ..Plan::default()
+            })
+        };
+        store.transact(signer, partition, &keys, None, done).await?;
+        Ok(())
+    }
+
+    /// Takes away a queue, its dead-letter queue, mapping and tables that are no living tenant's. What stands on the queue
+    /// is refused on record first.
+    async fn remove_orphan(&self, queue: &str) -> Result<(), OrderError> {
+        let Some(partition) = self.store().queue_owner(queue).await? else {
+            return Err(OrderError::Ownerless {
+                queue: queue.to_owned(),
+            });
+        };
+        let account = self.store().load(&partition, &Keys::default()).await?;
+        let tenant = account.tenant.as_ref();
+        let in_use = tenant.is_some_and(|tenant| {
+            let alive = !matches!(tenant.lifecycle, Lifecycle::Absent | Lifecycle::Decommissioned);
+            tenant.fsm_id == queue && alive
+        });
+        let Some(account_id) = names::account_of(&partition).filter(|_| !in_use) else {
+            info!(queue, "is in use");
+            return Ok(());
+        };
+        let signer = self.signer().await?;
+        let generation = queue
+            .rsplit_once("-g")
+            .and_then(|(_, n)| n.parse().ok())
+            .unwrap_or_default();
+        let leaving = Leaving {
+            signer: &signer,
+            partition: &partition,
+            account_id: &account_id,
+            generation,
+        };
+        let mut removed = Vec::new();
+        if self.queues.remove_mapping(queue).await? {
+            removed.push("mapping");
+        }
+        let dead_letters = names::dead_letter_queue_name(queue);
+        for (name, letters, what) in [
+            (queue, Letters::Live, "queue"),
+            (dead_letters.as_str(), Letters::Dead, "dead_letter_queue"),
+        ] {
+            if let Some(url) = self.queues.url(name).await? {
+                self.refuse_left(&leaving, &url, letters).await?;
+                self.teardown.delete_queue(&url).await?;
+                removed.push(what);
+            }
+        }
+        let own = tenant.and_then(|tenant| tenant.tables.as_ref());
+        for attempt in 0..=TABLE_ATTEMPTS.max(tenant.map_or(0, |tenant| tenant.table_attempts)) {
+            for table in [
+                names::action_table_name(queue, attempt),
+                names::receipt_table_name(queue, attempt),
+            ] {
+                let used = own.is_some_and(|own| [&own.actions, &own.receipts].contains(&&table));
+                if !used && self.tables.delete(&table).await? {
+                    removed.push("table");
+                }
+            }
+        }
+        if removed.is_empty() {
+            return Ok(());
+        }
+        warn!(queue, ?removed, "removed what was nobody's");
+        let draft = Draft {
+            receipt_id: Uuid::now_v7(),
+            account_id: account_id.as_str().to_owned(),
+            occurred_at: Timestamp::now(),
+            duration_ms: 0,
+            policy_hash: None,
+            payload: Payload::ResourceRepaired {
+                resource: queue.to_owned(),
+                finding: "orphan".to_owned(),
+                repair: format!("removed {}", removed.join(", ")),
+            },
+        };
+        let plan = |_: &Account| {
+            Ok::<_, OrderError>(Plan {
+                drafts: vec![draft.clone()],
+                ..Plan::default()
+            })
+        };
+        self.store()
+            .transact(&signer, &partition, &Keys::default(), None, plan)
+            .await?;
+        Ok(())
     }
 
     /// The run that closed the ledger may have ended before its closing receipt and checkpoint stood beside the archive.
@@ -290,7 +548,7 @@ impl Cancel {
         // Of this generation the last one is meant, and few receipts can come behind it.
         while end > 0 {
             let start = end.saturating_sub(LOOK_BACK);
-            let lines = self.store.receipts_from(partition, start).await?;
+            let lines = self.store().receipts_from(partition, start).await?;
             let few = usize::try_from(end - start).unwrap_or(usize::MAX);
             for line in lines.iter().take(few).rev() {
                 let receipt: Receipt = serde_json::from_str(line)?;
@@ -300,7 +558,7 @@ impl Cancel {
                     let closing = (receipt.seq, line.as_str());
                     let signer = self.signer().await?;
                     self.archives
-                        .close(&self.store, &signer, &order.account_id, key, closing, head)
+                        .close(self.store(), &signer, &order.account_id, key, closing, head)
                         .await?;
                     return Ok(());
                 }
@@ -311,11 +569,12 @@ impl Cancel {
     }
 
     /// Waits until no action is in flight and the queue is empty: the governor finishes what runs and refuses the rest.
-    async fn drain(&self, partition: &str, tenant: &Tenant) -> Result<(), OrderError> {
+    /// False when the time was over before.
+    async fn drain(&self, partition: &str, tenant: &Tenant) -> Result<bool, OrderError> {
         let deadline = Instant::now() + DRAIN;
         let mut quiet = 0;
         loop {
-            let account = self.store.load(partition, &Keys::default()).await?;
+            let account = self.store().load(partition, &Keys::default()).await?;
             let in_flight = account.tenant.map_or(0, |t| t.in_flight);
             let backlog = self.teardown.backlog(&tenant.resources.queue_url).await?;
             // SQS counts are approximate, so one look that finds nothing is not enough.
@@ -325,36 +584,126 @@ impl Cancel {
                 0
             };
             if quiet == 2 {
-                return Ok(());
+                return Ok(true);
             }
             if Instant::now() >= deadline {
-                // What only waits is not being fed to the governor, as after a crash behind the mapping's deletion: it
-                // is refused from here.
-                if in_flight == 0 && backlog.in_flight == 0 {
-                    return Ok(());
-                }
-                let waiting = backlog
-                    .waiting
-                    .saturating_add(backlog.in_flight)
-                    .saturating_add(backlog.delayed);
-                return Err(OrderError::NotDrained { in_flight, waiting });
+                return Ok(false);
             }
             sleep(LOOK_EVERY).await;
         }
     }
 
-    /// Refuses, on record, what stands on a queue that the governor is no longer fed from.
+    /// Ends, on record, every action that did not end in its time: its claim is void, so nobody can finish it later.
+    async fn abandon(&self, signer: &Signer, partition: &str) -> Result<(), OrderError> {
+        let mut unfinished = Vec::new();
+        let mut after = None;
+        loop {
+            let (actions, next) = self.store().actions(partition, after).await?;
+            unfinished.extend(
+                actions
+                    .into_iter()
+                    .filter(|a| !a.state.is_final())
+                    .map(|a| a.action_id),
+            );
+            after = next;
+            if after.is_none() {
+                break;
+            }
+        }
+        for group in unfinished.chunks(GROUP) {
+            let keys = Keys {
+                actions: group.iter().cloned().collect(),
+                ..Keys::default()
+            };
+            let ids: Vec<Uuid> = group.iter().map(|_| Uuid::now_v7()).collect();
+            let plan = |account: &Account| {
+                let now = Timestamp::now();
+                let (mut plan, mut released) = (Plan::default(), Vec::new());
+                for (id, receipt_id) in group.iter().zip(&ids) {
+                    let Some(action) = account.actions.get(id).filter(|a| !a.state.is_final()) else {
+                        continue;
+                    };
+                    let abandoned = ActionEvent::Abandoned {
+                        error_code: "DECOMMISSIONED",
+                    };
+                    let ended = action.next(&abandoned, *receipt_id)?;
+                    let policy_hash = (!action.policy_hash.is_empty()).then(|| action.policy_hash.clone());
+                    released.push(Released {
+                        entitlement_id: action.entitlement_id.clone(),
+                        completed: false,
+                    });
+                    plan.actions.push(ended.action.owned_by(Uuid::nil(), now));
+                    plan.drafts.extend(
+                        ended.receipt.map(|payload| {
+                            draft(*receipt_id, account_name(account), policy_hash, payload, now)
+                        }),
+                    );
+                }
+                if !released.is_empty() {
+                    plan.tenant = account.tenant.as_ref().map(|tenant| tenant.released(&released));
+                }
+                Ok::<_, OrderError>(plan)
+            };
+            let committed = self
+                .store()
+                .transact(signer, partition, &keys, None, plan)
+                .await?;
+            for sealed in &committed.sealed {
+                telemetry::count("cancel", sealed.operation, ("stage", "decommissioning"));
+            }
+            warn!(
+                partition,
+                abandoned = committed.sealed.len(),
+                "actions did not end in their time"
+            );
+        }
+        Ok(())
+    }
+
+    /// Refuses, on record, what stands on a queue that the governor is no longer fed from. Dead letters are kept first.
     async fn refuse_left(
         &self,
-        signer: &Signer,
-        partition: &str,
-        tenant: &Tenant,
+        leaving: &Leaving<'_>,
         queue_url: &str,
+        letters: Letters,
     ) -> Result<(), OrderError> {
+        let hidden = Instant::now() + HIDDEN;
         loop {
             let left = self.teardown.receive(queue_url).await?;
             if left.is_empty() {
-                return Ok(());
+                // What a governor held when it was cut off is hidden for a while yet.
+                let backlog = self.teardown.backlog(queue_url).await?;
+                if backlog.is_empty() {
+                    return Ok(());
+                }
+                if Instant::now() >= hidden {
+                    let waiting = backlog
+                        .waiting
+                        .saturating_add(backlog.in_flight)
+                        .saturating_add(backlog.delayed);
+                    return Err(OrderError::NotDrained { waiting });
+                }
+                continue;
+            }
+            let mut details = Vec::with_capacity(left.len());
+            for message in &left {
+                details.push(match letters {
+                    Letters::Live => "the tenant is being decommissioned".to_owned(),
+                    Letters::Dead => {
+                        let letter = DeadLetter {
+                            message_id: &message.message_id,
+                            sent_at_ms: message.sent_at_ms.as_deref(),
+                            body: &message.body,
+                        };
+                        let (account_id, generation) = (leaving.account_id, leaving.generation);
+                        let path = self
+                            .archives
+                            .keep_dead_letter(account_id, generation, &letter)
+                            .await?;
+                        let digest = receipts::sha256_hex(message.body.as_bytes());
+                        format!("a dead letter, kept as {path}; SHA-256 of what it says: {digest}")
+                    }
+                });
             }
             let asked: Vec<(ActionId, String)> = left.iter().map(asked).collect();
             let ids: Vec<Uuid> = left.iter().map(|_| Uuid::now_v7()).collect();
@@ -364,32 +713,29 @@ impl Cancel {
             };
             let plan = |account: &Account| {
                 let now = Timestamp::now();
-                let event = ActionEvent::Refused {
-                    code: RefusalCode::Unavailable,
-                    detail: Some("the tenant is being decommissioned".to_owned()),
-                    rules: Vec::new(),
-                };
                 let mut plan = Plan::default();
-                for ((action_id, template), receipt_id) in asked.iter().zip(&ids) {
+                for (((action_id, template), receipt_id), detail) in asked.iter().zip(&ids).zip(&details) {
                     let planned = plan.actions.iter().any(|a: &Action| a.action_id == *action_id);
                     if planned || account.actions.contains_key(action_id) {
                         continue;
                     }
-                    let refused =
-                        Action::pending(action_id.clone(), template, "", now).next(&event, *receipt_id)?;
-                    plan.actions.push(refused.action);
-                    plan.drafts.extend(refused.receipt.map(|payload| Draft {
-                        receipt_id: *receipt_id,
-                        account_id: tenant.account_id.as_str().to_owned(),
-                        occurred_at: now,
-                        duration_ms: 0,
-                        policy_hash: None,
+                    let code = RefusalCode::Unavailable;
+                    let (refused, payload) =
+                        Action::refused(action_id.clone(), template, code, detail, *receipt_id, now);
+                    plan.actions.push(refused);
+                    plan.drafts.push(draft(
+                        *receipt_id,
+                        leaving.account_id.as_str(),
+                        None,
                         payload,
-                    }));
+                        now,
+                    ));
                 }
                 Ok::<_, OrderError>(plan)
             };
-            self.store.transact(signer, partition, &keys, None, plan).await?;
+            self.store()
+                .transact(leaving.signer, leaving.partition, &keys, None, plan)
+                .await?;
             for message in &left {
                 self.teardown
                     .delete_message(queue_url, &message.receipt_handle)
@@ -404,8 +750,13 @@ impl Cancel {
         partition: &str,
         order: &Order,
         archived: &Archived,
-    ) -> Result<(u64, String, Head), CloseError> {
+    ) -> Result<(u64, String, Head, bool), CloseError> {
         let receipt_id = Uuid::now_v7();
+        let letters = self
+            .archives
+            .dead_letters(&order.account_id, order.generation)
+            .await;
+        let (dead_letters, dead_letters_path) = letters.map_err(CloseError::Archive)?;
         let plan = |account: &Account| {
             let now = Timestamp::now();
             let tenant = account
@@ -413,8 +764,9 @@ impl Cancel {
                 .as_ref()
                 .ok_or(CloseError::State(Lifecycle::Absent))?;
             let after = tenant
-                .after(TenantEvent::Archived)
+                .after(TenantEvent::Archived, now)
                 .map_err(|e| CloseError::State(e.state))?;
+            let actions_archive = tenant.tables.as_ref().and_then(|tables| tables.archived.as_ref());
             // The closing receipt must stand right behind the archive's last one.
             if account.head.size != archived.summary.receipts {
                 return Err(CloseError::Moved);
@@ -434,21 +786,77 @@ impl Cancel {
                     archive_size_bytes: archived.summary.size_bytes,
                     archive_sha256: archived.summary.sha256.clone(),
                     archive_version: archived.version.clone(),
+                    dead_letters_archived: Some(dead_letters),
+                    dead_letters_path: (dead_letters > 0).then(|| dead_letters_path.clone()),
+                    actions_archive: actions_archive.map(|kept| ArchivedFile {
+                        path: kept.path.clone(),
+                        sha256: kept.sha256.clone(),
+                        size_bytes: kept.size_bytes,
+                        entries: kept.entries,
+                    }),
                 },
             };
             Ok(Plan {
-                tenant: Some(after),
+                tenant: Some(Tenant {
+                    tables: None,
+                    ..after
+                }),
                 drafts: vec![draft],
                 ..Plan::default()
             })
         };
         let committed = self
-            .store
+            .store()
             .transact(signer, partition, &Keys::default(), None, plan)
             .await?;
         let sealed = committed.sealed.into_iter().next();
         let (seq, line) = sealed.map(|s| (s.seq, s.line)).unwrap_or_default();
-        Ok((seq, line, committed.account.head))
+        let waiting = committed
+            .account
+            .tenant
+            .is_some_and(|tenant| !tenant.deferred.is_empty());
+        Ok((seq, line, committed.account.head, waiting))
+    }
+}
+
+/// A generation that goes.
+struct Leaving<'a> {
+    signer: &'a Signer,
+    partition: &'a str,
+    account_id: &'a AccountId,
+    generation: u64,
+}
+
+/// What stands on a queue.
+#[derive(Debug, Clone, Copy)]
+enum Letters {
+    /// Signals that nobody took.
+    Live,
+    /// Signals that nobody could settle.
+    Dead,
+}
+
+fn account_name(account: &Account) -> &str {
+    account
+        .tenant
+        .as_ref()
+        .map_or(account.partition.as_str(), |tenant| tenant.account_id.as_str())
+}
+
+fn draft(
+    receipt_id: Uuid,
+    account_id: &str,
+    policy_hash: Option<String>,
+    payload: Payload,
+    now: Timestamp,
+) -> Draft {
+    Draft {
+        receipt_id,
+        account_id: account_id.to_owned(),
+        occurred_at: now,
+        duration_ms: 0,
+        policy_hash,
+        payload,
     }
 }
 
@@ -480,6 +888,8 @@ impl OrderError {
             Self::Archive(_) => "archive",
             Self::Log(_) => "log",
             Self::NotDrained { .. } => "not_drained",
+            Self::Ownerless { .. } => "ownerless",
+            Self::Table(_) => "own_tables",
             Self::Moving => "ledger_moving",
             Self::State(_) => "state",
             Self::Illegal(_) => "illegal",

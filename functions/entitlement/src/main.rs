@@ -1,6 +1,8 @@
-//! Cold start of `entitlement`: webhooks that begin a tenant's life, and GitHub's that end it.
+//! Cold start of `entitlement`: every event of an entitlement, and what an earlier run left undone.
 
 mod handler;
+mod repair;
+mod saga;
 
 use handler::Entitlement;
 use lambda_runtime::{Error, LambdaEvent, run, service_fn};
@@ -13,7 +15,7 @@ async fn main() -> Result<(), Error> {
         .map_err(aws::telemetry::StartFailure::new)?;
     let entitlement = &entitlement;
     run(service_fn(|event: LambdaEvent<serde_json::Value>| async move {
-        Ok::<_, Error>(entitlement.handle(event.payload).await)
+        entitlement.handle(event.payload).await
     }))
     .await
 }

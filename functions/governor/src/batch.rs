@@ -1,15 +1,25 @@
 //! What to do with a batch of signals: pure, so that it can be asked again whenever another writer was first.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use aws::store::Account;
+use domain::account::EntitlementId;
 use domain::action::{Action, ActionEvent, Standing, standing};
 use domain::control::Control;
-use domain::gate::{GateFacts, PolicyAnswer, RefusalCode, TemplateFacts, TenantFacts, Verdict, gate};
+use domain::gate::{
+    EntitlementFacts, GateFacts, HeldFacts, PolicyAnswer, RefusalCode, TemplateFacts, TenantFacts, Verdict,
+    gate,
+};
 use domain::names::printable;
 use domain::signal::{ActionId, Signal};
+use domain::tenant::{Selected, Tenant};
 use jiff::Timestamp;
 use policy::enforcer::{Decision, Enforcer};
+use serde_json::{Map, Value};
+
+/// Loaded enforcers by hash.
+pub type Enforcers = BTreeMap<String, Arc<Enforcer>>;
 
 /// A message of the batch, read.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,6 +60,15 @@ impl Message {
         }
     }
 
+    /// What it asks for with.
+    #[must_use]
+    pub fn parameters(&self) -> Option<Map<String, Value>> {
+        match &self.asked {
+            Asked::Signal(signal) => Some(signal.parameters.clone()),
+            Asked::Malformed { .. } => None,
+        }
+    }
+
     /// The template it names, safe for a receipt.
     #[must_use]
     pub fn template(&self) -> String {
@@ -69,8 +88,8 @@ pub enum Step {
     Later,
     /// Settle it without running anything: refused or routed.
     Settle(ActionEvent),
-    /// Run it.
-    Execute,
+    /// Run it, under this entitlement.
+    Execute(EntitlementId),
     /// Take it over from a governor that did not finish, and undo it.
     Undo,
 }
@@ -79,7 +98,7 @@ impl Step {
     /// Whether the handler is called.
     #[must_use]
     pub fn calls_handler(&self) -> bool {
-        matches!(self, Self::Execute | Self::Undo)
+        matches!(self, Self::Execute(_) | Self::Undo)
     }
 }
 
@@ -89,11 +108,12 @@ pub fn decide(
     messages: &[Message],
     account: &Account,
     control: Option<&Control>,
-    enforcer: Option<&Enforcer>,
+    enforcers: &Enforcers,
     now: Timestamp,
 ) -> Vec<Step> {
     let mut seen = BTreeSet::new();
-    let mut running = 0u64;
+    // Let through so far, of each entitlement.
+    let mut running: BTreeMap<EntitlementId, u64> = BTreeMap::new();
     messages
         .iter()
         .map(|message| {
@@ -104,10 +124,13 @@ pub fn decide(
                     Standing::Done => Step::Acknowledge,
                     Standing::Busy => Step::Later,
                     Standing::Undo => Step::Undo,
-                    Standing::New => ask(message, account, control, enforcer, running, now),
+                    Standing::New => ask(message, account, control, enforcers, &running, now),
                 }
             };
-            running += u64::from(step == Step::Execute);
+            if let Step::Execute(id) = &step {
+                let count = running.entry(id.clone()).or_default();
+                *count = count.saturating_add(1);
+            }
             step
         })
         .collect()
@@ -117,8 +140,8 @@ fn ask(
     message: &Message,
     account: &Account,
     control: Option<&Control>,
-    enforcer: Option<&Enforcer>,
-    running: u64,
+    enforcers: &Enforcers,
+    running: &BTreeMap<EntitlementId, u64>,
     now: Timestamp,
 ) -> Step {
     let signal = match &message.asked {
@@ -127,6 +150,14 @@ fn ask(
             return refuse(RefusalCode::MalformedSignal, Some(detail.clone()), Vec::new());
         }
     };
+    let selected = account.tenant.as_ref().map(|tenant| selected(signal, tenant));
+    let held = match selected {
+        Some(Selected::One(id, held)) => Some((id, held)),
+        Some(Selected::None | Selected::Several) | None => None,
+    };
+    let enforcer = held
+        .and_then(|(_, held)| enforcers.get(&held.policy.hash))
+        .map(Arc::as_ref);
     let template = enforcer
         .and_then(|e| e.action(&signal.template))
         .map(|action| TemplateFacts {
@@ -137,9 +168,19 @@ fn ask(
         control,
         tenant: account.tenant.as_ref().map(|tenant| TenantFacts {
             lifecycle: tenant.lifecycle,
-            pinned_hash: &tenant.policy.hash,
-            monthly_left: tenant.monthly_left(now).saturating_sub(running),
-            concurrent_left: tenant.concurrent_left().saturating_sub(running),
+            entitlement: match selected {
+                Some(Selected::One(id, held)) => {
+                    let running = running.get(id).copied().unwrap_or_default();
+                    EntitlementFacts::One(HeldFacts {
+                        standing: held.standing,
+                        pinned_hash: &held.policy.hash,
+                        monthly_left: held.monthly_left(now).saturating_sub(running),
+                        concurrent_left: held.concurrent_left().saturating_sub(running),
+                    })
+                }
+                Some(Selected::Several) => EntitlementFacts::Several,
+                Some(Selected::None) | None => EntitlementFacts::None,
+            },
         }),
         enforcer_hash: enforcer.map(Enforcer::hash),
         signal_hash: &signal.policy_hash,
@@ -159,11 +200,30 @@ fn ask(
             detail: None,
         },
     };
-    match gate(&facts, policy) {
-        Verdict::Execute => Step::Execute,
-        Verdict::NotNow => Step::Later,
-        Verdict::Refuse { code, rules, detail } => refuse(code, detail, rules),
-        Verdict::Route(code) => Step::Settle(ActionEvent::Routed { code }),
+    match (gate(&facts, policy), held) {
+        (Verdict::Execute, Some((id, _))) => Step::Execute(id.clone()),
+        // The gate lets nothing through without an entitlement.
+        (Verdict::Execute, None) => refuse(RefusalCode::NoEntitlement, None, Vec::new()),
+        (Verdict::NotNow, _) => Step::Later,
+        (Verdict::Refuse { code, rules, detail }, _) => refuse(code, detail, rules),
+        (Verdict::Route(code), _) => Step::Settle(ActionEvent::Routed { code }),
+    }
+}
+
+/// The entitlement a signal is about.
+fn selected<'a>(signal: &Signal, tenant: &'a Tenant) -> Selected<'a> {
+    tenant.select(signal.entitlement_id.as_ref(), signal.sku_id.as_ref())
+}
+
+/// Hash of the policy a message is decided by; empty when no entitlement can be told.
+#[must_use]
+pub fn policy_of(message: &Message, account: &Account) -> String {
+    let Asked::Signal(signal) = &message.asked else {
+        return String::new();
+    };
+    match account.tenant.as_ref().map(|tenant| selected(signal, tenant)) {
+        Some(Selected::One(_, held)) => held.policy.hash.clone(),
+        Some(Selected::None | Selected::Several) | None => String::new(),
     }
 }
 
@@ -182,24 +242,28 @@ fn named_by_rule(enforcer: &Enforcer, template: &str) -> bool {
 
 /// The action a message asks for, as it stands before this batch touches it.
 #[must_use]
-pub fn action_of(message: &Message, account: &Account, policy_hash: &str, now: Timestamp) -> Action {
+pub fn action_of(message: &Message, account: &Account, now: Timestamp) -> Action {
     let known = account.actions.get(message.action_id()).cloned();
     known.unwrap_or_else(|| {
-        Action::pending(message.action_id().clone(), &message.template(), policy_hash, now)
+        let policy_hash = policy_of(message, account);
+        Action::pending(
+            message.action_id().clone(),
+            &message.template(),
+            &policy_hash,
+            now,
+        )
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use aws::store::Account;
     use domain::account::{AccountId, PlanType, SkuId};
     use domain::action::ActionState;
     use domain::control::Switches;
-    use domain::tenant::{Lifecycle, PolicyPin, Quota, Tenant, TenantResources};
+    use domain::entitlement::{Entitlement, EventOrder, Isolation, Offer};
+    use domain::tenant::{Lifecycle, PolicyPin, Quota};
     use receipts::ledger::Head;
-    use serde_json::{Map, Value, json};
+    use serde_json::json;
     use uuid::Uuid;
 
     use super::*;
@@ -224,15 +288,17 @@ mod tests {
         }
     }
 
+    fn loaded(enforcer: &Enforcer) -> Enforcers {
+        let again = Enforcer::load(&policy::compile(POLICY).unwrap().bytes).unwrap();
+        assert_eq!(again.hash(), enforcer.hash());
+        [(again.hash().to_owned(), Arc::new(again))].into()
+    }
+
     fn account(enforcer: &Enforcer, concurrent: u64) -> Account {
-        let tenant = Tenant {
-            account_id: AccountId::parse("c").unwrap(),
-            lifecycle: Lifecycle::Active,
-            generation: 1,
+        let at = Timestamp::UNIX_EPOCH;
+        let offer = Offer {
             sku_id: SkuId::parse("s").unwrap(),
             plan_type: PlanType::parse("p").unwrap(),
-            region: "us-east-1".to_owned(),
-            fsm_id: "q".to_owned(),
             policy: PolicyPin {
                 version: "1.0.0".to_owned(),
                 hash: enforcer.hash().to_owned(),
@@ -241,20 +307,21 @@ mod tests {
                 monthly_actions: 100,
                 concurrent_actions: concurrent,
             },
-            resources: TenantResources::default(),
-            in_flight: 0,
-            month: "1970-01".to_owned(),
-            month_actions: 0,
-            actions_completed: 0,
-            actions_failed: 0,
-            subscribed_at: Timestamp::UNIX_EPOCH,
-            revision: 1,
+            isolation: Isolation::Pool,
         };
+        let order = EventOrder { version: None, at };
+        let mut tenant = Tenant::absent(AccountId::parse("c").unwrap(), at);
+        tenant.lifecycle = Lifecycle::Active;
+        let held = Entitlement::granted(&offer, "us-east-1", None, order, at);
+        tenant
+            .entitlements
+            .insert(EntitlementId::parse("s").unwrap(), held);
         Account {
             partition: "c".to_owned(),
             tenant: Some(tenant),
             head: Head::empty(),
             actions: BTreeMap::new(),
+            own_actions: BTreeSet::new(),
             delivery: None,
             once: BTreeSet::new(),
         }
@@ -267,6 +334,8 @@ mod tests {
         let signal = Signal {
             action_id: id.to_owned().try_into().unwrap(),
             account_id: AccountId::parse("c").unwrap(),
+            sku_id: None,
+            entitlement_id: None,
             template: template.to_owned(),
             parameters,
             policy_hash: enforcer.hash().to_owned(),
@@ -286,6 +355,7 @@ mod tests {
                 format!("{} {}", code.name(), rules.join(","))
             }
             Step::Settle(ActionEvent::Routed { code }) => code.name().to_owned(),
+            Step::Execute(_) => "Execute".to_owned(),
             other => format!("{other:?}"),
         }
     }
@@ -299,7 +369,7 @@ mod tests {
             &batch,
             &account(&enforcer, 5),
             Some(&control()),
-            Some(&enforcer),
+            &loaded(&enforcer),
             now,
         );
         assert_eq!(steps.iter().map(name).collect::<Vec<_>>(), [expected]);
@@ -344,13 +414,54 @@ mod tests {
             &batch,
             &account(&enforcer, 2),
             Some(&control()),
-            Some(&enforcer),
+            &loaded(&enforcer),
             now,
         );
         assert_eq!(
             steps.iter().map(name).collect::<Vec<_>>(),
             ["Execute", "Execute", "Acknowledge", "Later", "Later"]
         );
+    }
+
+    /// Each entitlement has limits of its own, and a signal says which one it is for.
+    #[test]
+    fn entitlements_do_not_share_their_limits() {
+        let enforcer = enforcer();
+        let mut account = account(&enforcer, 1);
+        let tenant = account.tenant.as_mut().unwrap();
+        let mut other = tenant.entitlements.values().next().unwrap().clone();
+        other.sku_id = SkuId::parse("t").unwrap();
+        tenant
+            .entitlements
+            .insert(EntitlementId::parse("t").unwrap(), other);
+        let for_sku = |id: &str, sku: Option<&str>| {
+            let mut message = message(&enforcer, id, "restart-service", json!({"service": "x"}));
+            let Asked::Signal(signal) = &mut message.asked else {
+                panic!()
+            };
+            signal.sku_id = sku.map(|sku| SkuId::parse(sku).unwrap());
+            message
+        };
+        let batch = [
+            for_sku("a", Some("s")),
+            for_sku("b", Some("t")),
+            for_sku("c", Some("t")),
+            for_sku("d", None),
+            for_sku("e", Some("u")),
+        ];
+        let now = Timestamp::UNIX_EPOCH;
+        let steps = decide(&batch, &account, Some(&control()), &loaded(&enforcer), now);
+        assert_eq!(
+            steps.iter().map(name).collect::<Vec<_>>(),
+            [
+                "Execute",
+                "Execute",
+                "Later",
+                "AMBIGUOUS_ENTITLEMENT ",
+                "NO_ENTITLEMENT "
+            ]
+        );
+        assert!(matches!(&steps[1], Step::Execute(id) if id.as_str() == "t"));
     }
 
     #[test]
@@ -373,11 +484,11 @@ mod tests {
             let lease = Timestamp::from_second(lease).unwrap();
             let action = Action {
                 state,
-                ..action_of(&batch[0], &account, "h", now)
+                ..action_of(&batch[0], &account, now)
             }
             .owned_by(Uuid::nil(), lease);
             account.actions.insert(action.action_id.clone(), action);
-            let steps = decide(&batch, &account, None, None, now);
+            let steps = decide(&batch, &account, None, &Enforcers::new(), now);
             assert_eq!(
                 steps.iter().map(name).collect::<Vec<_>>(),
                 [expected],
@@ -405,7 +516,7 @@ mod tests {
             &[malformed],
             &account(&enforcer, 2),
             Some(&control()),
-            Some(&enforcer),
+            &loaded(&enforcer),
             now,
         );
         assert_eq!(steps.iter().map(name).collect::<Vec<_>>(), ["MALFORMED_SIGNAL "]);
@@ -417,7 +528,7 @@ mod tests {
             "restart-service",
             Value::Object(Map::new()),
         )];
-        let steps = decide(&batch, &nobody, Some(&control()), None, now);
+        let steps = decide(&batch, &nobody, Some(&control()), &Enforcers::new(), now);
         assert_eq!(steps.iter().map(name).collect::<Vec<_>>(), ["NOT_FOUND "]);
     }
 

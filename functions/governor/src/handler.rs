@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use aws::clients;
 use aws::config::{self, ConfigError, Stack};
-use aws::control::ControlStore;
+use aws::control::{ControlError, ControlStore};
 use aws::handler::{Call, ClientError, HandlerClient};
 use aws::queues::Messages;
 use aws::registry::{Registry, RegistryError};
@@ -22,17 +22,20 @@ use domain::gate::RefusalCode;
 use domain::names;
 use domain::names::printable;
 use domain::signal::{ActionId, Signal};
+use domain::tenant::Released;
 use domain::webhook::signature::Secret;
 use jiff::{SignedDuration, Timestamp};
-use policy::enforcer::Enforcer;
+use lambda_runtime::Error;
 use receipts::key::Signer;
 use receipts::receipt::{Draft, Payload};
+use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use crate::batch::{Asked, Message, Step, action_of, decide};
+use crate::batch::{Asked, Enforcers, Message, Step, action_of, decide};
 
 /// How soon a signal that has to wait comes back, in seconds: after its first delivery, and at most.
 const RETRY_SECONDS: (u32, u32) = (2, 60);
@@ -78,6 +81,9 @@ pub enum BatchError {
     /// No HTTP client for the handler.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// The control object cannot be read.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// A call to the handler ended without a word.
     #[error("a handler call was lost: {0}")]
     Lost(String),
@@ -94,9 +100,19 @@ impl BatchError {
             Self::Ownerless { .. } => "ownerless",
             Self::Illegal(_) => "illegal",
             Self::Client(_) => "client",
+            Self::Control(_) => "control",
             Self::Lost(_) => "lost",
         }
     }
+}
+
+/// A request to look whether a tenant's governor can work.
+#[derive(Debug, Deserialize)]
+struct Boot {
+    /// Whose.
+    account_id: AccountId,
+    /// The enforcer that will decide.
+    policy_hash: String,
 }
 
 /// What became of one message.
@@ -107,9 +123,6 @@ enum Fate {
     /// Comes back soon.
     Later,
 }
-
-/// Loaded enforcers by hash.
-type Enforcers = BTreeMap<String, Arc<Enforcer>>;
 
 /// A claimed action on its way through the handler.
 struct Run {
@@ -147,8 +160,39 @@ impl Governor {
         })
     }
 
+    /// Answers one event: a queue's batch, or the request to look whether a tenant's governor can work.
+    ///
+    /// # Errors
+    /// When the event is neither, or the answer cannot be written as JSON.
+    pub async fn handle(&self, event: Value) -> Result<Value, Error> {
+        if let Some(asked) = event.get("boot") {
+            let ready = match self.boot(&Boot::deserialize(asked)?).await {
+                Ok(()) => json!({ "ready": true }),
+                Err(e) => {
+                    telemetry::count("governor", "boot_failed", ("error", e.kind()));
+                    error!(error = %e, "the governor cannot work for a tenant");
+                    json!({ "ready": false, "reason": e.kind() })
+                }
+            };
+            return Ok(ready);
+        }
+        let batch = serde_json::from_value(event)?;
+        Ok(serde_json::to_value(Box::pin(self.batch(batch)).await)?)
+    }
+
+    /// Looks at everything that a signal of the tenant will need.
+    async fn boot(&self, asked: &Boot) -> Result<(), BatchError> {
+        self.registry.enforcer(&asked.policy_hash).await?;
+        self.secrets.signer(&self.stack.signing_key_secret).await?;
+        self.ready_to_call().await?;
+        // Degraded is no reason not to be made; unreadable is one not to be relied upon.
+        self.control.read().await?;
+        info!(account = asked.account_id.as_str(), "ready");
+        Ok(())
+    }
+
     /// Governs one batch. Messages it could not settle are named in the answer and come back.
-    pub async fn handle(&self, event: SqsEvent) -> SqsBatchResponse {
+    async fn batch(&self, event: SqsEvent) -> SqsBatchResponse {
         let mut response = SqsBatchResponse::default();
         // One mapping has one queue, but nothing promises that a direct invocation keeps to that.
         let mut queues: BTreeMap<String, Vec<SqsMessage>> = BTreeMap::new();
@@ -161,7 +205,7 @@ impl Governor {
         }
         for (queue, raw) in queues {
             let messages: Vec<Message> = raw.iter().map(|m| self.read(&queue, m)).collect();
-            let fates = match self.govern(&queue, &messages).await {
+            let fates = match Box::pin(self.govern(&queue, &messages)).await {
                 Ok(fates) => fates,
                 Err(e) => {
                     telemetry::count("governor", "batch_failed", ("error", e.kind()));
@@ -230,10 +274,6 @@ impl Governor {
         };
         let account = self.store.load(&partition, &keys).await?;
         let enforcers = self.enforcers(&account).await?;
-        let pinned = account
-            .tenant
-            .as_ref()
-            .and_then(|tenant| enforcers.get(&tenant.policy.hash));
         let batch = Batch {
             governor: self,
             signer: &signer,
@@ -242,7 +282,6 @@ impl Governor {
             keys: &keys,
             messages,
             control: control.as_ref(),
-            enforcer: pinned.map(Arc::as_ref),
             enforcers: &enforcers,
             owner: Uuid::now_v7(),
             started: Instant::now(),
@@ -288,10 +327,14 @@ impl Governor {
         Ok(self.secrets.standard(&self.handler_secret).await?)
     }
 
-    /// The enforcers this batch needs, by hash: the one the tenant is pinned to, and those that let through what may
+    /// The enforcers this batch needs, by hash: those the tenant's entitlements are pinned to, and those that let through what may
     /// have to be undone. One that is not what its hash says is left out: the gate then refuses.
     async fn enforcers(&self, account: &Account) -> Result<Enforcers, BatchError> {
-        let pinned = account.tenant.iter().map(|tenant| &tenant.policy.hash);
+        let held = account
+            .tenant
+            .iter()
+            .flat_map(|tenant| tenant.entitlements.values());
+        let pinned = held.map(|held| &held.policy.hash);
         let unfinished = account.actions.values().filter(|action| !action.state.is_final());
         let hashes: BTreeSet<&String> = pinned
             .chain(unfinished.map(|action| &action.policy_hash))
@@ -378,8 +421,6 @@ struct Batch<'a> {
     keys: &'a Keys,
     messages: &'a [Message],
     control: Option<&'a Control>,
-    /// The one the tenant is pinned to.
-    enforcer: Option<&'a Enforcer>,
     enforcers: &'a Enforcers,
     /// This invocation's claim.
     owner: Uuid,
@@ -387,12 +428,8 @@ struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    fn policy_hash(&self) -> String {
-        self.enforcer.map(|e| e.hash().to_owned()).unwrap_or_default()
-    }
-
     fn decided(&self, account: &Account, now: Timestamp) -> Vec<Step> {
-        decide(self.messages, account, self.control, self.enforcer, now)
+        decide(self.messages, account, self.control, self.enforcers, now)
     }
 
     /// Decides, and claims what is to run or to be undone. A batch with neither writes nothing here.
@@ -405,10 +442,20 @@ impl Batch<'_> {
                 .unwrap_or(now);
             steps = self.decided(account, now);
             let mut plan = Plan::default();
+            let mut executing = BTreeMap::new();
             for (message, step) in self.messages.iter().zip(&steps) {
-                let before = action_of(message, account, &self.policy_hash(), now);
+                let before = action_of(message, account, now);
                 let claimed = match step {
-                    Step::Execute => before.next(&ActionEvent::Claimed, Uuid::nil())?,
+                    Step::Execute(id) => {
+                        let count = executing.entry(id.clone()).or_default();
+                        *count += 1u64;
+                        let before = Action {
+                            entitlement_id: Some(id.clone()),
+                            parameters: message.parameters(),
+                            ..before
+                        };
+                        before.next(&ActionEvent::Claimed, Uuid::nil())?
+                    }
                     // Its governor is gone: the deadline it did not report is over.
                     Step::Undo if before.state == ActionState::Running => {
                         let receipt_id = Uuid::now_v7();
@@ -427,10 +474,12 @@ impl Batch<'_> {
                 };
                 plan.actions.push(claimed.action.owned_by(self.owner, lease));
             }
-            let executing = steps.iter().filter(|step| **step == Step::Execute).count();
-            if executing > 0 {
-                let count = u64::try_from(executing).unwrap_or(u64::MAX);
-                plan.tenant = account.tenant.as_ref().map(|tenant| tenant.claimed(count, now));
+            // Also what is undone has a claim that ends: the sweep waits for it.
+            if !plan.actions.is_empty() {
+                plan.tenant = account
+                    .tenant
+                    .as_ref()
+                    .map(|tenant| tenant.claimed(&executing, now, lease));
             }
             Ok::<_, BatchError>(plan)
         };
@@ -461,14 +510,13 @@ impl Batch<'_> {
                 calls.spawn(async move { (index, no_rollback_route(action)) });
                 continue;
             };
-            let Asked::Signal(signal) = &message.asked else {
-                continue;
-            };
+            // Those the claim was made with: a repeated signal may say others.
+            let parameters = action.parameters.clone().or_else(|| message.parameters());
             let call = Call {
                 action_id: action.action_id.as_str().to_owned(),
                 account_id: self.account_id.to_owned(),
                 template: action.template.clone(),
-                parameters: signal.parameters.clone(),
+                parameters: parameters.unwrap_or_default(),
             };
             let (act, undo) = (spec.handler.clone(), spec.rollback.clone());
             let handler = Arc::clone(&self.governor.handler);
@@ -500,7 +548,7 @@ impl Batch<'_> {
         let plan = |account: &Account| {
             let now = Timestamp::now();
             let mut plan = Plan::default();
-            let (mut completed, mut failed) = (0u64, 0u64);
+            let mut released = Vec::new();
             fates = Vec::with_capacity(steps.len());
             for (index, (message, step)) in self.messages.iter().zip(steps).enumerate() {
                 fates.push(match (step, runs.get(&index)) {
@@ -509,7 +557,7 @@ impl Batch<'_> {
                         // Another governor may have settled the same signal first.
                         if !account.actions.contains_key(message.action_id()) {
                             let receipt_id = settle_ids.get(index).copied().unwrap_or_default();
-                            let before = action_of(message, account, &self.policy_hash(), now);
+                            let before = action_of(message, account, now);
                             let settled = before.next(event, receipt_id)?;
                             if let Some(payload) = settled.receipt {
                                 plan.drafts.push(self.draft(
@@ -523,7 +571,7 @@ impl Batch<'_> {
                         }
                         Fate::Acknowledged
                     }
-                    (Step::Execute | Step::Undo, Some(run)) => {
+                    (Step::Execute(_) | Step::Undo, Some(run)) => {
                         let ours = account
                             .actions
                             .get(message.action_id())
@@ -538,10 +586,11 @@ impl Batch<'_> {
                                 );
                                 plan.drafts.push(draft);
                             }
-                            match run.action.state {
-                                ActionState::Complete => completed = completed.saturating_add(1),
-                                state if state.is_final() => failed = failed.saturating_add(1),
-                                _ => {}
+                            if run.action.state.is_final() {
+                                released.push(Released {
+                                    entitlement_id: run.action.entitlement_id.clone(),
+                                    completed: run.action.state == ActionState::Complete,
+                                });
                             }
                             // The claim ends here: what still has to be undone may be taken up at once.
                             plan.actions.push(run.action.owned_by(run.action.owner, now));
@@ -552,14 +601,11 @@ impl Batch<'_> {
                             Fate::Later
                         }
                     }
-                    (Step::Later | Step::Execute | Step::Undo, _) => Fate::Later,
+                    (Step::Later | Step::Execute(_) | Step::Undo, _) => Fate::Later,
                 });
             }
-            if completed.saturating_add(failed) > 0 {
-                plan.tenant = account
-                    .tenant
-                    .as_ref()
-                    .map(|tenant| tenant.released(completed, failed));
+            if !released.is_empty() {
+                plan.tenant = account.tenant.as_ref().map(|tenant| tenant.released(&released));
             }
             Ok::<_, BatchError>(plan)
         };

@@ -1,9 +1,8 @@
-//! Cold start of `governor`: signals from tenants' queues.
+//! Cold start of `governor`: signals from tenants' queues, and the look around before a tenant's first.
 
 mod batch;
 mod handler;
 
-use aws_lambda_events::sqs::SqsEvent;
 use handler::Governor;
 use lambda_runtime::{Error, LambdaEvent, run, service_fn};
 
@@ -14,8 +13,8 @@ async fn main() -> Result<(), Error> {
         .await
         .map_err(aws::telemetry::StartFailure::new)?;
     let governor = &governor;
-    run(service_fn(|event: LambdaEvent<SqsEvent>| async move {
-        Ok::<_, Error>(governor.handle(event.payload).await)
+    run(service_fn(|event: LambdaEvent<serde_json::Value>| async move {
+        governor.handle(event.payload).await
     }))
     .await
 }

@@ -1,4 +1,4 @@
-//! A probe's way: write and read back, change the control object, book what the change made due.
+//! A probe's way: write and read back, change the control object, book what the change made due. Sweeps go beside.
 //!
 //! The schedule's finest grain is a minute, so one invocation spaces several probes. Everything a probe leaves to do is
 //! in the control object, so a crash is finished by the next probe.
@@ -15,7 +15,7 @@ use aws::spool::{Spool, SpoolError};
 use aws::store::{Account, Keys, Plan, Store, StoreError};
 use aws::{clients, telemetry};
 use domain::account::AccountId;
-use domain::action::{Action, ActionEvent};
+use domain::action::Action;
 use domain::control::{Control, Probe, Recovery};
 use domain::gate::RefusalCode;
 use domain::names::{self, printable};
@@ -29,6 +29,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{error, info, warn};
 use uuid::Uuid;
+
+use crate::sweep::{Asked, Sweeper, Swept};
 
 /// How long a probe may take before it counts as failed.
 const PROBE_BUDGET: Duration = Duration::from_secs(5);
@@ -48,6 +50,9 @@ pub struct Round {
     /// Seconds between them.
     #[serde(default = "Round::ten")]
     interval_seconds: u64,
+    /// What to sweep meanwhile.
+    #[serde(flatten)]
+    sweep: Asked,
 }
 
 impl Round {
@@ -64,6 +69,8 @@ impl Round {
 #[derive(Debug, Serialize)]
 pub struct Report {
     probes: Vec<Finding>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sweep: Option<Swept>,
 }
 
 /// What one probe found and did.
@@ -80,6 +87,13 @@ struct Finding {
     error: Option<String>,
 }
 
+impl Finding {
+    /// Whether storage works and the system is not degraded.
+    fn is_sound(&self) -> bool {
+        self.good && self.mode == Some("normal")
+    }
+}
+
 /// Everything `health` needs, made once per process.
 pub struct Health {
     store: Store,
@@ -89,6 +103,7 @@ pub struct Health {
     stack: Stack,
     s3: S3,
     audit_bucket: String,
+    sweeper: Sweeper,
 }
 
 /// Why a probe could not be booked. The next one goes on.
@@ -124,22 +139,36 @@ impl Health {
             s3,
             audit_bucket: audit,
             secrets: Secrets::new(&sdk),
+            sweeper: Sweeper::from_env(&sdk, &stack)?,
             stack,
         })
     }
 
-    /// Makes a round of probes. Never fails: a probe that could not be booked says so in the report.
+    /// Makes a round of probes, and sweeps beside all but the first. Never fails: a probe that could not be booked, or a part
+    /// of the sweep that failed, says so in the report.
     pub async fn handle(&self, round: Round) -> Report {
-        let mut report = Report { probes: Vec::new() };
         let mut ticks = interval(Duration::from_secs(round.interval_seconds.clamp(1, 60)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Counting tenants walks an index: once a round is enough for a number that only describes.
         let mut active_tenants = None;
-        for n in 0..round.probes.clamp(1, 6) {
-            ticks.tick().await;
-            report.probes.push(self.probe(&mut active_tenants, n == 0).await);
-        }
-        report
+        ticks.tick().await;
+        let mut probes = vec![self.probe(&mut active_tenants, true).await];
+        // While storage fails a sweep would find it failing everywhere.
+        let sound = probes.iter().all(Finding::is_sound);
+        let rest = async {
+            for _ in 1..round.probes.clamp(1, 6) {
+                ticks.tick().await;
+                probes.push(self.probe(&mut active_tenants, false).await);
+            }
+        };
+        let sweep = async {
+            match sound && round.sweep.is_something() {
+                true => Some(self.sweeper.sweep(&round.sweep, Timestamp::now()).await),
+                false => None,
+            }
+        };
+        let ((), sweep) = tokio::join!(Box::pin(rest), Box::pin(sweep));
+        Report { probes, sweep }
     }
 
     async fn probe(&self, active_tenants: &mut Option<u64>, sweep: bool) -> Finding {
@@ -317,14 +346,26 @@ impl Health {
                 }
             }
         }
-        let mut appended = 0u64;
+        let (mut appended, mut failed) = (0u64, None);
         for (partition, drafts) in by_ledger {
             for group in drafts.chunks(GROUP) {
-                appended += self.append(signer, &partition, group).await?;
+                match self.append(signer, &partition, group).await {
+                    Ok(count) => appended += count,
+                    Err(e) => {
+                        // One tenant's table that is gone must not hold up all others. These stay in the spool.
+                        telemetry::count("health", "spool_unreadable", ("kind", "ledger"));
+                        error!(account = partition, error = %e, "spooled receipts could not be appended");
+                        failed = Some(e);
+                        break;
+                    }
+                }
             }
         }
         info!(appended, left, "spool drained");
-        Ok((appended, left))
+        match failed {
+            Some(e) if appended == 0 => Err(e),
+            _ => Ok((appended, left)),
+        }
     }
 
     async fn append(
@@ -360,15 +401,10 @@ impl Health {
                     account.actions.contains_key(id) || plan.actions.iter().any(|a| a.action_id == *id)
                 };
                 if let Some((id, template)) = action_of(draft).filter(|(id, _)| !known(id)) {
-                    let event = ActionEvent::Refused {
-                        code: RefusalCode::Unavailable,
-                        detail: None,
-                        rules: Vec::new(),
-                    };
-                    let pending = Action::pending(id, &template, "", draft.occurred_at);
-                    if let Ok(refused) = pending.next(&event, draft.receipt_id) {
-                        plan.actions.push(refused.action);
-                    }
+                    let code = RefusalCode::Unavailable;
+                    let (refused, _) =
+                        Action::refused(id, &template, code, "", draft.receipt_id, draft.occurred_at);
+                    plan.actions.push(refused);
                 }
                 plan.drafts.push(draft.clone());
                 plan.once.push(draft.receipt_id);

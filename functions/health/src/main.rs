@@ -1,6 +1,7 @@
-//! Cold start of `health`: scheduled probes of storage.
+//! Cold start of `health`: scheduled probes of storage, and sweeps.
 
 mod handler;
+mod sweep;
 
 use handler::{Health, Round};
 use lambda_runtime::{Error, LambdaEvent, run, service_fn};

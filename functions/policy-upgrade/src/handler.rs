@@ -7,13 +7,15 @@ use std::time::Instant;
 
 use aws::clients;
 use aws::config::{self, ConfigError, Stack};
-use aws::registry::{IndexEntry, Registry, RegistryError};
+use aws::registry::{IndexEntry, Registry, RegistryError, offer_of};
 use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Account, Committed, Keys, Plan, Store, StoreError};
+use domain::account::IdError;
+use domain::entitlement::Offer;
 use domain::names::{self, printable};
-use domain::tenant::{Lifecycle, PolicyPin, Quota, Tenant};
+use domain::tenant::Tenant;
 use jiff::Timestamp;
-use policy::compile::{Bundle, Compiled};
+use policy::compile::Compiled;
 use policy::upgrade::{Compatibility, check_upgrade};
 use receipts::key::Signer;
 use receipts::receipt::{Draft, Payload, PolicyOutcome};
@@ -73,6 +75,15 @@ pub enum UpgradeError {
     /// The signing key is not available.
     #[error("the signing key is not available")]
     Secrets(#[from] SecretsError),
+}
+
+/// Why a tenant could not be re-pinned.
+#[derive(Debug, thiserror::Error)]
+enum RepinError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the policy's SKU or plan")]
+    Name(#[from] IdError),
 }
 
 /// Everything `policy-upgrade` needs, made once per process.
@@ -245,22 +256,22 @@ impl PolicyUpgrade {
         partition: &str,
         compiled: &Compiled,
         check: &Compatibility,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<bool, RepinError> {
         let started = Instant::now();
         let receipt_id = Uuid::now_v7();
+        let offer = offer_of(&compiled.bundle, &compiled.hash)?;
         let mut changed = false;
         let plan = |account: &Account| {
-            let wanted = account
-                .tenant
-                .as_ref()
-                .filter(|tenant| wants(tenant, &compiled.bundle, &compiled.hash));
-            changed = wanted.is_some();
-            let Some(tenant) = wanted else {
+            let tenant = account.tenant.as_ref();
+            let previous_version = tenant.and_then(|tenant| version_of(tenant, &offer));
+            let repinned = tenant.and_then(|tenant| tenant.repinned(&offer));
+            changed = repinned.is_some();
+            let Some(tenant) = repinned else {
                 return Ok::<_, StoreError>(Plan::default());
             };
             let payload = Payload::PolicyUpgraded {
                 policy_version: compiled.bundle.version.to_string(),
-                previous_version: tenant.policy.version.clone(),
+                previous_version: previous_version.unwrap_or_default(),
                 governors_updated: 1,
                 governors_failed: 0,
                 compatibility_check: describe(check),
@@ -272,16 +283,8 @@ impl PolicyUpgrade {
                 payload,
                 started,
             );
-            let pin = PolicyPin {
-                version: compiled.bundle.version.to_string(),
-                hash: compiled.hash.clone(),
-            };
-            let quota = Quota {
-                monthly_actions: compiled.bundle.quota.monthly_actions,
-                concurrent_actions: compiled.bundle.quota.concurrent_actions,
-            };
             Ok(Plan {
-                tenant: Some(tenant.repinned(pin, quota)),
+                tenant: Some(tenant),
                 drafts: vec![draft],
                 ..Plan::default()
             })
@@ -347,11 +350,14 @@ impl PolicyUpgrade {
     }
 }
 
-/// Whether a tenant is of the plan, alive, and pinned to another enforcer.
-fn wants(tenant: &Tenant, bundle: &Bundle, hash: &str) -> bool {
-    let alive = matches!(tenant.lifecycle, Lifecycle::Provisioning | Lifecycle::Active);
-    let of_plan = tenant.sku_id.as_str() == bundle.sku_id && tenant.plan_type.as_str() == bundle.plan_type;
-    alive && of_plan && tenant.policy.hash != hash
+/// Version of the policy that a tenant has for a plan, when it is another one.
+fn version_of(tenant: &Tenant, offer: &Offer) -> Option<String> {
+    let waiting = tenant.provisioning.iter().map(|saga| &saga.entitlement);
+    let mut held = tenant.entitlements.values().chain(waiting);
+    let other = held.find(|e| {
+        e.sku_id == offer.sku_id && e.plan_type == offer.plan_type && e.policy.hash != offer.policy.hash
+    });
+    other.map(|e| e.policy.version.clone())
 }
 
 fn describe(check: &Compatibility) -> String {

@@ -153,6 +153,9 @@ struct Service {
 /// A call for an action, or for its rollback.
 #[derive(Clone, Debug, Deserialize)]
 struct Call {
+    /// The `Idempotency-Key` of the action; a rollback's without what it ends with.
+    #[serde(skip)]
+    key: String,
     action_id: String,
     #[serde(default)]
     account_id: String,
@@ -261,13 +264,19 @@ impl Service {
             return Err(Answer::problem(400, "OUT_OF_RANGE", &limits));
         }
         let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
+        // Action ids are each tenant's own: what tells calls apart stands before it.
         let expected = format!("{}{key_suffix}", call.action_id);
-        if key != Some(&expected) {
+        let of_action = key.filter(|key| key.ends_with(&expected));
+        let Some(key) = of_action.and_then(|key| key.strip_suffix(key_suffix)) else {
             let found = key.unwrap_or("missing");
-            let detail = format!("header Idempotency-Key is {found:?}, expected {expected:?}");
+            let detail =
+                format!("header Idempotency-Key is {found:?}, expected one that ends with {expected:?}");
             return Err(Answer::problem(400, "IDEMPOTENCY_KEY", &detail));
-        }
-        Ok(call)
+        };
+        Ok(Call {
+            key: key.to_owned(),
+            ..call
+        })
     }
 }
 

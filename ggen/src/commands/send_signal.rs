@@ -8,10 +8,10 @@ use aws::config::{ConfigError, Stack};
 use aws::queues::{Messages, QueueError};
 use aws::store::{Store, StoreError};
 use clap::Args;
-use domain::account::AccountId;
+use domain::account::{AccountId, EntitlementId, IdError, SkuId};
 use domain::names;
 use domain::signal::{ActionId, ActionIdError, Signal};
-use domain::tenant::Lifecycle;
+use domain::tenant::{Lifecycle, Selected};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -30,9 +30,11 @@ fn after_help() -> String {
 Examples:
   ggen send-signal --account-id customer-123 --template restart-service --parameters '{{\"service\":\"web\"}}'
   ggen send-signal --account-id customer-123 --template restart-service --count 20
+  ggen send-signal --account-id customer-123 --template restart-service --sku-id marketplace-sku-456
 
 Prints the action ids. A signal sent twice with one --action-id asks for one action. Exit code 1 if the tenant takes no
-signals.
+signals. An account that holds several entitlements (ggen tenants show) says which one is meant with --sku-id or
+--entitlement-id.
 {NEEDS_A_STACK}"
     )
 }
@@ -53,10 +55,16 @@ pub struct SendSignalArgs {
     /// The action's id, 1 to 64 of A-Z a-z 0-9 _ - [default: a new UUID]
     #[arg(long, value_name = "ID", value_parser = action_id, conflicts_with = "count")]
     action_id: Option<ActionId>,
+    /// The product, for an account that holds entitlements to several
+    #[arg(long, value_name = "SKU", value_parser = sku_id)]
+    sku_id: Option<SkuId>,
+    /// The agreement, for an account that holds several to one product
+    #[arg(long, value_name = "ID", value_parser = entitlement_id)]
+    entitlement_id: Option<EntitlementId>,
     /// How many signals to send, each for an action of its own
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=MAX_COUNT))]
     count: u64,
-    /// The policy the signal relies on; the governor refuses another [default: the tenant's own]
+    /// The policy the signal relies on; the governor refuses another [default: the entitlement's own]
     #[arg(long, value_name = "HASH")]
     policy_hash: Option<String>,
 }
@@ -67,6 +75,14 @@ fn parameters(text: &str) -> Result<Map<String, Value>, serde_json::Error> {
 
 fn action_id(text: &str) -> Result<ActionId, ActionIdError> {
     ActionId::try_from(text.to_owned())
+}
+
+fn sku_id(text: &str) -> Result<SkuId, IdError> {
+    SkuId::parse(text)
+}
+
+fn entitlement_id(text: &str) -> Result<EntitlementId, IdError> {
+    EntitlementId::parse(text)
 }
 
 /// Why signals could not be sent.
@@ -128,11 +144,19 @@ struct NotAccepting<'a> {
     account_id: &'a AccountId,
     /// The tenant's state; `null` when there never was one.
     lifecycle: Option<Lifecycle>,
+    /// Why a tenant that takes signals takes not this one.
+    reason: Option<&'static str>,
 }
 
 impl fmt::Display for NotAccepting<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.lifecycle {
+            Some(_) if self.reason.is_some() => write!(
+                f,
+                "REFUSED: {} {}",
+                self.account_id,
+                self.reason.unwrap_or_default()
+            ),
             Some(lifecycle) => write!(
                 f,
                 "REFUSED: {} is {} and takes no signals",
@@ -164,12 +188,32 @@ async fn send(args: &SendSignalArgs, out: &mut Out) -> Result<Verdict, SendSigna
                 refused: true,
                 account_id: &args.account_id,
                 lifecycle,
+                reason: None,
             })?;
             return Ok(Verdict::NotGood);
         }
     };
     let messages = Messages::new(&sdk);
-    let policy_hash = args.policy_hash.clone().unwrap_or(tenant.policy.hash);
+    let policy_hash = match tenant.select(args.entitlement_id.as_ref(), args.sku_id.as_ref()) {
+        Selected::One(_, held) => args
+            .policy_hash
+            .clone()
+            .unwrap_or_else(|| held.policy.hash.clone()),
+        none_or_several => {
+            out.show(&NotAccepting {
+                refused: true,
+                account_id: &args.account_id,
+                lifecycle: Some(tenant.lifecycle),
+                reason: Some(match none_or_several {
+                    Selected::Several => {
+                        "holds several entitlements that could be meant: name one with --sku-id or --entitlement-id"
+                    }
+                    Selected::None | Selected::One(..) => "holds no such entitlement",
+                }),
+            })?;
+            return Ok(Verdict::NotGood);
+        }
+    };
     let mut sent = Sent {
         queue: tenant.resources.queue,
         policy_hash,
@@ -184,6 +228,8 @@ async fn send(args: &SendSignalArgs, out: &mut Out) -> Result<Verdict, SendSigna
         let signal = Signal {
             action_id: action_id.clone(),
             account_id: args.account_id.clone(),
+            sku_id: args.sku_id.clone(),
+            entitlement_id: args.entitlement_id.clone(),
             template: args.template.clone(),
             parameters: args.parameters.clone(),
             policy_hash: sent.policy_hash.clone(),

@@ -11,9 +11,12 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, ObjectLockMode};
 use domain::account::AccountId;
 use domain::names::{self, LedgerId};
+use domain::tenant::ArchivedActions;
 use receipts::archive::{ArchiveSummary, Opening, WriteError, Writer};
 use receipts::key::Signer;
 use receipts::ledger::Head;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use crate::audit::{Audit, AuditError, checksum};
 use crate::clients::explain;
@@ -46,6 +49,9 @@ pub enum ArchiveError {
     /// The bucket did not take it.
     #[error("storing the archive")]
     Upload(#[from] AuditError),
+    /// An action or a dead letter has no JSON form.
+    #[error("writing an action or a dead letter as JSON")]
+    Action(#[source] serde_json::Error),
     /// It failed, and its parts are still in the bucket, until the bucket's lifecycle rule removes them.
     #[error("upload {upload_id} of s3://{bucket}/{key} was begun and could not be aborted: {detail}")]
     NotAborted {
@@ -74,7 +80,7 @@ impl ArchiveError {
                 WriteError::Ledger { .. } | WriteError::Checkpoints { .. } | WriteError::Key { .. }
             ),
             Self::NotAborted { source, .. } => source.is_fork(),
-            Self::Ledger(_) | Self::Policy(_) | Self::Upload(_) => false,
+            Self::Ledger(_) | Self::Policy(_) | Self::Upload(_) | Self::Action(_) => false,
         }
     }
 }
@@ -88,6 +94,17 @@ pub struct Archived {
     pub version: Option<String>,
     /// What is in it.
     pub summary: ArchiveSummary,
+}
+
+/// A message that nobody could settle, as it is kept.
+#[derive(Debug, Serialize)]
+pub struct DeadLetter<'a> {
+    /// SQS's id of it.
+    pub message_id: &'a str,
+    /// When it was put on the tenant's queue, in milliseconds since 1970, as SQS says.
+    pub sent_at_ms: Option<&'a str>,
+    /// What it says.
+    pub body: &'a str,
 }
 
 /// The archives in the audit bucket.
@@ -149,7 +166,7 @@ impl Archives {
             key_trail: &key_trail,
         };
         let key = names::archive_key(account, &head.timestamp.strftime("%Y-%m-%d").to_string());
-        let mut upload = Upload::new(&self.log.audit, &key);
+        let mut upload = Upload::new(&self.log.audit, &key, ARCHIVE_TYPE);
         match self
             .stream(store, registry, account, head, &opening, &mut upload)
             .await
@@ -200,6 +217,92 @@ impl Archives {
         Ok((summary, version))
     }
 
+    /// Archives the content of a tenant's own action table, one action a line, in the order of their ids.
+    ///
+    /// # Errors
+    /// [`ArchiveError`]; there is no new object then.
+    pub async fn archive_actions(
+        &self,
+        store: &Store,
+        account: &AccountId,
+        generation: u64,
+    ) -> Result<ArchivedActions, ArchiveError> {
+        let key = names::actions_archive_key(account, generation);
+        let mut upload = Upload::new(&self.log.audit, &key, "application/jsonl");
+        match self.stream_actions(store, account, &mut upload).await {
+            Ok((sha256, size_bytes, entries)) => Ok(ArchivedActions {
+                path: format!("s3://{}/{key}", self.bucket()),
+                sha256,
+                size_bytes,
+                entries,
+            }),
+            Err(error) => Err(upload.abort(error).await),
+        }
+    }
+
+    async fn stream_actions(
+        &self,
+        store: &Store,
+        account: &AccountId,
+        upload: &mut Upload<'_>,
+    ) -> Result<(String, u64, u64), ArchiveError> {
+        let partition = names::partition_key(account);
+        let (mut hash, mut size, mut entries) = (Sha256::new(), 0u64, 0u64);
+        let (mut out, mut after) = (Vec::new(), None);
+        loop {
+            let (actions, next) = store.own_actions(&partition, after).await?;
+            for action in actions {
+                let start = out.len();
+                serde_json::to_writer(&mut out, &action).map_err(ArchiveError::Action)?;
+                out.push(b'\n');
+                let line = out.get(start..).unwrap_or_default();
+                hash.update(line);
+                size = size.saturating_add(u64::try_from(line.len()).unwrap_or(u64::MAX));
+                entries = entries.saturating_add(1);
+                upload.take_parts(&mut out).await?;
+            }
+            after = next;
+            if after.is_none() {
+                break;
+            }
+        }
+        upload.finish(out).await?;
+        Ok((hex::encode(hash.finalize()), size, entries))
+    }
+
+    /// Keeps a dead letter before it is taken off its queue, and says where. Keeping it again changes nothing.
+    ///
+    /// # Errors
+    /// [`ArchiveError`] when the bucket does not take it.
+    pub async fn keep_dead_letter(
+        &self,
+        account: &AccountId,
+        generation: u64,
+        letter: &DeadLetter<'_>,
+    ) -> Result<String, ArchiveError> {
+        let id = names::key_segment(letter.message_id);
+        let key = format!("{}{id}.json", names::dead_letters_prefix(account, generation));
+        let bytes = serde_json::to_vec(letter).map_err(ArchiveError::Action)?;
+        let audit = &self.log.audit;
+        audit.put_new_locked(&key, "application/json", bytes).await?;
+        Ok(format!("s3://{}/{key}", self.bucket()))
+    }
+
+    /// How many dead letters of a generation are kept, and below which prefix.
+    ///
+    /// # Errors
+    /// [`ArchiveError`] when the bucket does not answer.
+    pub async fn dead_letters(
+        &self,
+        account: &AccountId,
+        generation: u64,
+    ) -> Result<(u64, String), ArchiveError> {
+        let prefix = names::dead_letters_prefix(account, generation);
+        let kept = self.log.audit.list_kept(&prefix).await?;
+        let count = u64::try_from(kept.len()).unwrap_or(u64::MAX);
+        Ok((count, format!("s3://{}/{prefix}", self.bucket())))
+    }
+
     /// Puts what closes an archive beside it: the receipt, and the checkpoint of the ledger that ends with it. `seq` is
     /// the receipt's, `head` the ledger's end, then or later. Doing so again changes nothing.
     ///
@@ -242,15 +345,17 @@ impl Archives {
 struct Upload<'a> {
     audit: &'a Audit,
     key: &'a str,
+    content_type: &'static str,
     id: Option<String>,
     parts: Vec<CompletedPart>,
 }
 
 impl<'a> Upload<'a> {
-    fn new(audit: &'a Audit, key: &'a str) -> Self {
+    fn new(audit: &'a Audit, key: &'a str, content_type: &'static str) -> Self {
         Self {
             audit,
             key,
+            content_type,
             id: None,
             parts: Vec::new(),
         }
@@ -283,7 +388,7 @@ impl<'a> Upload<'a> {
             .create_multipart_upload()
             .bucket(&self.audit.bucket)
             .key(self.key)
-            .content_type(ARCHIVE_TYPE)
+            .content_type(self.content_type)
             .checksum_algorithm(ChecksumAlgorithm::Sha256)
             .object_lock_mode(ObjectLockMode::Compliance)
             .object_lock_retain_until_date(self.audit.retain_until())
@@ -326,7 +431,7 @@ impl<'a> Upload<'a> {
     /// Puts the rest, and makes one object of it all. Returns its version, where the bucket keeps them.
     async fn finish(&mut self, rest: Vec<u8>) -> Result<Option<String>, AuditError> {
         if self.id.is_none() {
-            return self.audit.put_locked(self.key, ARCHIVE_TYPE, rest).await;
+            return self.audit.put_locked(self.key, self.content_type, rest).await;
         }
         if !rest.is_empty() {
             self.put_part(rest).await?;

@@ -50,6 +50,8 @@ pub fn lambda_invoker(sdk: &SdkConfig) -> aws_sdk_lambda::Client {
         .timeout_config(
             TimeoutConfig::builder()
                 .connect_timeout(Duration::from_secs(2))
+                // Left unsaid, that of all other calls would hold.
+                .disable_operation_attempt_timeout()
                 .build(),
         )
         .retry_config(RetryConfig::disabled())

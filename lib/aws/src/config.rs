@@ -112,6 +112,8 @@ variables! {
     GOVERNOR_FUNCTION_ARN = "GOVERNOR_FUNCTION_ARN";
     /// Queue that drives decommissioning.
     DECOMMISSION_QUEUE_URL = "DECOMMISSION_QUEUE_URL";
+    /// Name of the entitlement function.
+    ENTITLEMENT_FUNCTION = "ENTITLEMENT_FUNCTION";
     /// Name of the policy-upgrade function.
     POLICY_UPGRADE_FUNCTION = "POLICY_UPGRADE_FUNCTION";
     /// Name of the checkpoint function.

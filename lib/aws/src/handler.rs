@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use domain::action::ActionEvent;
+use domain::action::{ActionEvent, idempotency_key};
 use domain::names::printable;
 use domain::webhook::signature::{Secret, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP, sign_standard};
 use jiff::Timestamp;
@@ -87,7 +87,8 @@ impl HandlerClient {
 
     /// Asks for an action, and says how it ended within `budget` from now.
     pub async fn act(&self, secret: &Secret, path: &str, call: &Call, budget: Duration) -> ActionEvent {
-        match self.post(secret, path, call, &call.action_id, budget).await {
+        let key = idempotency_key(&call.account_id, &call.action_id);
+        match self.post(secret, path, call, &key, budget).await {
             Outcome::Done => ActionEvent::HandlerOk,
             Outcome::Refused {
                 error_code,
@@ -103,14 +104,9 @@ impl HandlerClient {
     /// Asks for an action to be undone, and says how it ended within `budget` from now.
     pub async fn undo(&self, secret: &Secret, path: &str, call: &Call, budget: Duration) -> ActionEvent {
         let started = Instant::now();
+        let key = idempotency_key(&call.account_id, &call.action_id);
         match self
-            .post(
-                secret,
-                path,
-                call,
-                &format!("{}:rollback", call.action_id),
-                budget,
-            )
+            .post(secret, path, call, &format!("{key}:rollback"), budget)
             .await
         {
             Outcome::Done => {
@@ -298,7 +294,8 @@ mod tests {
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
         assert!(head.starts_with("POST /actions/t HTTP/1.1"), "{head}");
-        assert_eq!(headers["idempotency-key"], "a-1");
+        assert_eq!(headers["idempotency-key"], idempotency_key("c", "a-1"));
+        assert_ne!(idempotency_key("c", "a-1"), idempotency_key("d", "a-1"));
         assert_eq!(headers["x-deadline-ms"], "500");
         let secrets = [Secret::standard(SECRET).unwrap()];
         let verify = domain::webhook::signature::verify_standard;

@@ -8,6 +8,9 @@ use domain::webhook::MAX_BODY_BYTES;
 use domain::webhook::signature::Headers;
 use serde_json::{Value, json};
 
+/// When a sender that is turned away for now should come back, in seconds.
+const RETRY_AFTER_SECONDS: &str = "10";
+
 /// A request as it came: path, headers by lower-case name, raw bytes.
 #[derive(Debug)]
 pub struct Request {
@@ -41,6 +44,12 @@ impl Problem {
         }
     }
 
+    /// Something we depend on does not answer now: status 503.
+    #[must_use]
+    pub fn unavailable(detail: impl Into<String>) -> Self {
+        Self::new(503, "Not available", detail)
+    }
+
     /// The problem as `application/problem+json`.
     #[must_use]
     pub fn response(&self) -> ApiGatewayV2httpResponse {
@@ -50,14 +59,32 @@ impl Problem {
             "status": self.status,
             "detail": self.detail,
         });
-        answer(self.status, "application/problem+json", body.to_string())
+        let mut response = answer(self.status, "application/problem+json", body.to_string());
+        if self.status == 503
+            && let Ok(seconds) = RETRY_AFTER_SECONDS.parse()
+        {
+            response.headers.insert("retry-after", seconds);
+        }
+        response
     }
 }
 
-/// A JSON answer.
+/// The answer to a delivery that left a receipt: the receipt's line, as it stands in the ledger. Of what could not be done
+/// the answer is a problem (RFC 9457) that has the receipt as its member `receipt`.
 #[must_use]
-pub fn json_response(status: u16, body: String) -> ApiGatewayV2httpResponse {
-    answer(status, "application/json", body)
+pub fn answered(status: u16, receipt: String) -> ApiGatewayV2httpResponse {
+    if status < 400 {
+        return answer(status, "application/json", receipt);
+    }
+    let receipt: Value = serde_json::from_str(&receipt).unwrap_or(Value::String(receipt));
+    let body = json!({
+        "type": "about:blank",
+        "title": "Not possible",
+        "status": status,
+        "detail": receipt.get("reason").cloned().unwrap_or_default(),
+        "receipt": receipt,
+    });
+    answer(status, "application/problem+json", body.to_string())
 }
 
 fn answer(status: u16, content_type: &str, body: String) -> ApiGatewayV2httpResponse {
@@ -95,10 +122,9 @@ pub fn request(event: Value) -> Result<Request, Problem> {
     }
     let mut headers = Headers::new();
     for (name, value) in &event.headers {
-        // A value that is not text cannot be a signature; the check that misses it names the header.
-        if let Ok(value) = value.to_str() {
-            headers.insert(name.as_str().to_ascii_lowercase(), value.to_owned());
-        }
+        // Bytes that are no text stay visible as such, so that the check names the header as malformed, not as missing.
+        let value = String::from_utf8_lossy(value.as_bytes());
+        headers.insert(name.as_str().to_ascii_lowercase(), value.into_owned());
     }
     Ok(Request {
         path: event.raw_path.unwrap_or_default(),

@@ -1,13 +1,17 @@
 //! Tenants' queues and the event source mappings that feed the governor from them.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use aws_sdk_lambda::error::ProvideErrorMetadata as _;
 use aws_sdk_lambda::types::{FunctionResponseType, ScalingConfig};
-use aws_sdk_sqs::types::{ChangeMessageVisibilityBatchRequestEntry, QueueAttributeName};
+use aws_sdk_sqs::types::{
+    ChangeMessageVisibilityBatchRequestEntry, MessageSystemAttributeName, QueueAttributeName,
+};
 use domain::names;
-use domain::tenant::{Quota, TenantResources};
+use domain::tenant::Pace;
 use serde_json::json;
+use tokio::time::{Instant, sleep};
 
 use crate::clients::explain;
 
@@ -19,8 +23,14 @@ const VISIBILITY_SECONDS: u32 = 30;
 const MAX_RECEIVE_COUNT: u32 = 1000;
 /// How long messages are kept, in seconds: SQS's longest.
 const RETENTION_SECONDS: u32 = 14 * 24 * 3600;
-/// Most signals a governor takes at once.
-pub const MAX_BATCH: u64 = 10;
+/// How long AWS may not know a queue that was made just now.
+const KNOWN_WITHIN: Duration = Duration::from_secs(5);
+/// How long a mapping may take to be made before it can be deleted.
+const SETTLED_WITHIN: Duration = Duration::from_secs(10);
+/// How often what is not there yet is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// State of a mapping that goes.
+const DELETING: &str = "Deleting";
 
 /// Why a queue or mapping could not be handled.
 #[derive(Debug, thiserror::Error)]
@@ -84,37 +94,31 @@ impl TenantQueues {
         })
     }
 
-    /// Makes a tenant's dead-letter queue, queue and mapping. Doing so again finds what is there.
+    /// Makes the dead-letter queue beside a tenant's queue, and gives its URL. Doing so again finds what is there.
     ///
     /// # Errors
-    /// [`QueueError`] naming the call that failed; what was made before it stays and is found by the next attempt.
-    pub async fn create(&self, queue: &str, quota: &Quota) -> Result<TenantResources, QueueError> {
-        let dead_letter = names::dead_letter_queue_name(queue);
-        let mut attributes = HashMap::from([
-            (
-                QueueAttributeName::MessageRetentionPeriod,
-                RETENTION_SECONDS.to_string(),
-            ),
-            (QueueAttributeName::SqsManagedSseEnabled, "true".to_owned()),
-        ]);
-        let dead_letter_queue_url = self.create_queue(&dead_letter, attributes.clone()).await?;
+    /// [`QueueError`] when SQS does not do it.
+    pub async fn dead_letter_queue(&self, queue: &str) -> Result<String, QueueError> {
+        self.create_queue(&names::dead_letter_queue_name(queue), kept_long())
+            .await
+    }
+
+    /// Makes a tenant's queue, and gives its URL. Doing so again finds what is there.
+    ///
+    /// # Errors
+    /// [`QueueError`] when SQS does not do it.
+    pub async fn signal_queue(&self, queue: &str) -> Result<String, QueueError> {
         let redrive = json!({
-            "deadLetterTargetArn": format!("{}:{dead_letter}", self.arn_prefix),
+            "deadLetterTargetArn": format!("{}:{}", self.arn_prefix, names::dead_letter_queue_name(queue)),
             "maxReceiveCount": MAX_RECEIVE_COUNT,
         });
+        let mut attributes = kept_long();
         attributes.insert(
             QueueAttributeName::VisibilityTimeout,
             VISIBILITY_SECONDS.to_string(),
         );
         attributes.insert(QueueAttributeName::RedrivePolicy, redrive.to_string());
-        let queue_url = self.create_queue(queue, attributes).await?;
-        let mapping_id = self.create_mapping(queue, quota).await?;
-        Ok(TenantResources {
-            queue: queue.to_owned(),
-            queue_url,
-            dead_letter_queue_url,
-            mapping_id,
-        })
+        self.create_queue(queue, attributes).await
     }
 
     async fn create_queue(
@@ -122,66 +126,198 @@ impl TenantQueues {
         name: &str,
         attributes: HashMap<QueueAttributeName, String>,
     ) -> Result<String, QueueError> {
-        let answer = self
-            .sqs
-            .create_queue()
-            .queue_name(name)
-            .set_attributes(Some(attributes))
-            .send()
-            .await;
-        let answer = answer.map_err(|e| call("CreateQueue", name, explain(&e)))?;
-        answer
-            .queue_url
-            .ok_or_else(|| missing("CreateQueue", name, "a queue URL"))
-    }
-
-    async fn create_mapping(&self, queue: &str, quota: &Quota) -> Result<String, QueueError> {
-        let source = format!("{}:{queue}", self.arn_prefix);
-        // No batch may hold more signals than may run at once, or some of each batch would always go back.
-        let batch = quota.concurrent_actions.clamp(1, MAX_BATCH);
-        // Two is the least Lambda allows.
-        let concurrency = quota.concurrent_actions.div_ceil(batch).clamp(2, 1000);
-        let answer = self
-            .lambda
-            .create_event_source_mapping()
-            .event_source_arn(&source)
-            .function_name(&self.governor_arn)
-            .batch_size(i32::try_from(batch).unwrap_or(1))
-            .function_response_types(FunctionResponseType::ReportBatchItemFailures)
-            .scaling_config(
-                ScalingConfig::builder()
-                    .maximum_concurrency(i32::try_from(concurrency).unwrap_or(2))
-                    .build(),
-            )
-            .send()
-            .await;
-        match answer {
-            Ok(answer) => answer
-                .uuid
-                .ok_or_else(|| missing("CreateEventSourceMapping", queue, "an id")),
-            Err(e) if e.code() == Some("ResourceConflictException") => {
-                self.find_mapping(queue, &source).await
+        let deadline = Instant::now() + KNOWN_WITHIN;
+        loop {
+            let create = self.sqs.create_queue().queue_name(name);
+            match create.set_attributes(Some(attributes.clone())).send().await {
+                Ok(answer) => {
+                    return answer
+                        .queue_url
+                        .ok_or_else(|| missing("CreateQueue", name, "a queue URL"));
+                }
+                Err(e) if not_known_yet(e.code()) && Instant::now() < deadline => sleep(LOOK_EVERY).await,
+                Err(e) => return Err(call("CreateQueue", name, explain(&e))),
             }
-            Err(e) => Err(call("CreateEventSourceMapping", queue, explain(&e))),
         }
     }
 
-    async fn find_mapping(&self, queue: &str, source: &str) -> Result<String, QueueError> {
-        let operation = "ListEventSourceMappings";
-        let answer = self
-            .lambda
-            .list_event_source_mappings()
-            .event_source_arn(source)
-            .send()
-            .await;
-        let answer = answer.map_err(|e| call(operation, queue, explain(&e)))?;
-        let found = answer
-            .event_source_mappings
-            .unwrap_or_default()
-            .into_iter()
-            .find_map(|m| m.uuid);
-        found.ok_or_else(|| missing(operation, queue, "the mapping that is said to exist"))
+    /// Makes the mapping that feeds the governor from a tenant's queue, and gives its id. One that is there is found.
+    ///
+    /// # Errors
+    /// [`QueueError`] when Lambda does not do it.
+    pub async fn mapping(&self, queue: &str, concurrent_actions: u64) -> Result<String, QueueError> {
+        let source = self.arn(queue);
+        let pace = Pace::of(concurrent_actions);
+        let deadline = Instant::now() + KNOWN_WITHIN;
+        loop {
+            let create = self
+                .lambda
+                .create_event_source_mapping()
+                .event_source_arn(&source)
+                .function_name(&self.governor_arn)
+                .batch_size(pace.batch_size)
+                .function_response_types(FunctionResponseType::ReportBatchItemFailures)
+                .scaling_config(
+                    ScalingConfig::builder()
+                        .maximum_concurrency(pace.maximum_concurrency)
+                        .build(),
+                );
+            match create.send().await {
+                Ok(answer) => {
+                    return answer
+                        .uuid
+                        .ok_or_else(|| missing("CreateEventSourceMapping", queue, "an id"));
+                }
+                Err(e) if e.code() == Some("ResourceConflictException") => {
+                    let found = self.find_mapping(queue).await?;
+                    return found.ok_or_else(|| {
+                        missing(
+                            "ListEventSourceMappings",
+                            queue,
+                            "the mapping that is said to exist",
+                        )
+                    });
+                }
+                Err(e) if not_known_yet(e.code()) && Instant::now() < deadline => sleep(LOOK_EVERY).await,
+                Err(e) => return Err(call("CreateEventSourceMapping", queue, explain(&e))),
+            }
+        }
     }
+
+    /// The id of a mapping that feeds the governor from a tenant's queue already.
+    ///
+    /// # Errors
+    /// [`QueueError`] when Lambda does not answer.
+    pub async fn find_mapping(&self, queue: &str) -> Result<Option<String>, QueueError> {
+        Ok(self.mappings(queue).await?.into_iter().next())
+    }
+
+    /// Ids of the mappings from a queue.
+    async fn mappings(&self, queue: &str) -> Result<Vec<String>, QueueError> {
+        let list = self.lambda.list_event_source_mappings();
+        let answer = list.event_source_arn(self.arn(queue)).send().await;
+        let answer = answer.map_err(|e| call("ListEventSourceMappings", queue, explain(&e)))?;
+        let found = answer.event_source_mappings.unwrap_or_default().into_iter();
+        // One that is being deleted is listed for minutes.
+        let there = found.filter(|mapping| mapping.state.as_deref() != Some(DELETING));
+        Ok(there.filter_map(|mapping| mapping.uuid).collect())
+    }
+
+    /// Has a mapping follow what a tenant's plans allow now.
+    ///
+    /// # Errors
+    /// [`QueueError`] when Lambda does not do it.
+    pub async fn pace_mapping(&self, mapping_id: &str, concurrent_actions: u64) -> Result<(), QueueError> {
+        let pace = Pace::of(concurrent_actions);
+        self.lambda
+            .update_event_source_mapping()
+            .uuid(mapping_id)
+            .batch_size(pace.batch_size)
+            .scaling_config(
+                ScalingConfig::builder()
+                    .maximum_concurrency(pace.maximum_concurrency)
+                    .build(),
+            )
+            .send()
+            .await
+            .map(|_| ())
+            .map_err(|e| call("UpdateEventSourceMapping", mapping_id, explain(&e)))
+    }
+
+    /// Deletes the mappings from a queue, and says whether there was one. None is needed for that to be known by its id.
+    ///
+    /// # Errors
+    /// [`QueueError`] when Lambda does not do it.
+    pub async fn remove_mapping(&self, queue: &str) -> Result<bool, QueueError> {
+        let found = self.mappings(queue).await?;
+        for id in &found {
+            delete_mapping(&self.lambda, id).await?;
+        }
+        Ok(!found.is_empty())
+    }
+
+    /// The URL of a queue; `None` when there is no such queue.
+    ///
+    /// # Errors
+    /// [`QueueError`] when SQS does not answer.
+    pub async fn url(&self, name: &str) -> Result<Option<String>, QueueError> {
+        queue_url(&self.sqs, name).await
+    }
+
+    /// Deletes a queue by its name, and says whether there was one.
+    ///
+    /// # Errors
+    /// [`QueueError`] when SQS does not do it.
+    pub async fn remove_queue(&self, name: &str) -> Result<bool, QueueError> {
+        match queue_url(&self.sqs, name).await? {
+            Some(url) => delete_queue(&self.sqs, &url).await,
+            None => Ok(false),
+        }
+    }
+
+    fn arn(&self, queue: &str) -> String {
+        format!("{}:{queue}", self.arn_prefix)
+    }
+}
+
+/// The URL of a queue; `None` when there is no such queue.
+async fn queue_url(sqs: &aws_sdk_sqs::Client, name: &str) -> Result<Option<String>, QueueError> {
+    match sqs.get_queue_url().queue_name(name).send().await {
+        Ok(answer) => Ok(answer.queue_url),
+        Err(e) if queue_is_gone(e.code()) => Ok(None),
+        Err(e) => Err(call("GetQueueUrl", name, explain(&e))),
+    }
+}
+
+/// Deletes a queue, and says whether there was one.
+async fn delete_queue(sqs: &aws_sdk_sqs::Client, queue_url: &str) -> Result<bool, QueueError> {
+    match sqs.delete_queue().queue_url(queue_url).send().await {
+        Ok(_) => Ok(true),
+        Err(e) if queue_is_gone(e.code()) => Ok(false),
+        Err(e) => Err(call("DeleteQueue", queue_url, explain(&e))),
+    }
+}
+
+/// Deletes a mapping; one that is gone or going is fine. One that is being made or changed is waited for.
+async fn delete_mapping(lambda: &aws_sdk_lambda::Client, mapping_id: &str) -> Result<(), QueueError> {
+    let deadline = Instant::now() + SETTLED_WITHIN;
+    loop {
+        let e = match lambda.delete_event_source_mapping().uuid(mapping_id).send().await {
+            Ok(_) => return Ok(()),
+            Err(e) => e,
+        };
+        match e.code() {
+            Some("ResourceNotFoundException") => return Ok(()),
+            Some("ResourceInUseException") if Instant::now() < deadline => {}
+            _ => return Err(call("DeleteEventSourceMapping", mapping_id, explain(&e))),
+        }
+        match lambda.get_event_source_mapping().uuid(mapping_id).send().await {
+            Ok(mapping) if mapping.state.as_deref() == Some(DELETING) => return Ok(()),
+            Ok(_) => sleep(LOOK_EVERY).await,
+            Err(e) if e.code() == Some("ResourceNotFoundException") => return Ok(()),
+            Err(e) => return Err(call("GetEventSourceMapping", mapping_id, explain(&e))),
+        }
+    }
+}
+
+/// Whether AWS says that something which was made a moment ago is not there: SQS asks for a second's patience.
+fn not_known_yet(code: Option<&str>) -> bool {
+    queue_is_gone(code)
+        || matches!(
+            code,
+            Some("InvalidParameterValueException" | "InvalidParameterValue" | "InvalidAttributeValue")
+        )
+}
+
+/// Attributes of queues whose messages are kept as long as SQS keeps any.
+fn kept_long() -> HashMap<QueueAttributeName, String> {
+    HashMap::from([
+        (
+            QueueAttributeName::MessageRetentionPeriod,
+            RETENTION_SECONDS.to_string(),
+        ),
+        (QueueAttributeName::SqsManagedSseEnabled, "true".to_owned()),
+    ])
 }
 
 /// What a queue holds, roughly, as SQS says.
@@ -212,6 +348,8 @@ pub struct Left {
     pub body: String,
     /// Handle by which it is deleted.
     pub receipt_handle: String,
+    /// When it was put on the tenant's queue, in milliseconds since 1970.
+    pub sent_at_ms: Option<String>,
 }
 
 /// Takes tenants' queues away.
@@ -264,17 +402,7 @@ impl Teardown {
     /// # Errors
     /// [`QueueError`] when Lambda does not do it.
     pub async fn delete_mapping(&self, mapping_id: &str) -> Result<(), QueueError> {
-        match self
-            .lambda
-            .delete_event_source_mapping()
-            .uuid(mapping_id)
-            .send()
-            .await
-        {
-            Ok(_) => Ok(()),
-            Err(e) if e.code() == Some("ResourceNotFoundException") => Ok(()),
-            Err(e) => Err(call("DeleteEventSourceMapping", mapping_id, explain(&e))),
-        }
+        delete_mapping(&self.lambda, mapping_id).await
     }
 
     /// Takes up to ten messages that nobody feeds to the governor any more; none when there are none, or no queue.
@@ -288,6 +416,7 @@ impl Teardown {
             .receive_message()
             .queue_url(queue_url)
             .max_number_of_messages(10)
+            .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp)
             .wait_time_seconds(1);
         let answer = match receive.send().await {
             Ok(answer) => answer,
@@ -297,6 +426,9 @@ impl Teardown {
         let messages = answer.messages.unwrap_or_default().into_iter();
         Ok(messages
             .map(|m| Left {
+                sent_at_ms: m
+                    .attributes
+                    .and_then(|mut known| known.remove(&MessageSystemAttributeName::SentTimestamp)),
                 message_id: m.message_id.unwrap_or_default(),
                 body: m.body.unwrap_or_default(),
                 receipt_handle: m.receipt_handle.unwrap_or_default(),
@@ -326,11 +458,7 @@ impl Teardown {
     /// # Errors
     /// [`QueueError`] when SQS does not do it.
     pub async fn delete_queue(&self, queue_url: &str) -> Result<(), QueueError> {
-        match self.sqs.delete_queue().queue_url(queue_url).send().await {
-            Ok(_) => Ok(()),
-            Err(e) if queue_is_gone(e.code()) => Ok(()),
-            Err(e) => Err(call("DeleteQueue", queue_url, explain(&e))),
-        }
+        delete_queue(&self.sqs, queue_url).await.map(|_| ())
     }
 }
 
@@ -394,7 +522,7 @@ impl Messages {
     }
 }
 
-fn queue_is_gone(code: Option<&str>) -> bool {
+pub(crate) fn queue_is_gone(code: Option<&str>) -> bool {
     matches!(
         code,
         Some("AWS.SimpleQueueService.NonExistentQueue" | "QueueDoesNotExist")

@@ -6,8 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::get_object::GetObjectError;
 use aws_sdk_s3::primitives::ByteStream;
+use domain::account::IdError;
+use domain::entitlement::{Isolation, Offer};
 use domain::names;
+use domain::tenant::{PolicyPin, Quota};
+use domain::webhook::event::PlanReference;
+use policy::compile::Bundle;
 use policy::enforcer::{BundleError, Enforcer};
+use policy::ontology;
 use serde::{Deserialize, Serialize};
 
 use crate::clients::explain;
@@ -50,6 +56,15 @@ pub enum RegistryError {
         /// What is wrong with it.
         #[source]
         source: BundleError,
+    },
+    /// An enforcer's SKU or plan is none.
+    #[error("enforcer {hash} has a SKU or plan that cannot be one")]
+    Name {
+        /// Which hash.
+        hash: String,
+        /// What is wrong with it.
+        #[source]
+        source: IdError,
     },
     /// An enforcer's bytes do not hash to its name.
     #[error("enforcer stored as {expected} hashes to {found}")]
@@ -165,6 +180,26 @@ impl Registry {
         self.entry(&names::alias_key(provider, plan_id)).await
     }
 
+    /// What a plan is here now; `None` when no policy is known for it.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when the bucket does not answer, or what it holds is not of its form.
+    pub async fn offer(&self, plan: &PlanReference) -> Result<Option<Offer>, RegistryError> {
+        let entry = match plan {
+            PlanReference::Canonical { sku_id, plan_type } => {
+                self.current(sku_id.as_str(), plan_type.as_str()).await?
+            }
+            PlanReference::Provider { provider, plan_id } => self.alias(provider, plan_id).await?,
+        };
+        let Some(entry) = entry else { return Ok(None) };
+        let enforcer = self.enforcer(&entry.policy_hash).await?;
+        let offer = offer_of(enforcer.bundle(), &entry.policy_hash);
+        offer.map(Some).map_err(|source| RegistryError::Name {
+            hash: entry.policy_hash,
+            source,
+        })
+    }
+
     /// The enforcer of a hash, loaded once per process.
     ///
     /// # Errors
@@ -242,4 +277,27 @@ impl Registry {
         }
         self.put(&key, bytes).await
     }
+}
+
+/// What an enforcer's bundle offers.
+///
+/// # Errors
+/// [`IdError`] when its SKU or plan is none: the compiler makes no such bundle.
+pub fn offer_of(bundle: &Bundle, hash: &str) -> Result<Offer, IdError> {
+    Ok(Offer {
+        sku_id: bundle.sku_id.clone().try_into()?,
+        plan_type: bundle.plan_type.clone().try_into()?,
+        policy: PolicyPin {
+            version: bundle.version.to_string(),
+            hash: hash.to_owned(),
+        },
+        quota: Quota {
+            monthly_actions: bundle.quota.monthly_actions,
+            concurrent_actions: bundle.quota.concurrent_actions,
+        },
+        isolation: match bundle.isolation {
+            ontology::Isolation::Pool => Isolation::Pool,
+            ontology::Isolation::Dedicated => Isolation::Dedicated,
+        },
+    })
 }

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use aws_sdk_secretsmanager::Client;
 use aws_sdk_secretsmanager::operation::get_secret_value::{GetSecretValueError, GetSecretValueOutput};
 use domain::webhook::signature::{Secret, SecretError};
+use jiff::Timestamp;
 use receipts::key::Signer;
 use tokio::sync::Mutex;
+use tracing::warn;
 
 use crate::clients::explain;
 
@@ -16,6 +18,10 @@ const KEEP: Duration = Duration::from_secs(300);
 
 /// The version everybody reads.
 const CURRENT: &str = "AWSCURRENT";
+/// The version that was read before.
+const PREVIOUS: &str = "AWSPREVIOUS";
+/// For how long after a rotation the version before still counts, in seconds: a day.
+const ROTATION_SECONDS: i64 = 24 * 3600;
 /// The version that is to be read next.
 const PENDING: &str = "AWSPENDING";
 
@@ -69,7 +75,11 @@ pub enum SecretsError {
 pub struct Secrets {
     client: Client,
     kept: Mutex<HashMap<String, (Instant, String)>>,
+    staged: Mutex<HashMap<String, (Instant, Staged)>>,
 }
+
+/// The current version of a secret and the previous one, where there are any.
+type Staged = (Option<String>, Option<String>);
 
 impl Secrets {
     /// A reader on this account.
@@ -78,6 +88,7 @@ impl Secrets {
         Self {
             client: Client::new(sdk),
             kept: Mutex::new(HashMap::new()),
+            staged: Mutex::new(HashMap::new()),
         }
     }
 
@@ -106,28 +117,61 @@ impl Secrets {
         Ok(text)
     }
 
-    /// The secret shared with Standard Webhooks senders, or with the action handler.
+    /// The secret shared with the action handler.
     ///
     /// # Errors
     /// [`SecretsError`] when it cannot be read or is not `whsec_…`.
     pub async fn standard(&self, id: &str) -> Result<Secret, SecretsError> {
         let text = self.text(id).await?;
-        Secret::standard(&text).map_err(|source| SecretsError::Webhook {
-            id: id.to_owned(),
-            source,
-        })
+        Secret::standard(&text).map_err(|source| webhook(id, source))
     }
 
-    /// The secret shared with GitHub.
+    /// The secrets shared with a webhook's sender: the current one, and the one before it while a rotation is under way.
+    /// None when no value was ever put.
     ///
     /// # Errors
-    /// [`SecretsError`] when it cannot be read or is empty.
-    pub async fn github(&self, id: &str) -> Result<Secret, SecretsError> {
-        let text = self.text(id).await?;
-        Secret::github(&text).map_err(|source| SecretsError::Webhook {
-            id: id.to_owned(),
-            source,
-        })
+    /// [`SecretsError`] when they cannot be read, or the current one is not of the form that `read` asks for.
+    pub async fn shared_with_sender(
+        &self,
+        id: &str,
+        read: fn(&str) -> Result<Secret, SecretError>,
+    ) -> Result<Vec<Secret>, SecretsError> {
+        let (current, previous) = self.staged(id).await?;
+        let Some(current) = current else {
+            return Ok(Vec::new());
+        };
+        let mut secrets = vec![read(&current).map_err(|source| webhook(id, source))?];
+        if let Some(previous) = previous {
+            match read(&previous) {
+                Ok(secret) => secrets.push(secret),
+                // It was never one that a sender could have signed with.
+                Err(_) => warn!(
+                    id,
+                    "the previous version of a webhook secret is none, and is not used"
+                ),
+            }
+        }
+        Ok(secrets)
+    }
+
+    /// The current version and, for a day after that one was put, the one before it. Both are kept for a while.
+    async fn staged(&self, id: &str) -> Result<Staged, SecretsError> {
+        let mut kept = self.staged.lock().await;
+        if let Some((at, staged)) = kept.get(id)
+            && at.elapsed() < KEEP
+        {
+            return Ok(staged.clone());
+        }
+        let (current, previous) = tokio::join!(self.version(id, CURRENT), self.version(id, PREVIOUS));
+        let current = current?;
+        // A secret that was rotated because it leaked must not count for ever.
+        let since = current.as_ref().and_then(|version| version.created_date);
+        let rotating =
+            since.is_none_or(|since| Timestamp::now().as_second() - since.secs() < ROTATION_SECONDS);
+        let text = |version: Option<GetSecretValueOutput>| version.and_then(|version| version.secret_string);
+        let staged = (text(current), text(previous?).filter(|_| rotating));
+        kept.insert(id.to_owned(), (Instant::now(), staged.clone()));
+        Ok(staged)
     }
 
     /// The key that signs receipts.
@@ -261,6 +305,13 @@ impl Secrets {
                 detail: explain(&e),
             }),
         }
+    }
+}
+
+fn webhook(id: &str, source: SecretError) -> SecretsError {
+    SecretsError::Webhook {
+        id: id.to_owned(),
+        source,
     }
 }
 

@@ -4,21 +4,22 @@
 //! chains and signs the receipts, and commits state, receipts, head and dedup together. When another writer was first
 //! it reads again and asks again, a bounded number of times, with jitter.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_config::SdkConfig;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::SdkError;
 use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
-use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
+use aws_sdk_dynamodb::operation::transact_write_items::{TransactWriteItemsError, TransactWriteItemsOutput};
 use aws_sdk_dynamodb::types::{
-    AttributeValue, KeysAndAttributes, Put, ReturnConsumedCapacity, TransactWriteItem,
+    AttributeValue, ConditionCheck, KeysAndAttributes, Put, ReturnConsumedCapacity, TransactWriteItem,
 };
 use domain::action::Action;
 use domain::names::{self, LedgerId};
 use domain::signal::ActionId;
-use domain::tenant::{Lifecycle, Tenant};
+use domain::tenant::{BUSY, Lifecycle, Tables, Tenant};
 use jiff::Timestamp;
 use receipts::key::Signer;
 use receipts::ledger::{self, AppendError, Head, Sealed};
@@ -40,7 +41,7 @@ const ATTEMPTS: u32 = 48;
 const DELIVERY_KEPT_SECONDS: i64 = 7 * 24 * 3600;
 
 /// An item, or where a page goes on.
-pub type Item = std::collections::HashMap<String, AttributeValue>;
+pub type Item = HashMap<String, AttributeValue>;
 
 /// Why the tables could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +130,8 @@ pub struct Account {
     pub head: Head,
     /// The actions asked for that exist.
     pub actions: BTreeMap<ActionId, Action>,
+    /// Those of them that stand in the tenant's own table.
+    pub own_actions: BTreeSet<ActionId>,
     /// The delivery asked for, if it was answered before.
     pub delivery: Option<DeliveryRecord>,
     /// The receipts asked for that were appended before.
@@ -150,6 +153,8 @@ pub struct Plan {
     pub delivery: Option<DeliveryPlan>,
     /// A queue to note as this account's.
     pub queue: Option<String>,
+    /// Whether the ledger must end where it was read to end, though nothing is appended.
+    pub ledger_stands: bool,
 }
 
 /// The answer to a delivery, before its receipt is sealed.
@@ -174,11 +179,32 @@ pub struct Committed {
     pub sealed: Vec<Sealed>,
 }
 
+/// Where a listing of actions goes on.
+#[derive(Debug, Clone, Default)]
+pub struct After {
+    own_table: bool,
+    key: Option<Item>,
+}
+
 /// The tables.
 pub struct Store {
     client: Client,
     stack: Stack,
+    /// Own tables of the accounts that were loaded last, so that reading a ledger knows where its receipts stand.
+    own_tables: Mutex<HashMap<String, Option<Tables>>>,
 }
+
+/// Where a receipt may be put.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    /// Where nothing is.
+    Free,
+    /// Where nothing is, or the very same receipt from an attempt before.
+    FreeOrItsOwn,
+}
+
+/// Accounts whose own tables are remembered: there is no growth without end.
+const REMEMBERED: usize = 1000;
 
 fn text(value: impl Into<String>) -> AttributeValue {
     AttributeValue::S(value.into())
@@ -233,6 +259,7 @@ impl Store {
         Self {
             client: Client::new(sdk),
             stack,
+            own_tables: Mutex::new(HashMap::new()),
         }
     }
 
@@ -259,11 +286,63 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when the table does not answer or an item is not of its form.
     pub async fn load(&self, partition: &str, keys: &Keys) -> Result<Account, StoreError> {
-        let table = &self.stack.tenants_table;
         let mut wanted = vec![key(partition, TENANT), key(partition, HEAD)];
         wanted.extend(keys.actions.iter().map(|id| key(partition, &action_sk(id))));
         wanted.extend(keys.delivery.iter().map(|d| key(&delivery_partition(d), WEBHOOK)));
         wanted.extend(keys.once.iter().map(|id| key(partition, &once_sk(*id))));
+        let items = self.items(&self.stack.tenants_table, partition, wanted).await?;
+        let mut account = Self::account(partition, keys, items)?;
+        let tables = account.tenant.as_ref().and_then(|tenant| tenant.tables.clone());
+        self.remember(partition, tables.clone());
+        // Only a tenant of a plan with its own tables pays for a second read; once it leaves they are no longer asked.
+        if let Some(tables) = tables.filter(|tables| tables.until.is_none() && !keys.actions.is_empty()) {
+            let wanted = keys
+                .actions
+                .iter()
+                .map(|id| key(partition, &action_sk(id)))
+                .collect();
+            let mut items = self.items(&tables.actions, partition, wanted).await?;
+            for id in &keys.actions {
+                let sk = action_sk(id);
+                if let Some(action) = attribute::<Action>(partition, &sk, "action", items.remove(&sk))? {
+                    account.actions.insert(id.clone(), action);
+                    account.own_actions.insert(id.clone());
+                }
+            }
+        }
+        Ok(account)
+    }
+
+    fn remember(&self, partition: &str, tables: Option<Tables>) {
+        let mut known = self.own_tables.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= REMEMBERED {
+            known.clear();
+        }
+        known.insert(partition.to_owned(), tables);
+    }
+
+    /// The own tables of an account, as they were when it was loaded last.
+    async fn tables_of(&self, partition: &str) -> Result<Option<Tables>, StoreError> {
+        let known = {
+            let known = self.own_tables.lock().unwrap_or_else(PoisonError::into_inner);
+            known.get(partition).cloned()
+        };
+        match known {
+            Some(tables) => Ok(tables),
+            None => {
+                let account = self.load(partition, &Keys::default()).await?;
+                Ok(account.tenant.and_then(|tenant| tenant.tables))
+            }
+        }
+    }
+
+    /// Reads items by key, strongly consistent, by their `sk`.
+    async fn items(
+        &self,
+        table: &str,
+        partition: &str,
+        mut wanted: Vec<Item>,
+    ) -> Result<BTreeMap<String, Item>, StoreError> {
         let mut items: BTreeMap<String, Item> = BTreeMap::new();
         let mut rounds = 0;
         while !wanted.is_empty() {
@@ -302,7 +381,7 @@ impl Store {
                 }
             }
         }
-        Self::account(partition, keys, items)
+        Ok(items)
     }
 
     fn account(
@@ -310,33 +389,14 @@ impl Store {
         keys: &Keys,
         mut items: BTreeMap<String, Item>,
     ) -> Result<Account, StoreError> {
-        fn read<T: serde::de::DeserializeOwned>(
-            partition: &str,
-            sk: &str,
-            field: &str,
-            item: Option<Item>,
-        ) -> Result<Option<T>, StoreError> {
-            let Some(mut item) = item else { return Ok(None) };
-            let wrong = |detail: String| StoreError::Item {
-                account: partition.to_owned(),
-                sk: sk.to_owned(),
-                detail,
-            };
-            let value = item
-                .remove(field)
-                .ok_or_else(|| wrong(format!("attribute {field} is missing")))?;
-            serde_dynamo::from_attribute_value(value)
-                .map(Some)
-                .map_err(|e| wrong(e.to_string()))
-        }
         let mut actions = BTreeMap::new();
         for id in &keys.actions {
             let sk = action_sk(id);
-            if let Some(action) = read::<Action>(partition, &sk, "action", items.remove(&sk))? {
+            if let Some(action) = attribute::<Action>(partition, &sk, "action", items.remove(&sk))? {
                 actions.insert(id.clone(), action);
             }
         }
-        let delivery = read(partition, WEBHOOK, "delivery", items.remove(WEBHOOK))?;
+        let delivery = attribute(partition, WEBHOOK, "delivery", items.remove(WEBHOOK))?;
         let once = keys
             .once
             .iter()
@@ -345,9 +405,10 @@ impl Store {
             .collect();
         Ok(Account {
             partition: partition.to_owned(),
-            tenant: read(partition, TENANT, "tenant", items.remove(TENANT))?,
-            head: read(partition, HEAD, "head", items.remove(HEAD))?.unwrap_or_else(Head::empty),
+            tenant: attribute(partition, TENANT, "tenant", items.remove(TENANT))?,
+            head: attribute(partition, HEAD, "head", items.remove(HEAD))?.unwrap_or_else(Head::empty),
             actions,
+            own_actions: BTreeSet::new(),
             delivery,
             once,
         })
@@ -369,17 +430,19 @@ impl Store {
     ) -> Result<Committed, E> {
         let mut account = match account {
             Some(account) => account,
-            None => self.load(partition, keys).await?,
+            None => Box::pin(self.load(partition, keys)).await?,
         };
         for attempt in 1..=ATTEMPTS {
             let wanted = plan(&account)?;
-            if let Some(committed) = self.commit(signer, &account, &wanted, Timestamp::now()).await? {
+            // Boxed, as are the reads: a function's future would hold several of them by value.
+            let commit = Box::pin(self.commit(signer, &account, &wanted, Timestamp::now()));
+            if let Some(committed) = commit.await? {
                 return Ok(committed);
             }
             warn!(account = partition, attempt, "another writer was first");
             // Full jitter: writers that lost together do not come back together.
             tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=longest_wait(attempt)))).await;
-            account = self.load(partition, keys).await?;
+            account = Box::pin(self.load(partition, keys)).await?;
         }
         Err(StoreError::Contended {
             account: partition.to_owned(),
@@ -405,15 +468,24 @@ impl Store {
         let mut writes = Vec::new();
         if let Some(tenant) = &plan.tenant {
             writes.push(self.put_tenant(account, tenant)?);
+            writes.extend(self.put_plans(account, tenant)?);
         }
+        let tenant = plan.tenant.as_ref().or(account.tenant.as_ref());
+        let tables = tenant.and_then(|tenant| tenant.tables.as_ref());
         for action in &plan.actions {
-            writes.push(self.put_action(account, action)?);
+            writes.push(self.put_action(account, tables, action)?);
         }
         if !appended.sealed.is_empty() {
             writes.push(self.put_head(account, &appended.head)?);
+            // Where receipts stand is the tenant's to say: it must still say what was read.
+            if let (Some(tenant), None) = (&account.tenant, &plan.tenant) {
+                writes.push(self.unchanged(account, tenant)?);
+            }
+        } else if plan.ledger_stands {
+            writes.push(self.stands(account)?);
         }
         for sealed in &appended.sealed {
-            writes.push(self.put_receipt(partition, sealed)?);
+            writes.push(self.put_receipt(partition, tables, sealed, Place::Free)?);
         }
         for id in &plan.once {
             writes.push(self.put(
@@ -438,6 +510,10 @@ impl Store {
         }
         for action in &plan.actions {
             after.actions.insert(action.action_id.clone(), action.clone());
+            let new = !account.actions.contains_key(&action.action_id);
+            if new && tables.is_some_and(|tables| tables.until.is_none()) {
+                after.own_actions.insert(action.action_id.clone());
+            }
         }
         let committed = Committed {
             account: after,
@@ -446,13 +522,7 @@ impl Store {
         if writes.is_empty() {
             return Ok(Some(committed));
         }
-        let answer = self
-            .client
-            .transact_write_items()
-            .set_transact_items(Some(writes))
-            .return_consumed_capacity(ReturnConsumedCapacity::Total)
-            .send()
-            .await;
+        let answer = self.write(writes).await;
         match answer {
             Ok(_) => Ok(Some(committed)),
             Err(e) if others_were_first(&e) => Ok(None),
@@ -463,6 +533,18 @@ impl Store {
                 e,
             )),
         }
+    }
+
+    async fn write(
+        &self,
+        writes: Vec<TransactWriteItem>,
+    ) -> Result<TransactWriteItemsOutput, SdkError<TransactWriteItemsError>> {
+        self.client
+            .transact_write_items()
+            .set_transact_items(Some(writes))
+            .return_consumed_capacity(ReturnConsumedCapacity::Total)
+            .send()
+            .await
     }
 
     fn put(
@@ -498,6 +580,7 @@ impl Store {
             ("#size", "size"),
             ("#state", "action_state"),
             ("#owner", "action_owner"),
+            ("#line", "line"),
         ] {
             if condition.contains(alias) {
                 put = put.expression_attribute_names(alias, name);
@@ -514,11 +597,7 @@ impl Store {
     fn put_tenant(&self, account: &Account, tenant: &Tenant) -> Result<TransactWriteItem, StoreError> {
         let fields = [
             ("tenant".to_owned(), encode(&account.partition, "tenant", tenant)?),
-            ("lifecycle".to_owned(), text(tenant.lifecycle.name())),
-            (
-                "sku_plan".to_owned(),
-                text(sku_plan(tenant.sku_id.as_str(), tenant.plan_type.as_str())),
-            ),
+            ("lifecycle".to_owned(), text(tenant.index_state())),
             ("revision".to_owned(), number(tenant.revision)),
         ];
         match &account.tenant {
@@ -542,31 +621,101 @@ impl Store {
         }
     }
 
-    fn put_action(&self, account: &Account, action: &Action) -> Result<TransactWriteItem, StoreError> {
+    /// That the tenant is as it was read.
+    fn unchanged(&self, account: &Account, tenant: &Tenant) -> Result<TransactWriteItem, StoreError> {
+        let revision = [(":revision".to_owned(), number(tenant.revision))].into();
+        self.check(account, TENANT, "revision = :revision", revision, None)
+    }
+
+    /// That the ledger ends where it was read to end.
+    fn stands(&self, account: &Account) -> Result<TransactWriteItem, StoreError> {
+        if account.head.size == 0 {
+            return self.check(account, HEAD, "attribute_not_exists(sk)", Item::new(), None);
+        }
+        let size = [(":size".to_owned(), number(account.head.size))].into();
+        self.check(account, HEAD, "#size = :size", size, Some(("#size", "size")))
+    }
+
+    fn check(
+        &self,
+        account: &Account,
+        sk: &str,
+        condition: &str,
+        values: Item,
+        alias: Option<(&str, &str)>,
+    ) -> Result<TransactWriteItem, StoreError> {
+        let mut check = ConditionCheck::builder()
+            .table_name(&self.stack.tenants_table)
+            .set_key(Some(key(&account.partition, sk)))
+            .condition_expression(condition);
+        if !values.is_empty() {
+            check = check.set_expression_attribute_values(Some(values));
+        }
+        if let Some((alias, name)) = alias {
+            check = check.expression_attribute_names(alias, name);
+        }
+        let check = check.build().map_err(|e| StoreError::Encode {
+            account: account.partition.clone(),
+            what: "condition",
+            detail: e.to_string(),
+        })?;
+        Ok(TransactWriteItem::builder().condition_check(check).build())
+    }
+
+    /// Notes by which plans the index finds the tenant, where that changes.
+    fn put_plans(&self, account: &Account, tenant: &Tenant) -> Result<Vec<TransactWriteItem>, StoreError> {
+        let before = account.tenant.as_ref().map(plans_of).unwrap_or_default();
+        let after = plans_of(tenant);
+        let mut writes = Vec::new();
+        for plan in before.symmetric_difference(&after) {
+            // Without the attribute an item is in no index: the tenant has the plan no more.
+            let fields: Item = match after.contains(plan) {
+                true => [("sku_plan".to_owned(), text(plan))].into(),
+                false => Item::new(),
+            };
+            writes.push(self.put(
+                &account.partition,
+                &format!("PLAN#{plan}"),
+                fields,
+                "",
+                Item::new(),
+            )?);
+        }
+        Ok(writes)
+    }
+
+    fn put_action(
+        &self,
+        account: &Account,
+        tables: Option<&Tables>,
+        action: &Action,
+    ) -> Result<TransactWriteItem, StoreError> {
+        let id = &action.action_id;
+        // An action stays where it was begun.
+        let own = match account.actions.contains_key(id) {
+            true => tables.filter(|_| account.own_actions.contains(id)),
+            false => tables.filter(|tables| tables.until.is_none()),
+        };
+        let table = own.map_or(&self.stack.tenants_table, |tables| &tables.actions);
         let state = |action: &Action| encode(&account.partition, "action state", &action.state);
         let fields = [
             ("action".to_owned(), encode(&account.partition, "action", action)?),
             ("action_state".to_owned(), state(action)?),
             ("action_owner".to_owned(), text(action.owner.to_string())),
         ];
-        let sk = action_sk(&action.action_id);
-        match account.actions.get(&action.action_id) {
-            None => self.put(
-                &account.partition,
-                &sk,
-                fields.into(),
-                "attribute_not_exists(sk)",
-                Item::new(),
-            ),
+        let mut item = key(&account.partition, &action_sk(id));
+        item.extend(fields);
+        let (condition, values) = match account.actions.get(id) {
+            None => ("attribute_not_exists(sk)", Item::new()),
             Some(read) => {
                 let values = [
                     (":state".to_owned(), state(read)?),
                     (":owner".to_owned(), text(read.owner.to_string())),
                 ];
-                let condition = "#state = :state AND #owner = :owner";
-                self.put(&account.partition, &sk, fields.into(), condition, values.into())
+                ("#state = :state AND #owner = :owner", values.into())
             }
-        }
+        };
+        self.put_into(table, &account.partition, item, condition, values)
     }
 
     fn put_head(&self, account: &Account, head: &Head) -> Result<TransactWriteItem, StoreError> {
@@ -588,7 +737,13 @@ impl Store {
         self.put(&account.partition, HEAD, fields.into(), "#size = :size", values)
     }
 
-    fn put_receipt(&self, partition: &str, sealed: &Sealed) -> Result<TransactWriteItem, StoreError> {
+    fn put_receipt(
+        &self,
+        partition: &str,
+        tables: Option<&Tables>,
+        sealed: &Sealed,
+        place: Place,
+    ) -> Result<TransactWriteItem, StoreError> {
         let item = [
             ("account_id".to_owned(), text(partition)),
             ("seq".to_owned(), text(format!("{:020}", sealed.seq))),
@@ -596,14 +751,34 @@ impl Store {
             ("operation".to_owned(), text(sealed.operation)),
             ("line".to_owned(), text(sealed.line.clone())),
         ];
-        let table = &self.stack.receipts_table;
-        self.put_into(
-            table,
-            partition,
-            item.into(),
-            "attribute_not_exists(account_id)",
-            Item::new(),
-        )
+        let own = tables.filter(|tables| tables.hold(sealed.seq));
+        let table = own.map_or(&self.stack.receipts_table, |tables| &tables.receipts);
+        let (condition, values) = match place {
+            Place::Free => ("attribute_not_exists(account_id)", Item::new()),
+            Place::FreeOrItsOwn => (
+                "attribute_not_exists(account_id) OR #line = :line",
+                [(":line".to_owned(), text(sealed.line.clone()))].into(),
+            ),
+        };
+        self.put_into(table, partition, item.into(), condition, values)
+    }
+
+    /// A receipt that stands elsewhere already, put into the shared table where nothing or itself is.
+    fn put_line(&self, partition: &str, seq: u64, line: &str) -> Result<TransactWriteItem, StoreError> {
+        let receipt: receipts::receipt::Receipt =
+            serde_json::from_str(line).map_err(|e| StoreError::Item {
+                account: partition.to_owned(),
+                sk: format!("receipt {seq}"),
+                detail: e.to_string(),
+            })?;
+        let sealed = Sealed {
+            seq,
+            receipt_id: receipt.receipt_id,
+            operation: receipt.payload.operation(),
+            hash: String::new(),
+            line: line.to_owned(),
+        };
+        self.put_receipt(partition, None, &sealed, Place::FreeOrItsOwn)
     }
 
     fn put_delivery(
@@ -663,11 +838,13 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when the table does not answer.
     pub async fn receipts_from(&self, partition: &str, seq: u64) -> Result<Vec<String>, StoreError> {
-        let table = &self.stack.receipts_table;
+        let tables = self.tables_of(partition).await?;
+        let own = tables.as_ref().filter(|tables| tables.hold(seq));
+        let shared = &self.stack.receipts_table;
         let answer = self
             .client
             .query()
-            .table_name(table)
+            .table_name(own.map_or(shared, |tables| &tables.receipts))
             .consistent_read(true)
             .key_condition_expression("account_id = :account AND seq >= :seq")
             .expression_attribute_values(":account", text(partition))
@@ -675,10 +852,17 @@ impl Store {
             .return_consumed_capacity(ReturnConsumedCapacity::Total)
             .send()
             .await
-            .map_err(|e| Self::call_error("Query", table, partition, e))?;
+            .map_err(|e| Self::call_error("Query", shared, partition, e))?;
         let place = || format!("receipt in the page from {seq}");
-        let items = answer.items.unwrap_or_default();
-        items.iter().map(|item| line_of(partition, item, place)).collect()
+        let mut lines = Vec::new();
+        for (item, seq) in answer.items.unwrap_or_default().iter().zip(seq..) {
+            // Where the ledger goes on in another table the page ends.
+            if tables.as_ref().is_some_and(|tables| tables.hold(seq)) != own.is_some() {
+                break;
+            }
+            lines.push(line_of(partition, item, place)?);
+        }
+        Ok(lines)
     }
 
     /// One receipt's line, as it stands in the ledger.
@@ -686,7 +870,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when the table does not answer or the item is not of its form.
     pub async fn receipt(&self, partition: &str, seq: u64) -> Result<Option<String>, StoreError> {
-        let table = &self.stack.receipts_table;
+        let tables = self.tables_of(partition).await?;
+        let own = tables.as_ref().filter(|tables| tables.hold(seq));
+        let table = own.map_or(&self.stack.receipts_table, |tables| &tables.receipts);
         let seq = format!("{seq:020}");
         let answer = self
             .client
@@ -706,14 +892,90 @@ impl Store {
             .transpose()
     }
 
+    /// Puts receipts of a tenant's own table into the shared one, where nothing or the same is: a tenant that leaves
+    /// takes its tables along, and its ledger stays.
+    ///
+    /// # Errors
+    /// [`StoreError`] when a table does not answer, or another receipt stands in the shared table.
+    pub async fn bring_home(&self, partition: &str, tables: &Tables) -> Result<(), StoreError> {
+        let until = tables.until.unwrap_or(tables.since);
+        // An attempt before may have ended in the middle; they are put in order.
+        let mut next = self.home_already(partition, tables.since, until).await?;
+        while next < until {
+            let lines = self.receipts_from(partition, next).await?;
+            if lines.is_empty() {
+                return Err(StoreError::Item {
+                    account: partition.to_owned(),
+                    sk: format!("receipt {next}"),
+                    detail: format!("is not in table {}", tables.receipts),
+                });
+            }
+            // A transaction takes a hundred items and 4 MB; a receipt has some kilobytes at the most.
+            for lines in lines.chunks(50) {
+                let mut writes = Vec::with_capacity(lines.len());
+                for line in lines {
+                    writes.push(self.put_line(partition, next, line)?);
+                    next += 1;
+                }
+                self.write(writes)
+                    .await
+                    .map_err(|e| Self::call_error("TransactWriteItems", &tables.receipts, partition, e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The first receipt from `since` on that the shared table does not have yet, `until` when it has all.
+    async fn home_already(&self, partition: &str, since: u64, until: u64) -> Result<u64, StoreError> {
+        let Some(last) = until.checked_sub(1) else {
+            return Ok(since);
+        };
+        let table = &self.stack.receipts_table;
+        let answer = self
+            .client
+            .query()
+            .table_name(table)
+            .consistent_read(true)
+            .key_condition_expression("account_id = :account AND seq BETWEEN :since AND :last")
+            .expression_attribute_values(":account", text(partition))
+            .expression_attribute_values(":since", text(format!("{since:020}")))
+            .expression_attribute_values(":last", text(format!("{last:020}")))
+            .scan_index_forward(false)
+            .limit(1)
+            .return_consumed_capacity(ReturnConsumedCapacity::Total)
+            .send()
+            .await
+            .map_err(|e| Self::call_error("Query", table, partition, e))?;
+        let found = answer.items.unwrap_or_default().into_iter().next();
+        let seq = found.and_then(|item| item.get("seq")?.as_s().ok()?.parse::<u64>().ok());
+        Ok(seq.map_or(since, |seq| seq.saturating_add(1)))
+    }
+
     /// Where the receipts with this id stand: partition and `seq`. A moment after a commit the index may not know yet.
     ///
-    /// One place, unless a receipt was written behind our back: whoever looks for it should see both.
+    /// One place, unless a receipt was written behind our back: whoever looks for it should see both. Receipts in a
+    /// tenant's own table are found only when `of` says whose they are.
     ///
     /// # Errors
     /// [`StoreError`] when the index does not answer or has an item that is not of its form.
-    pub async fn find_receipt(&self, receipt_id: Uuid) -> Result<Vec<(String, u64)>, StoreError> {
-        let table = &self.stack.receipts_table;
+    pub async fn find_receipt(
+        &self,
+        receipt_id: Uuid,
+        of: Option<&str>,
+    ) -> Result<Vec<(String, u64)>, StoreError> {
+        let own = match of {
+            Some(partition) => self.tables_of(partition).await?,
+            None => None,
+        };
+        let own = own.filter(|tables| tables.archived.is_none());
+        let mut found = BTreeSet::new();
+        for table in std::iter::once(&self.stack.receipts_table).chain(own.iter().map(|own| &own.receipts)) {
+            found.extend(self.find_receipt_in(table, receipt_id).await?);
+        }
+        Ok(found.into_iter().collect())
+    }
+
+    async fn find_receipt_in(&self, table: &str, receipt_id: Uuid) -> Result<Vec<(String, u64)>, StoreError> {
         let id = receipt_id.to_string();
         let mut found = Vec::new();
         let mut after = None;
@@ -747,16 +1009,25 @@ impl Store {
         }
     }
 
-    /// One page of an account's actions, by id: the actions and, when there are more, where to go on.
+    /// One page of an account's actions, by id: the actions and, when there are more, where to go on. Those of a tenant's
+    /// own table come behind the others.
     ///
     /// # Errors
     /// [`StoreError`] when the table does not answer or an item is not of its form.
     pub async fn actions(
         &self,
         partition: &str,
-        after: Option<Item>,
-    ) -> Result<(Vec<Action>, Option<Item>), StoreError> {
-        let table = &self.stack.tenants_table;
+        after: Option<After>,
+    ) -> Result<(Vec<Action>, Option<After>), StoreError> {
+        let After { own_table, key } = after.unwrap_or_default();
+        let own = self
+            .tables_of(partition)
+            .await?
+            .filter(|tables| tables.archived.is_none());
+        let table = match &own {
+            Some(tables) if own_table => &tables.actions,
+            _ => &self.stack.tenants_table,
+        };
         let answer = self
             .client
             .query()
@@ -765,26 +1036,48 @@ impl Store {
             .key_condition_expression("account_id = :account AND begins_with(sk, :action)")
             .expression_attribute_values(":account", text(partition))
             .expression_attribute_values(":action", text(ACTION))
-            .set_exclusive_start_key(after)
+            .set_exclusive_start_key(key)
             .return_consumed_capacity(ReturnConsumedCapacity::Total)
             .send()
             .await
             .map_err(|e| Self::call_error("Query", table, partition, e))?;
-        let next = answer.last_evaluated_key;
+        let next = match answer.last_evaluated_key {
+            Some(key) => Some(After {
+                own_table,
+                key: Some(key),
+            }),
+            None if own.is_some() && !own_table => Some(After {
+                own_table: true,
+                key: None,
+            }),
+            None => None,
+        };
         let mut actions = Vec::new();
-        for mut item in answer.items.unwrap_or_default() {
-            let sk = item.get("sk").and_then(|sk| sk.as_s().ok()).cloned();
-            let wrong = |detail: String| StoreError::Item {
-                account: partition.to_owned(),
-                sk: sk.clone().unwrap_or_default(),
-                detail,
-            };
-            let value = item
-                .remove("action")
-                .ok_or_else(|| wrong("attribute action is missing".to_owned()))?;
-            actions.push(serde_dynamo::from_attribute_value(value).map_err(|e| wrong(e.to_string()))?);
+        for item in answer.items.unwrap_or_default() {
+            let sk = item
+                .get("sk")
+                .and_then(|sk| sk.as_s().ok())
+                .cloned()
+                .unwrap_or_default();
+            actions.extend(attribute(partition, &sk, "action", Some(item))?);
         }
         Ok((actions, next))
+    }
+
+    /// One page of a tenant's own actions: those that stand in its own table.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the table does not answer or an item is not of its form.
+    pub async fn own_actions(
+        &self,
+        partition: &str,
+        after: Option<After>,
+    ) -> Result<(Vec<Action>, Option<After>), StoreError> {
+        let own = After {
+            own_table: true,
+            key: None,
+        };
+        self.actions(partition, Some(after.unwrap_or(own))).await
     }
 
     /// One page of all ledgers there are, those behind `after` only: the ledgers in the order of their partitions. None
@@ -840,20 +1133,93 @@ impl Store {
         plan_type: &str,
         after: Option<Item>,
     ) -> Result<(Vec<String>, Option<Item>), StoreError> {
-        let table = &self.stack.tenants_table;
         let plan = sku_plan(sku_id, plan_type);
-        let answer = self
-            .by_index("by-plan", "sku_plan", &plan, after)
-            .send()
+        self.accounts(self.by_index("by-plan", "sku_plan", &plan, after), &plan)
             .await
-            .map_err(|e| Self::call_error("Query", table, &plan, e))?;
-        let next = answer.last_evaluated_key;
+    }
+
+    /// Table keys of the tenants that the index by lifecycle has in a state (see [`Tenant::index_state`]), one page: the
+    /// keys and, when there are more, where to go on.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the index does not answer.
+    pub async fn tenants_in(
+        &self,
+        state: &str,
+        after: Option<Item>,
+    ) -> Result<(Vec<String>, Option<Item>), StoreError> {
+        let query = self.by_index("by-lifecycle", "lifecycle", state, after);
+        self.accounts(query.limit(LEDGERS_PAGE), state).await
+    }
+
+    /// The accounts on a page of an index.
+    async fn accounts(
+        &self,
+        query: QueryFluentBuilder,
+        of: &str,
+    ) -> Result<(Vec<String>, Option<Item>), StoreError> {
+        let answer = query.send().await;
+        let answer = answer.map_err(|e| Self::call_error("Query", &self.stack.tenants_table, of, e))?;
         let items = answer.items.unwrap_or_default();
-        let keys = items
+        let accounts = items
             .iter()
-            .filter_map(|item| item.get("account_id")?.as_s().ok().cloned())
-            .collect();
-        Ok((keys, next))
+            .filter_map(|item| item.get("account_id")?.as_s().ok().cloned());
+        Ok((accounts.collect(), answer.last_evaluated_key))
+    }
+
+    /// One page of tenants that the index by lifecycle has in a state, read themselves, strongly consistent: the index may
+    /// lag. Each that cannot be read stands as its error.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the index or the table does not answer.
+    pub async fn tenants_page(
+        &self,
+        state: &str,
+        after: Option<Item>,
+    ) -> Result<(Vec<Result<Tenant, StoreError>>, Option<Item>), StoreError> {
+        let table = &self.stack.tenants_table;
+        let (partitions, next) = self.tenants_in(state, after).await?;
+        let mut tenants = Vec::with_capacity(partitions.len());
+        // A BatchGetItem takes 100 keys.
+        for partitions in partitions.chunks(100) {
+            let mut wanted: Vec<Item> = partitions.iter().map(|p| key(p, TENANT)).collect();
+            for _ in 0..ATTEMPTS {
+                let request = KeysAndAttributes::builder()
+                    .set_keys(Some(wanted))
+                    .consistent_read(true);
+                let request = request.build().map_err(|e| StoreError::Encode {
+                    account: state.to_owned(),
+                    what: "keys",
+                    detail: e.to_string(),
+                })?;
+                let get = self.client.batch_get_item().request_items(table, request);
+                let get = get.return_consumed_capacity(ReturnConsumedCapacity::Total);
+                let answer = get
+                    .send()
+                    .await
+                    .map_err(|e| Self::call_error("BatchGetItem", table, state, e))?;
+                for item in answer.responses.unwrap_or_default().into_values().flatten() {
+                    let partition = item.get("account_id").and_then(|id| id.as_s().ok()).cloned();
+                    let partition = partition.unwrap_or_default();
+                    let tenant = attribute::<Tenant>(&partition, TENANT, "tenant", Some(item));
+                    if let Ok(Some(tenant)) = &tenant {
+                        self.remember(&partition, tenant.tables.clone());
+                    }
+                    tenants.extend(tenant.transpose());
+                }
+                let unprocessed = answer.unprocessed_keys.unwrap_or_default();
+                wanted = unprocessed.into_values().flat_map(|left| left.keys).collect();
+                if wanted.is_empty() {
+                    break;
+                }
+            }
+            if !wanted.is_empty() {
+                return Err(StoreError::Contended {
+                    account: state.to_owned(),
+                });
+            }
+        }
+        Ok((tenants, next))
     }
 
     /// How many tenants are active.
@@ -863,23 +1229,26 @@ impl Store {
     pub async fn count_active(&self) -> Result<u64, StoreError> {
         let table = &self.stack.tenants_table;
         let mut count = 0u64;
-        let mut after = None;
-        loop {
-            let answer = self
-                .by_index("by-lifecycle", "lifecycle", Lifecycle::Active.name(), after)
-                .select(aws_sdk_dynamodb::types::Select::Count)
-                .send()
-                .await
-                .map_err(|e| Self::call_error("Query", table, "by-lifecycle", e))?;
-            count = count.saturating_add(u64::try_from(answer.count).unwrap_or(0));
-            after = answer.last_evaluated_key;
-            if after.is_none() {
-                return Ok(count);
+        for state in [Lifecycle::Active.name(), BUSY] {
+            let mut after = None;
+            loop {
+                let answer = self
+                    .by_index("by-lifecycle", "lifecycle", state, after)
+                    .select(aws_sdk_dynamodb::types::Select::Count)
+                    .send()
+                    .await
+                    .map_err(|e| Self::call_error("Query", table, "by-lifecycle", e))?;
+                count = count.saturating_add(u64::try_from(answer.count).unwrap_or(0));
+                after = answer.last_evaluated_key;
+                if after.is_none() {
+                    break;
+                }
             }
         }
+        Ok(count)
     }
 
-    /// Writes a value and reads it back: does storage work?
+    /// Writes a value and reads it back: does storage work? The value is of version 7, which is ordered by time.
     ///
     /// # Errors
     /// [`StoreError`] when it does not, naming the call that failed or the value that came back.
@@ -908,7 +1277,8 @@ impl Store {
             .item
             .as_ref()
             .and_then(|item| item.get("value")?.as_s().ok());
-        if found == Some(&value.to_string()) {
+        // Values are ordered by time: a later one is another probe's, and tells as well that what is written can be read.
+        if found.is_some_and(|found| found.parse::<Uuid>().is_ok_and(|found| found >= value)) {
             return Ok(());
         }
         Err(StoreError::Item {
@@ -917,6 +1287,27 @@ impl Store {
             detail: format!("wrote {value}, read back {found:?}"),
         })
     }
+}
+
+/// What stands in an item under a name, read as what it is; `None` when there is no item.
+fn attribute<T: serde::de::DeserializeOwned>(
+    partition: &str,
+    sk: &str,
+    field: &str,
+    item: Option<Item>,
+) -> Result<Option<T>, StoreError> {
+    let Some(mut item) = item else { return Ok(None) };
+    let wrong = |detail: String| StoreError::Item {
+        account: partition.to_owned(),
+        sk: sk.to_owned(),
+        detail,
+    };
+    let value = item
+        .remove(field)
+        .ok_or_else(|| wrong(format!("attribute {field} is missing")))?;
+    serde_dynamo::from_attribute_value(value)
+        .map(Some)
+        .map_err(|e| wrong(e.to_string()))
 }
 
 /// The ledger line in an item of the receipts table.
@@ -942,6 +1333,14 @@ fn longest_wait(attempt: u32) -> u64 {
 /// The index key of a SKU and plan; each part is encoded, so the slash between them is the only one.
 fn sku_plan(sku_id: &str, plan_type: &str) -> String {
     format!("{}/{}", names::key_segment(sku_id), names::key_segment(plan_type))
+}
+
+/// The plans by which the index finds a tenant: of what it holds, and of what is being provisioned.
+fn plans_of(tenant: &Tenant) -> BTreeSet<String> {
+    let waiting = tenant.provisioning.iter().map(|saga| &saga.entitlement);
+    let held = tenant.entitlements.values().chain(waiting);
+    held.map(|e| sku_plan(e.sku_id.as_str(), e.plan_type.as_str()))
+        .collect()
 }
 
 fn encode<T: Serialize>(account: &str, what: &'static str, value: &T) -> Result<AttributeValue, StoreError> {
@@ -1016,7 +1415,9 @@ mod tests {
             hash: String::new(),
             line: "{}".to_owned(),
         };
-        let write = store().put_receipt("customer-1", &sealed).unwrap();
+        let write = store()
+            .put_receipt("customer-1", None, &sealed, Place::Free)
+            .unwrap();
         let put = write.put().unwrap();
         assert_eq!(put.table_name(), "receipts");
         assert_eq!(

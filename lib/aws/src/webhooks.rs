@@ -1,42 +1,71 @@
-//! Webhooks at the door: which provider, is it authentic, what does it say.
+//! Webhooks at the door: who posts, is it authentic, what does it say.
 
-use domain::webhook::payload::{self, PayloadError, WebhookEvent};
-use domain::webhook::signature::{self, SignatureError};
-use domain::webhook::{DeliveryId, Provider};
+use std::collections::BTreeMap;
+
+use domain::provisioning::Asked;
+use domain::webhook::DeliveryId;
+use domain::webhook::event::WebhookEvent;
+use domain::webhook::payload::PayloadError;
+use domain::webhook::provider::{PROVIDERS, Provider, at_path};
+use domain::webhook::signature::SignatureError;
 use jiff::Timestamp;
 use tracing::{error, warn};
 
+use crate::config::{self, ConfigError};
 use crate::http::{Problem, Request};
-use crate::secrets::Secrets;
+use crate::secrets::{Secrets, SecretsError};
 use crate::store::{DeliveryRecord, StoreError};
 use crate::telemetry;
-
-/// Path of GitHub's webhooks; every other webhook path is Standard Webhooks.
-const GITHUB_PATH: &str = "/webhooks/github";
 
 /// Checks and reads deliveries.
 pub struct Webhooks {
     secrets: Secrets,
-    standard_secret: String,
-    github_secret: Option<String>,
+    /// Ids of the providers' secrets, by provider.
+    secret_ids: BTreeMap<&'static str, String>,
     function: &'static str,
 }
 
-impl Webhooks {
-    /// A reader for one function, with the ids of the secrets it may read.
+/// A delivery that is authentic, and what it says.
+#[derive(Debug)]
+pub struct Delivery {
+    /// Who sent it.
+    pub provider: &'static Provider,
+    /// Which one it is.
+    pub id: DeliveryId,
+    /// What it says.
+    pub said: WebhookEvent,
+}
+
+impl Delivery {
+    /// The delivery as tenants remember it.
     #[must_use]
-    pub fn new(
-        secrets: Secrets,
-        standard_secret: String,
-        github_secret: Option<String>,
-        function: &'static str,
-    ) -> Self {
-        Self {
-            secrets,
-            standard_secret,
-            github_secret,
-            function,
+    pub fn asked(&self) -> Asked {
+        Asked {
+            provider: self.provider.name.to_owned(),
+            delivery_id: self.id.id.clone(),
+            body_sha256: self.id.body_sha256.clone(),
         }
+    }
+}
+
+impl Webhooks {
+    /// A reader for one function, with the secrets its environment names: one at least.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`] when none is named.
+    pub fn from_env(secrets: Secrets, function: &'static str) -> Result<Self, ConfigError> {
+        let named = |provider: &'static Provider| {
+            config::optional(provider.secret_variable).map(|id| (provider.name, id))
+        };
+        let secret_ids: BTreeMap<_, _> = PROVIDERS.iter().filter_map(|provider| named(provider)).collect();
+        if secret_ids.is_empty() {
+            return Err(ConfigError::Missing(config::STANDARD_WEBHOOK_SECRET_ID));
+        }
+        Ok(Self {
+            secrets,
+            secret_ids,
+            function,
+        })
     }
 
     /// The secrets it reads with.
@@ -45,63 +74,76 @@ impl Webhooks {
         &self.secrets
     }
 
+    /// Looks at every secret that has a value: one that would accept anybody must not even start to be used. Secrets that
+    /// cannot be read now are read when they are needed.
+    ///
+    /// # Errors
+    /// [`SecretsError::Webhook`] naming the secret that cannot be used.
+    pub async fn check_secrets(&self) -> Result<(), SecretsError> {
+        for provider in PROVIDERS {
+            let Some(id) = self.secret_ids.get(provider.name) else {
+                continue;
+            };
+            match self.secrets.shared_with_sender(id, provider.secret).await {
+                Ok(_) => {}
+                Err(e @ SecretsError::Webhook { .. }) => return Err(e),
+                Err(e) => warn!(provider = provider.name, error = %e, "webhook secret not looked at yet"),
+            }
+        }
+        Ok(())
+    }
+
     /// Verifies the raw bytes, and only then reads them.
     ///
     /// # Errors
-    /// A [`Problem`]: 400 for a delivery that is not authentic or not understood, 503 when the secret cannot be read.
-    pub async fn read(
-        &self,
-        request: &Request,
-        now: Timestamp,
-    ) -> Result<(DeliveryId, WebhookEvent), Problem> {
-        let provider = match (&self.github_secret, request.path.ends_with(GITHUB_PATH)) {
-            (Some(_), true) => Provider::Github,
-            _ => Provider::Standard,
+    /// A [`Problem`]: 404 where nobody posts, 400 for a delivery that is not authentic or not understood, 503 when the
+    /// secret cannot be read.
+    pub async fn read(&self, request: &Request, now: Timestamp) -> Result<Delivery, Problem> {
+        // A stage that is not the default one stands before the path.
+        let start = request.path.rfind("/webhooks/").unwrap_or_default();
+        let path = request.path.get(start..).unwrap_or_default();
+        let known = at_path(path).and_then(|provider| Some((provider, self.secret_ids.get(provider.name)?)));
+        let Some((provider, id)) = known else {
+            return Err(Problem::new(
+                404,
+                "No such webhook",
+                "no provider posts to this path",
+            ));
         };
-        let unavailable = |e: &dyn std::fmt::Display| {
+        let secrets = self.secrets.shared_with_sender(id, provider.secret).await;
+        let secrets = secrets.map_err(|e| {
             error!(error = %e, "webhook secret is not available");
-            Problem::new(
-                503,
-                "Not available",
-                "the webhook secret cannot be read; retry later",
-            )
-        };
-        let verified = match (provider, &self.github_secret) {
-            (Provider::Github, Some(id)) => {
-                let secret = self.secrets.github(id).await.map_err(|e| unavailable(&e))?;
-                signature::verify_github(&[secret], &request.headers, &request.body)
-            }
-            (Provider::Standard | Provider::Github, _) => {
-                let secret = self
-                    .secrets
-                    .standard(&self.standard_secret)
-                    .await
-                    .map_err(|e| unavailable(&e))?;
-                signature::verify_standard(&[secret], &request.headers, &request.body, now)
-            }
-        };
+            Problem::unavailable("the webhook secret cannot be read; retry later")
+        })?;
+        if secrets.is_empty() {
+            error!(provider = provider.name, "webhook secret has no value yet");
+            return Err(Problem::unavailable(
+                "the webhook secret is not set up yet; retry later",
+            ));
+        }
+        let verified = (provider.verify)(&secrets, &request.headers, &request.body, now);
         let verified = verified.map_err(|e| self.rejected(provider, &e))?;
-        let said = match provider {
-            Provider::Standard => payload::standard(&verified),
-            Provider::Github => payload::github(&verified),
-        };
-        let said = said.map_err(|e| {
-            telemetry::count(self.function, "webhook_unreadable", ("provider", provider.name()));
+        let said = (provider.parse)(&verified).map_err(|e| {
+            telemetry::count(self.function, "webhook_unreadable", ("provider", provider.name));
             // The full text quotes what stands in the body, an address perhaps: only the sender gets that.
             let field = match &e {
                 PayloadError::Field { field, .. } if !field.contains('@') => field.as_str(),
                 PayloadError::Field { .. } | PayloadError::Empty => ".",
             };
-            let (provider, delivery) = (provider.name(), &verified.delivery().id);
+            let (provider, delivery) = (provider.name, &verified.delivery().id);
             warn!(provider, delivery, field, "webhook not understood");
             Problem::new(400, "Webhook not understood", e.to_string())
         })?;
-        Ok((verified.delivery().clone(), said))
+        Ok(Delivery {
+            provider,
+            id: verified.into_delivery(),
+            said,
+        })
     }
 
-    fn rejected(&self, provider: Provider, error: &SignatureError) -> Problem {
-        telemetry::count(self.function, "webhook_rejected", ("provider", provider.name()));
-        warn!(provider = provider.name(), error = %error, "webhook signature refused");
+    fn rejected(&self, provider: &Provider, error: &SignatureError) -> Problem {
+        telemetry::count(self.function, "webhook_rejected", ("provider", provider.name));
+        warn!(provider = provider.name, error = %error, "webhook signature refused");
         Problem::new(400, "Webhook signature refused", error.to_string())
     }
 }
@@ -111,14 +153,17 @@ impl Webhooks {
 /// # Errors
 /// A [`Problem`] with status 409 when the same id came with another body.
 pub fn answered_before(
-    delivery: &DeliveryId,
+    asked: &Asked,
     record: Option<&DeliveryRecord>,
 ) -> Result<Option<DeliveryRecord>, Problem> {
     match record {
-        Some(record) if record.body_sha256 != delivery.body_sha256 => Err(Problem::new(
+        Some(record) if record.body_sha256 != asked.body_sha256 => Err(Problem::new(
             409,
             "Delivery id reused",
-            format!("delivery {} was answered before with another body", delivery.id),
+            format!(
+                "delivery {} was answered before with another body",
+                asked.delivery_id
+            ),
         )),
         other => Ok(other.cloned()),
     }
@@ -128,9 +173,5 @@ pub fn answered_before(
 #[must_use]
 pub fn not_stored(error: &StoreError) -> Problem {
     error!(error = %error, "nothing was stored");
-    Problem::new(
-        503,
-        "Not available",
-        "the delivery could not be stored; retry later",
-    )
+    Problem::unavailable("the delivery could not be stored; retry later")
 }

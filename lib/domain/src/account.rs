@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Longest account id accepted, in characters.
 pub const MAX_ACCOUNT_ID_CHARS: usize = 256;
-/// Longest SKU id or plan type accepted, in characters.
+/// Longest SKU, entitlement id or plan type accepted, in characters.
 pub const MAX_PLAN_ID_CHARS: usize = 128;
 
 /// Why an identifier was refused.
@@ -41,6 +41,10 @@ pub enum IdError {
 fn check(what: &'static str, text: &str, limit: usize) -> Result<(), IdError> {
     if text.is_empty() {
         return Err(IdError::Empty { what });
+    }
+    // Nearly all are visible ASCII, of which a byte is a character and none a control character.
+    if text.len() <= limit && text.bytes().all(|b| b.is_ascii_graphic()) {
+        return Ok(());
     }
     let found = text.chars().count();
     if found > limit {
@@ -111,6 +115,12 @@ identifier!(
     /// A product at the marketplace: 1 to 128 characters, no control characters.
     SkuId,
     "sku_id",
+    MAX_PLAN_ID_CHARS
+);
+identifier!(
+    /// A marketplace's own id of one agreement: 1 to 128 characters, no control characters.
+    EntitlementId,
+    "entitlement_id",
     MAX_PLAN_ID_CHARS
 );
 identifier!(

@@ -7,13 +7,17 @@
 //! | timed_out, failed | – | – | – | – | – | rolled_back | same; escalated when the budget is spent |
 //! | complete, rolled_back, escalated, refused, routed | – | – | – | – | – | – | – |
 //!
-//! `pending` also goes straight to `refused` or `routed` when the gate says so.
+//! `running`, `timed_out` and `failed` also become `escalated` when an action is abandoned: its tenant leaves, or nobody
+//! can say any more what it was to do. `pending` also goes straight to `refused` or `routed` when the gate says so.
 
 use jiff::Timestamp;
 use receipts::receipt::{ActionOutcome, Payload};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use crate::account::EntitlementId;
 use crate::gate::{RefusalCode, RouteCode};
 use crate::signal::ActionId;
 
@@ -26,6 +30,15 @@ pub const ROLLBACK_ATTEMPTS: u64 = 5;
 /// How long a claim holds, in seconds: longer than an invocation of the governor lives (15 s), shorter than a message
 /// stays hidden (30 s), so that a redelivery after a crash finds the claim expired.
 pub const LEASE_SECONDS: i64 = 20;
+
+/// The key by which a handler tells a repeated call from another: `<128 bits of SHA-256 of the account id>-<action id>`,
+/// at most 97 characters. Action ids are each tenant's own, and handlers serve all tenants.
+#[must_use]
+pub fn idempotency_key(account_id: &str, action_id: &str) -> String {
+    let digest = Sha256::digest(account_id.as_bytes());
+    let account = u128::from_be_bytes(digest.first_chunk().copied().unwrap_or_default());
+    format!("{account:032x}-{action_id}")
+}
 
 /// Where an action stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -102,6 +115,15 @@ pub struct Action {
     pub rollback_attempts: u64,
     /// The last receipt about this action.
     pub last_receipt_id: Option<Uuid>,
+    /// The entitlement it runs under; none for what was refused or routed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entitlement_id: Option<EntitlementId>,
+    /// What it was asked for with, kept until it is final: undoing it needs them, and its signal may be lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parameters: Option<Map<String, Value>>,
+    /// When its signal was put on the queue again because nobody went on with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nudged_at: Option<Timestamp>,
 }
 
 /// What happens to an action.
@@ -143,6 +165,11 @@ pub enum ActionEvent {
     },
     /// The rollback route answered otherwise, or not in time.
     UndoFailed,
+    /// Nobody will go on with it: a person has to look.
+    Abandoned {
+        /// Why, as a machine-readable code.
+        error_code: &'static str,
+    },
 }
 
 /// An event that has no meaning in a state.
@@ -178,7 +205,35 @@ impl Action {
             started_at: now,
             rollback_attempts: 0,
             last_receipt_id: None,
+            entitlement_id: None,
+            parameters: None,
+            nudged_at: None,
         }
+    }
+
+    /// An action that is refused without having been begun, and what is put on record.
+    #[must_use]
+    pub fn refused(
+        action_id: ActionId,
+        template: &str,
+        code: RefusalCode,
+        detail: &str,
+        receipt_id: Uuid,
+        now: Timestamp,
+    ) -> (Self, Payload) {
+        let payload = Payload::ActionRefused {
+            action_id: action_id.as_str().to_owned(),
+            template: template.to_owned(),
+            code: code.name().to_owned(),
+            detail: Some(detail.to_owned()),
+            rules: Vec::new(),
+        };
+        let action = Self {
+            state: ActionState::Refused,
+            last_receipt_id: Some(receipt_id),
+            ..Self::pending(action_id, template, "", now)
+        };
+        (action, payload)
     }
 
     /// The action in the hands of `owner` until `lease_until`.
@@ -266,8 +321,13 @@ impl Action {
                 }
             }
             (
+                ActionState::Running | ActionState::Failed | ActionState::TimedOut,
+                ActionEvent::Abandoned { error_code },
+            ) => (ActionState::Escalated, Some(failed(error_code, false))),
+            (
                 ActionState::Pending,
-                ActionEvent::HandlerOk
+                ActionEvent::Abandoned { .. }
+                | ActionEvent::HandlerOk
                 | ActionEvent::HandlerFailed { .. }
                 | ActionEvent::DeadlineExceeded
                 | ActionEvent::LeaseExpired
@@ -319,6 +379,7 @@ impl Action {
             } else {
                 self.last_receipt_id
             },
+            parameters: self.parameters.clone().filter(|_| !state.is_final()),
             ..self.clone()
         };
         Ok(Transition { action, receipt })
@@ -407,6 +468,12 @@ mod tests {
                 },
             ),
             ("undo-failed", ActionEvent::UndoFailed),
+            (
+                "abandoned",
+                ActionEvent::Abandoned {
+                    error_code: "DECOMMISSIONED",
+                },
+            ),
         ]
     }
 
@@ -429,10 +496,10 @@ mod tests {
         }
         let golden = "\
 Pending: refused=Refused/action_refused routed=Routed/action_routed claimed=Running/no receipt
-Running: ok=Complete/action_complete failed=Failed/action_failed fatal=Escalated/action_failed deadline=TimedOut/action_timeout expired=TimedOut/action_timeout
+Running: ok=Complete/action_complete failed=Failed/action_failed fatal=Escalated/action_failed deadline=TimedOut/action_timeout expired=TimedOut/action_timeout abandoned=Escalated/action_failed
 Complete: \n\
-Failed: undone=RolledBack/action_rolled_back undo-failed=Failed/no receipt
-TimedOut: undone=RolledBack/action_rolled_back undo-failed=TimedOut/no receipt
+Failed: undone=RolledBack/action_rolled_back undo-failed=Failed/no receipt abandoned=Escalated/action_failed
+TimedOut: undone=RolledBack/action_rolled_back undo-failed=TimedOut/no receipt abandoned=Escalated/action_failed
 RolledBack: \n\
 Escalated: \n\
 Refused: \n\

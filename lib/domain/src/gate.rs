@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | 1 | control unreadable, or mode degraded | refuse `UNAVAILABLE` |
 //! | 2 | tenant unknown / not yet or no longer active / gone | refuse `NOT_FOUND` / `UNAVAILABLE` / `GONE` |
+//! | 2b | none, or more than one, of its entitlements fits what the signal names | refuse `NO_ENTITLEMENT` / `AMBIGUOUS_ENTITLEMENT` |
+//! | 2c | the entitlement is suspended | refuse `SUSPENDED` |
 //! | 3 | not armed | refuse `DISARMED` |
 //! | 4 | signal's policy hash ≠ enforcer's hash, or enforcer's hash ≠ the tenant's pin | refuse `POLICY_HASH_MISMATCH` |
 //! | 5 | unknown action template | refuse `UNKNOWN_ACTION` |
@@ -13,6 +15,7 @@
 //! | 9 | concurrency limit | not now |
 
 use crate::control::Control;
+use crate::entitlement::Standing;
 use crate::tenant::Lifecycle;
 
 /// Machine-readable reason of a refusal.
@@ -24,6 +27,12 @@ pub enum RefusalCode {
     NotFound,
     /// The tenant has been decommissioned.
     Gone,
+    /// The account holds no entitlement that the signal could be for.
+    NoEntitlement,
+    /// The account holds several, and the signal does not say for which it is.
+    AmbiguousEntitlement,
+    /// The marketplace suspended the entitlement.
+    Suspended,
     /// Operators have not armed the system.
     Disarmed,
     /// The signal, the enforcer and the tenant's pin do not agree on the policy.
@@ -46,6 +55,9 @@ impl RefusalCode {
             Self::Unavailable => "UNAVAILABLE",
             Self::NotFound => "NOT_FOUND",
             Self::Gone => "GONE",
+            Self::NoEntitlement => "NO_ENTITLEMENT",
+            Self::AmbiguousEntitlement => "AMBIGUOUS_ENTITLEMENT",
+            Self::Suspended => "SUSPENDED",
             Self::Disarmed => "DISARMED",
             Self::PolicyHashMismatch => "POLICY_HASH_MISMATCH",
             Self::UnknownAction => "UNKNOWN_ACTION",
@@ -90,6 +102,26 @@ impl RouteCode {
 pub struct TenantFacts<'a> {
     /// Where it stands.
     pub lifecycle: Lifecycle,
+    /// The entitlement the signal is for.
+    pub entitlement: EntitlementFacts<'a>,
+}
+
+/// What the gate needs to know of the entitlement a signal is for.
+#[derive(Debug, Clone, Copy)]
+pub enum EntitlementFacts<'a> {
+    /// None fits.
+    None,
+    /// More than one fits.
+    Several,
+    /// This one.
+    One(HeldFacts<'a>),
+}
+
+/// What the gate needs to know of an entitlement.
+#[derive(Debug, Clone, Copy)]
+pub struct HeldFacts<'a> {
+    /// Whether its signals may run.
+    pub standing: Standing,
     /// Hash its policy is pinned to.
     pub pinned_hash: &'a str,
     /// Actions left this month, those already let through in this batch taken off.
@@ -182,11 +214,19 @@ pub fn gate(facts: &GateFacts<'_>, policy: impl FnOnce() -> PolicyAnswer) -> Ver
         Lifecycle::Decommissioned => return refuse(RefusalCode::Gone),
         Lifecycle::Active => {}
     }
+    let held = match tenant.entitlement {
+        EntitlementFacts::None => return refuse(RefusalCode::NoEntitlement),
+        EntitlementFacts::Several => return refuse(RefusalCode::AmbiguousEntitlement),
+        EntitlementFacts::One(held) => held,
+    };
+    if held.standing == Standing::Suspended {
+        return refuse(RefusalCode::Suspended);
+    }
     let switches = &control.switches;
     if !switches.armed {
         return refuse(RefusalCode::Disarmed);
     }
-    if facts.enforcer_hash != Some(facts.signal_hash) || facts.enforcer_hash != Some(tenant.pinned_hash) {
+    if facts.enforcer_hash != Some(facts.signal_hash) || facts.enforcer_hash != Some(held.pinned_hash) {
         return refuse(RefusalCode::PolicyHashMismatch);
     }
     let Some(template) = facts.template else {
@@ -214,10 +254,10 @@ pub fn gate(facts: &GateFacts<'_>, policy: impl FnOnce() -> PolicyAnswer) -> Ver
     if template.tier >= 2 && !template.named_by_rule {
         return Verdict::Route(RouteCode::NoDeterministicMatch);
     }
-    if tenant.monthly_left == 0 {
+    if held.monthly_left == 0 {
         return refuse(RefusalCode::QuotaExceeded);
     }
-    if tenant.concurrent_left == 0 {
+    if held.concurrent_left == 0 {
         return Verdict::NotNow;
     }
     Verdict::Execute
@@ -236,6 +276,8 @@ mod tests {
     struct World {
         control: Option<Control>,
         lifecycle: Option<Lifecycle>,
+        entitlements: usize,
+        standing: Standing,
         enforcer: Option<&'static str>,
         signal: &'static str,
         pin: &'static str,
@@ -259,6 +301,8 @@ mod tests {
                 ..Control::default()
             }),
             lifecycle: Some(Lifecycle::Active),
+            entitlements: 1,
+            standing: Standing::Active,
             enforcer: Some("h"),
             signal: "h",
             pin: "h",
@@ -277,9 +321,16 @@ mod tests {
             control: world.control.as_ref(),
             tenant: world.lifecycle.map(|lifecycle| TenantFacts {
                 lifecycle,
-                pinned_hash: world.pin,
-                monthly_left: world.monthly,
-                concurrent_left: world.concurrent,
+                entitlement: match world.entitlements {
+                    0 => EntitlementFacts::None,
+                    1 => EntitlementFacts::One(HeldFacts {
+                        standing: world.standing,
+                        pinned_hash: world.pin,
+                        monthly_left: world.monthly,
+                        concurrent_left: world.concurrent,
+                    }),
+                    _ => EntitlementFacts::Several,
+                },
             }),
             enforcer_hash: world.enforcer,
             signal_hash: world.signal,
@@ -334,6 +385,9 @@ mod tests {
             ("refuse UNAVAILABLE", |w| {
                 w.lifecycle = Some(Lifecycle::Provisioning)
             }),
+            ("refuse NO_ENTITLEMENT", |w| w.entitlements = 0),
+            ("refuse AMBIGUOUS_ENTITLEMENT", |w| w.entitlements = 2),
+            ("refuse SUSPENDED", |w| w.standing = Standing::Suspended),
             ("refuse DISARMED", |w| switches(w).armed = false),
             ("refuse POLICY_HASH_MISMATCH", |w| w.signal = "other"),
             ("refuse POLICY_HASH_MISMATCH", |w| w.pin = "other"),

@@ -48,8 +48,8 @@ pub fn queue_name(prefix: &str, account: &AccountId, generation: u64) -> String 
         .take(16)
         .collect();
     let digest = Sha256::digest(account.as_str().as_bytes());
-    let digest: String = hex::encode(digest).chars().take(32).collect();
-    format!("{prefix}-t-{readable}-{digest}-g{generation}")
+    let digest = u128::from_be_bytes(digest.first_chunk().copied().unwrap_or_default());
+    format!("{}{readable}-{digest:032x}-g{generation}", tenant_prefix(prefix))
 }
 
 /// Whether a queue of any generation is this account's.
@@ -65,6 +65,59 @@ pub fn queue_belongs_to(queue: &str, prefix: &str, account: &AccountId) -> bool 
 #[must_use]
 pub fn dead_letter_queue_name(queue: &str) -> String {
     format!("{queue}-dlq")
+}
+
+/// Name of the table of a tenant's own actions, for plans that ask for one. DynamoDB allows 255 characters.
+#[must_use]
+pub fn action_table_name(queue: &str, attempt: u64) -> String {
+    format!("{}-actions", attempted(queue, attempt))
+}
+
+/// Name of the table of a tenant's own receipts, for plans that ask for one.
+#[must_use]
+pub fn receipt_table_name(queue: &str, attempt: u64) -> String {
+    format!("{}-receipts", attempted(queue, attempt))
+}
+
+/// What a tenant gets with its queue has the queue's name; what later attempts make has a name of its own.
+fn attempted(queue: &str, attempt: u64) -> String {
+    match attempt {
+        0 => queue.to_owned(),
+        attempt => format!("{queue}-{attempt}"),
+    }
+}
+
+/// What every name of a tenant's own resources begins with in a stack.
+#[must_use]
+pub fn tenant_prefix(prefix: &str) -> String {
+    format!("{prefix}-t-")
+}
+
+/// The queue whose tenant a queue or table was made for, by its name alone.
+#[must_use]
+pub fn queue_of_resource(name: &str) -> &str {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if let Some(queue) = name.strip_suffix("-dlq") {
+        return queue;
+    }
+    let Some(table) = ["-actions", "-receipts"]
+        .iter()
+        .find_map(|suffix| name.strip_suffix(suffix))
+    else {
+        return name;
+    };
+    // `…-g7-2`: the second attempt at tables of generation 7.
+    match table.rsplit_once('-') {
+        Some((queue, attempt)) if digits(attempt) => {
+            let generation = queue.rsplit_once("-g").map(|(_, generation)| generation);
+            if generation.is_some_and(digits) {
+                queue
+            } else {
+                table
+            }
+        }
+        _ => table,
+    }
 }
 
 /// Registry object that says which enforcer a SKU and plan have now.
@@ -83,6 +136,24 @@ pub fn alias_key(provider: &str, plan_id: &str) -> String {
 #[must_use]
 pub fn enforcer_key(hash: &str) -> String {
     format!("enforcers/{hash}.json")
+}
+
+/// Prefix of the audit objects that hold a generation's dead letters, one object each.
+#[must_use]
+pub fn dead_letters_prefix(account: &AccountId, generation: u64) -> String {
+    format!(
+        "{}/g{generation}.dead-letters/",
+        Ledger::Customer(account.as_str()).segment()
+    )
+}
+
+/// Audit object that holds the content of a generation's own action table.
+#[must_use]
+pub fn actions_archive_key(account: &AccountId, generation: u64) -> String {
+    format!(
+        "{}/g{generation}.actions.jsonl",
+        Ledger::Customer(account.as_str()).segment()
+    )
 }
 
 /// Audit object that holds an account's archive of one day (`date` as YYYY-MM-DD).
@@ -231,6 +302,17 @@ mod tests {
         assert!(!queue_belongs_to(&queue, "mg-prod", &account("customer-g1")));
         assert!(!queue_belongs_to("", "mg-dev", &account("customer-g1")));
         assert!(!queue_belongs_to("x-g07", "mg-dev", &account("customer-g1")));
+        for resource in [
+            queue.clone(),
+            dead_letter_queue_name(&queue),
+            action_table_name(&queue, 0),
+            receipt_table_name(&queue, 0),
+            action_table_name(&queue, 1),
+            receipt_table_name(&queue, 12),
+        ] {
+            assert_eq!(queue_of_resource(&resource), queue);
+            assert!(resource.starts_with(&tenant_prefix("mg-dev")));
+        }
     }
 
     proptest! {

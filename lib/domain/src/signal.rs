@@ -5,7 +5,7 @@ use serde_json::error::Category;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use crate::account::AccountId;
+use crate::account::{AccountId, EntitlementId, SkuId};
 
 /// Longest action id accepted, in characters.
 pub const MAX_ACTION_ID_CHARS: usize = 64;
@@ -17,6 +17,12 @@ pub struct Signal {
     pub action_id: ActionId,
     /// The tenant it is for; must be the tenant whose queue it came from.
     pub account_id: AccountId,
+    /// The product it is for: needed by accounts that hold entitlements to more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sku_id: Option<SkuId>,
+    /// The agreement it is for: needed by accounts that hold more than one to the same product.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entitlement_id: Option<EntitlementId>,
     /// Template of the policy to run.
     pub template: String,
     /// The template's parameters.

@@ -10,10 +10,21 @@
 //!
 //! A dash is an [`IllegalTransition`]: the caller says so to whoever asked, and nothing changes.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::account::{AccountId, PlanType, SkuId};
+use crate::account::{AccountId, EntitlementId, SkuId};
+use crate::entitlement::{Entitlement, Offer, Tombstones};
+use crate::names;
+use crate::provisioning::{Asked, Failure, Provisioning};
+use crate::webhook::event::EntitlementEvent;
+
+/// What the index says of tenants that something is under way or waits for.
+pub const UNSETTLED: &str = "unsettled";
+/// What the index says of tenants with running actions.
+pub const BUSY: &str = "busy";
 
 /// Where a tenant stands in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -123,7 +134,7 @@ pub struct Quota {
     pub concurrent_actions: u64,
 }
 
-/// Which enforcer decides for a tenant.
+/// Which enforcer decides for an entitlement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyPin {
     /// Semantic version of the policy.
@@ -145,43 +156,160 @@ pub struct TenantResources {
     pub mapping_id: String,
 }
 
-/// A tenant as the table holds it.
+/// The tables of a tenant whose plan asks for its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tables {
+    /// Name of the table of its actions.
+    pub actions: String,
+    /// Name of the table of its receipts.
+    pub receipts: String,
+    /// The first receipt that stands there; those before it are in the shared table.
+    pub since: u64,
+    /// Set when the tenant leaves: from this receipt on the shared table is written again.
+    pub until: Option<u64>,
+    /// Set when its actions are archived and its receipts stand in the shared table too: nothing is read here any more.
+    pub archived: Option<ArchivedActions>,
+}
+
+/// Where the content of a tenant's own action table is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArchivedActions {
+    /// Where it is.
+    pub path: String,
+    /// SHA-256 of it, in lower hex.
+    pub sha256: String,
+    /// How long it is.
+    pub size_bytes: u64,
+    /// How many actions it holds.
+    pub entries: u64,
+}
+
+impl Tables {
+    /// The tables that go with a queue, made by this attempt, for a ledger that has `size` receipts so far.
+    #[must_use]
+    pub fn of_queue(queue: &str, attempt: u64, size: u64) -> Self {
+        Self {
+            actions: names::action_table_name(queue, attempt),
+            receipts: names::receipt_table_name(queue, attempt),
+            since: size,
+            until: None,
+            archived: None,
+        }
+    }
+
+    /// Whether receipt `seq` stands in the tenant's own table.
+    #[must_use]
+    pub fn hold(&self, seq: u64) -> bool {
+        self.archived.is_none() && self.since <= seq && self.until.is_none_or(|until| seq < until)
+    }
+}
+
+/// An event that is carried out later: the tenant is between two states, or it takes effect later, or a step failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deferred {
+    /// What happened.
+    pub event: EntitlementEvent,
+    /// The delivery that brought it.
+    pub asked: Asked,
+    /// When it came.
+    pub received_at: Timestamp,
+    /// Not before this time.
+    pub due_at: Timestamp,
+    /// When it could be carried out first: it is kept for seven days from then on.
+    pub due_since: Timestamp,
+    /// How often carrying it out has failed.
+    pub attempts: u32,
+}
+
+/// A tenant as the table holds it: an account's entitlements, and what was made for them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tenant {
     /// The customer.
     pub account_id: AccountId,
     /// Where it stands.
     pub lifecycle: Lifecycle,
-    /// How many times this account has been provisioned, from 1.
+    /// How many times resources were begun to be made for this account. Names carry it, so that none is used twice.
     pub generation: u64,
-    /// The product.
-    pub sku_id: SkuId,
-    /// The plan.
-    pub plan_type: PlanType,
-    /// Where the customer wants it.
-    pub region: String,
     /// Id of the governor's state machine: `<queue name>`.
     pub fsm_id: String,
-    /// The enforcer that decides.
-    pub policy: PolicyPin,
-    /// What the plan allows.
-    pub quota: Quota,
-    /// Its resources.
+    /// What it holds, live ones only.
+    pub entitlements: BTreeMap<EntitlementId, Entitlement>,
+    /// Cancellations that later purchases are held against.
+    #[serde(default)]
+    pub tombstones: Tombstones,
+    /// Its queues and mapping.
     pub resources: TenantResources,
-    /// Actions claimed and not final.
+    /// Its own tables, if it has some.
+    pub tables: Option<Tables>,
+    /// Attempts to give this generation tables of its own after it was there.
+    #[serde(default)]
+    pub table_attempts: u64,
+    /// What is being made.
+    pub provisioning: Option<Provisioning>,
+    /// Events that wait.
+    #[serde(default)]
+    pub deferred: Vec<Deferred>,
+    /// Actions claimed and not final, of live and of cancelled entitlements.
     pub in_flight: u64,
-    /// UTC month (`YYYY-MM`) that `month_actions` counts.
-    pub month: String,
-    /// Actions executed in `month`.
-    pub month_actions: u64,
+    /// When the last claim ends. Actions that are in flight later than that are stuck.
+    pub lease_until: Option<Timestamp>,
     /// Actions completed since this generation began.
     pub actions_completed: u64,
     /// Actions failed, undone or escalated since this generation began.
     pub actions_failed: u64,
     /// When this generation began.
-    pub subscribed_at: Timestamp,
+    pub began_at: Timestamp,
+    /// When the lifecycle changed last.
+    pub changed_at: Timestamp,
     /// Changes with every write; every write is conditioned on the one it read.
     pub revision: u64,
+}
+
+/// Which entitlement a signal is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Selected<'a> {
+    /// This one.
+    One(&'a EntitlementId, &'a Entitlement),
+    /// None fits what it names.
+    None,
+    /// More than one fits.
+    Several,
+}
+
+/// How fast a tenant's queue is fed to the governor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Pace {
+    /// Most signals of one batch.
+    pub batch_size: i32,
+    /// Most batches at one time.
+    pub maximum_concurrency: i32,
+}
+
+impl Pace {
+    /// Most signals of any batch: SQS hands out no more at a time.
+    pub const MOST: u64 = 10;
+
+    /// The pace at which so many actions can run at one time.
+    #[must_use]
+    pub fn of(concurrent_actions: u64) -> Self {
+        // No batch may hold more signals than may run at once, or some of each batch would always go back.
+        let batch = concurrent_actions.clamp(1, Self::MOST);
+        // Two is the least Lambda allows.
+        let concurrency = concurrent_actions.div_ceil(batch).clamp(2, 1000);
+        Self {
+            batch_size: i32::try_from(batch).unwrap_or(1),
+            maximum_concurrency: i32::try_from(concurrency).unwrap_or(2),
+        }
+    }
+}
+
+/// What became of one claimed action.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Released {
+    /// The entitlement it ran under.
+    pub entitlement_id: Option<EntitlementId>,
+    /// Whether it was done; else it failed, was undone or escalated.
+    pub completed: bool,
 }
 
 /// The UTC month of an instant, `YYYY-MM`.
@@ -191,80 +319,274 @@ pub fn month_of(now: Timestamp) -> String {
 }
 
 impl Tenant {
-    /// How many actions are left this month.
+    /// An account that nothing was made for yet.
     #[must_use]
-    pub fn monthly_left(&self, now: Timestamp) -> u64 {
-        let used = if self.month == month_of(now) {
-            self.month_actions
-        } else {
-            0
-        };
-        self.quota.monthly_actions.saturating_sub(used)
-    }
-
-    /// How many actions may start now.
-    #[must_use]
-    pub fn concurrent_left(&self) -> u64 {
-        self.quota.concurrent_actions.saturating_sub(self.in_flight)
-    }
-
-    /// The tenant after `count` actions were claimed.
-    #[must_use]
-    pub fn claimed(&self, count: u64, now: Timestamp) -> Self {
-        let month = month_of(now);
-        let used = if self.month == month {
-            self.month_actions
-        } else {
-            0
-        };
+    pub fn absent(account_id: AccountId, now: Timestamp) -> Self {
         Self {
-            in_flight: self.in_flight.saturating_add(count),
-            month,
-            month_actions: used.saturating_add(count),
+            account_id,
+            lifecycle: Lifecycle::Absent,
+            generation: 0,
+            fsm_id: String::new(),
+            entitlements: BTreeMap::new(),
+            tombstones: Tombstones::default(),
+            resources: TenantResources::default(),
+            tables: None,
+            table_attempts: 0,
+            provisioning: None,
+            deferred: Vec::new(),
+            in_flight: 0,
+            lease_until: None,
+            actions_completed: 0,
+            actions_failed: 0,
+            began_at: now,
+            changed_at: now,
+            // The first write makes it 1.
+            revision: 0,
+        }
+    }
+
+    /// The event that a delivery brought and that waits, and the tenant without it.
+    #[must_use]
+    pub fn without_deferred(&self, asked: &Asked) -> Option<(Deferred, Self)> {
+        let place = self.deferred.iter().position(|waiting| waiting.asked == *asked)?;
+        let mut rest = self.clone();
+        let waiting = rest.deferred.remove(place);
+        Some((waiting, rest))
+    }
+
+    /// Actions that all its plans together allow at one time.
+    #[must_use]
+    pub fn concurrent_actions(&self) -> u64 {
+        let waiting = self.provisioning.iter().map(|saga| &saga.entitlement);
+        let mut all = self.entitlements.values().chain(waiting);
+        all.try_fold(0u64, |sum, e| sum.checked_add(e.quota.concurrent_actions))
+            .unwrap_or(u64::MAX)
+    }
+
+    /// The tenant as the next write leaves it.
+    #[must_use]
+    pub fn written(&self) -> Self {
+        Self {
             revision: self.revision.saturating_add(1),
             ..self.clone()
         }
+    }
+
+    /// What the index of tenants by lifecycle says of it: `unsettled` while something is under way or waits, `busy`
+    /// while actions run, else its lifecycle.
+    #[must_use]
+    pub fn index_state(&self) -> &'static str {
+        let between = matches!(
+            self.lifecycle,
+            Lifecycle::Provisioning | Lifecycle::Decommissioning
+        );
+        if between || self.provisioning.is_some() || !self.deferred.is_empty() {
+            UNSETTLED
+        } else if self.in_flight > 0 {
+            BUSY
+        } else {
+            self.lifecycle.name()
+        }
+    }
+
+    /// The entitlement a signal is about. What it does not name is chosen only when there is one choice.
+    #[must_use]
+    pub fn select(&self, id: Option<&EntitlementId>, sku_id: Option<&SkuId>) -> Selected<'_> {
+        let mut fitting = self.entitlements.iter().filter(|(known, entitlement)| {
+            id.is_none_or(|id| id == *known) && sku_id.is_none_or(|sku| *sku == entitlement.sku_id)
+        });
+        match (fitting.next(), fitting.next()) {
+            (Some((id, entitlement)), None) => Selected::One(id, entitlement),
+            (Some(_), Some(_)) => Selected::Several,
+            (None, _) => Selected::None,
+        }
+    }
+
+    /// The tenant after actions were claimed, so many for each entitlement, until `lease_until`.
+    #[must_use]
+    pub fn claimed(
+        &self,
+        counts: &BTreeMap<EntitlementId, u64>,
+        now: Timestamp,
+        lease_until: Timestamp,
+    ) -> Self {
+        let mut next = self.written();
+        for (id, count) in counts {
+            if let Some(entitlement) = next.entitlements.get_mut(id) {
+                *entitlement = entitlement.claimed(*count, now);
+            }
+            next.in_flight = next.in_flight.saturating_add(*count);
+        }
+        next.lease_until = next.lease_until.max(Some(lease_until));
+        next
     }
 
     /// The tenant after actions it had claimed became final.
     #[must_use]
-    pub fn released(&self, completed: u64, failed: u64) -> Self {
-        Self {
-            in_flight: self.in_flight.saturating_sub(completed.saturating_add(failed)),
-            actions_completed: self.actions_completed.saturating_add(completed),
-            actions_failed: self.actions_failed.saturating_add(failed),
-            revision: self.revision.saturating_add(1),
-            ..self.clone()
+    pub fn released<'a>(&self, released: impl IntoIterator<Item = &'a Released>) -> Self {
+        let mut next = self.written();
+        for one in released {
+            next.in_flight = next.in_flight.saturating_sub(1);
+            let of = one.entitlement_id.as_ref();
+            match of.map(|id| (id, next.entitlements.get_mut(id))) {
+                Some((_, Some(held))) => held.in_flight = held.in_flight.saturating_sub(1),
+                Some((id, None)) => next.tombstones.released(id),
+                None => {}
+            }
+            let count = if one.completed {
+                &mut next.actions_completed
+            } else {
+                &mut next.actions_failed
+            };
+            *count = count.saturating_add(1);
         }
+        if next.in_flight == 0 {
+            next.lease_until = None;
+        }
+        next
     }
 
     /// The tenant after an event of its life.
     ///
     /// # Errors
     /// [`IllegalTransition`] when the event has no meaning now.
-    pub fn after(&self, event: TenantEvent) -> Result<Self, IllegalTransition> {
+    pub fn after(&self, event: TenantEvent, now: Timestamp) -> Result<Self, IllegalTransition> {
         Ok(Self {
             lifecycle: next(self.lifecycle, event)?,
-            revision: self.revision.saturating_add(1),
-            ..self.clone()
+            changed_at: now,
+            ..self.written()
         })
     }
 
-    /// The tenant with another policy.
+    /// The tenant with another policy for each of its entitlements to a plan; `None` when none of them has another.
     #[must_use]
-    pub fn repinned(&self, policy: PolicyPin, quota: Quota) -> Self {
-        Self {
-            policy,
-            quota,
-            revision: self.revision.saturating_add(1),
-            ..self.clone()
+    pub fn repinned(&self, offer: &Offer) -> Option<Self> {
+        let of_plan = |e: &Entitlement| e.sku_id == offer.sku_id && e.plan_type == offer.plan_type;
+        let repin = |e: &mut Entitlement| {
+            let wanted = of_plan(e) && e.policy.hash != offer.policy.hash;
+            if wanted {
+                e.policy = offer.policy.clone();
+                e.quota = offer.quota;
+            }
+            wanted
+        };
+        let mut next = self.written();
+        let mut changed = false;
+        for entitlement in next.entitlements.values_mut() {
+            changed |= repin(entitlement);
         }
+        if let Some(provisioning) = &mut next.provisioning {
+            changed |= repin(&mut provisioning.entitlement);
+        }
+        changed.then_some(next)
+    }
+
+    /// The tenant with a saga begun for an entitlement. A tenant that is not there yet begins a new generation.
+    ///
+    /// # Errors
+    /// [`IllegalTransition`] when a tenant that is neither there nor gone would begin anew.
+    pub fn begun(
+        &self,
+        provisioning: Provisioning,
+        queue_prefix: &str,
+        now: Timestamp,
+    ) -> Result<Self, IllegalTransition> {
+        if !provisioning.new_tenant {
+            return Ok(Self {
+                table_attempts: provisioning.table_attempt,
+                provisioning: Some(provisioning),
+                ..self.written()
+            });
+        }
+        let begun = self.after(TenantEvent::Subscribe, now)?;
+        let generation = self.generation.saturating_add(1);
+        let fsm_id = names::queue_name(queue_prefix, &self.account_id, generation);
+        let mut tombstones = self.tombstones.clone();
+        tombstones.none_in_flight();
+        Ok(Self {
+            generation,
+            tombstones,
+            table_attempts: 0,
+            resources: TenantResources {
+                queue: fsm_id.clone(),
+                ..TenantResources::default()
+            },
+            fsm_id,
+            tables: None,
+            provisioning: Some(provisioning),
+            in_flight: 0,
+            lease_until: None,
+            actions_completed: 0,
+            actions_failed: 0,
+            began_at: now,
+            ..begun
+        })
+    }
+
+    /// The tenant once everything stands: the entitlement is in force, and receipts from `size` on are its own table's
+    /// where the plan asks for one. `None` when nothing is being made, or what is being made failed.
+    #[must_use]
+    pub fn provisioned(
+        &self,
+        resources: Option<&TenantResources>,
+        size: u64,
+        now: Timestamp,
+    ) -> Option<(Self, Provisioning)> {
+        let saga = self.provisioning.clone().filter(|saga| saga.failure.is_none())?;
+        let mut next = if saga.new_tenant {
+            self.after(TenantEvent::Provisioned, now).ok()?
+        } else {
+            self.written()
+        };
+        next.provisioning = None;
+        // What it used before stays used, whether it is bought again or only gets another plan.
+        let buried = next.tombstones.raise(&saga.entitlement_id);
+        let before = self.entitlements.get(&saga.entitlement_id);
+        let usage = before.map(Entitlement::usage).or(buried);
+        let mut entitlement = saga.entitlement.clone().with_usage(usage);
+        if let Some(before) = before {
+            entitlement.standing = before.standing;
+        }
+        next.entitlements.insert(saga.entitlement_id.clone(), entitlement);
+        if let Some(resources) = resources {
+            next.resources = resources.clone();
+        }
+        if saga.dedicated && next.tables.is_none() {
+            next.tables = Some(Tables::of_queue(&next.fsm_id, saga.table_attempt, size));
+        }
+        Some((next, saga))
+    }
+
+    /// The tenant whose saga failed: what was made is to be undone. `None` when there is none, or it failed before.
+    #[must_use]
+    pub fn failed(&self, failure: Failure) -> Option<Self> {
+        let mut next = self.written();
+        let saga = next.provisioning.as_mut().filter(|saga| saga.failure.is_none())?;
+        saga.failure = Some(failure);
+        Some(next)
+    }
+
+    /// The tenant once everything is undone, what was begun, and what failed. `None` when nothing failed.
+    #[must_use]
+    pub fn undone(&self, now: Timestamp) -> Option<(Self, Provisioning, Failure)> {
+        let saga = self.provisioning.clone()?;
+        let failure = saga.failure.clone()?;
+        let mut next = if saga.new_tenant {
+            self.after(TenantEvent::ProvisioningFailed, now).ok()?
+        } else {
+            self.written()
+        };
+        next.provisioning = None;
+        Some((next, saga, failure))
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::account::PlanType;
+    use crate::entitlement::{EventOrder, Isolation};
+    use crate::webhook::event::Change;
 
     #[test]
     fn every_state_and_event() {
@@ -305,49 +627,78 @@ decommissioned Archived -
         assert_eq!(table, golden);
     }
 
-    fn tenant() -> Tenant {
-        Tenant {
-            account_id: AccountId::parse("c").unwrap(),
-            lifecycle: Lifecycle::Active,
-            generation: 1,
+    pub(crate) fn offer(plan: &str) -> Offer {
+        Offer {
             sku_id: SkuId::parse("s").unwrap(),
-            plan_type: PlanType::parse("p").unwrap(),
-            region: "us-east-1".to_owned(),
-            fsm_id: "q".to_owned(),
+            plan_type: PlanType::parse(plan).unwrap(),
             policy: PolicyPin {
                 version: "1.0.0".to_owned(),
-                hash: "00".to_owned(),
+                hash: format!("hash-{plan}"),
             },
             quota: Quota {
                 monthly_actions: 10,
                 concurrent_actions: 3,
             },
-            resources: TenantResources::default(),
-            in_flight: 0,
-            month: "2026-01".to_owned(),
-            month_actions: 0,
-            actions_completed: 0,
-            actions_failed: 0,
-            subscribed_at: Timestamp::UNIX_EPOCH,
-            revision: 7,
+            isolation: Isolation::Pool,
         }
+    }
+
+    pub(crate) fn event(change: Change) -> EntitlementEvent {
+        EntitlementEvent {
+            account_id: AccountId::parse("c").unwrap(),
+            entitlement_id: None,
+            product: None,
+            version: None,
+            effective_at: None,
+            change,
+        }
+    }
+
+    pub(crate) fn id(text: &str) -> EntitlementId {
+        EntitlementId::parse(text).unwrap()
+    }
+
+    /// An active tenant with one entitlement, `s`, granted at second 100.
+    pub(crate) fn tenant() -> Tenant {
+        let at = Timestamp::from_second(100).unwrap();
+        let order = EventOrder { version: None, at };
+        let mut tenant = Tenant::absent(AccountId::parse("c").unwrap(), at);
+        let granted = Entitlement::granted(&offer("p"), "us-east-1", None, order, at);
+        tenant.entitlements.insert(id("s"), granted);
+        tenant.lifecycle = Lifecycle::Active;
+        tenant.generation = 1;
+        tenant.fsm_id = "q".to_owned();
+        tenant.revision = 7;
+        tenant
     }
 
     #[test]
     fn counters_follow_claims_and_outcomes() {
         let january: Timestamp = "2026-01-31T23:59:59Z".parse().unwrap();
         let february: Timestamp = "2026-02-01T00:00:00Z".parse().unwrap();
-        let busy = tenant().claimed(3, january);
-        assert_eq!((busy.in_flight, busy.month_actions, busy.revision), (3, 3, 8));
+        let three = BTreeMap::from([(id("s"), 3)]);
+        let busy = tenant().claimed(&three, january, february);
+        let held = &busy.entitlements[&id("s")];
+        assert_eq!(
+            (busy.in_flight, held.in_flight, held.month_actions, busy.revision),
+            (3, 3, 3, 8)
+        );
         assert_eq!(
             (
-                busy.concurrent_left(),
-                busy.monthly_left(january),
-                busy.monthly_left(february)
+                held.concurrent_left(),
+                held.monthly_left(january),
+                held.monthly_left(february)
             ),
             (0, 7, 10)
         );
-        let done = busy.released(2, 1);
+        assert_eq!((busy.index_state(), busy.lease_until), (BUSY, Some(february)));
+        let outcome = |completed| Released {
+            entitlement_id: Some(id("s")),
+            completed,
+        };
+        let done = busy.released(&[outcome(true), outcome(true)]);
+        assert_eq!(done.lease_until, Some(february));
+        let done = done.released(&[outcome(false)]);
         assert_eq!(
             (
                 done.in_flight,
@@ -355,12 +706,117 @@ decommissioned Archived -
                 done.actions_failed,
                 done.revision
             ),
-            (0, 2, 1, 9)
+            (0, 2, 1, 10)
         );
-        let next_month = done.claimed(1, february);
-        assert_eq!(
-            (next_month.month.as_str(), next_month.month_actions),
-            ("2026-02", 1)
-        );
+        assert_eq!((done.index_state(), done.lease_until), ("active", None));
+        assert_eq!(done.entitlements[&id("s")].in_flight, 0);
+        let next_month = done.claimed(&BTreeMap::from([(id("s"), 1)]), february, february);
+        let held = &next_month.entitlements[&id("s")];
+        assert_eq!((held.month.as_str(), held.month_actions), ("2026-02", 1));
+    }
+
+    /// An action of an entitlement that was cancelled meanwhile still counts for the tenant.
+    #[test]
+    fn outcomes_of_cancelled_entitlements_count() {
+        let now = Timestamp::UNIX_EPOCH;
+        let mut busy = tenant().claimed(&BTreeMap::from([(id("s"), 1)]), now, now);
+        busy.entitlements.clear();
+        let done = busy.released(&[Released {
+            entitlement_id: Some(id("s")),
+            completed: true,
+        }]);
+        assert_eq!((done.in_flight, done.actions_completed), (0, 1));
+    }
+
+    /// Cancelled and bought again: what runs still counts against the limit, and what was used of the month stays used.
+    #[test]
+    fn buying_again_frees_nothing() {
+        let now = Timestamp::from_second(200).unwrap();
+        let mut busy = tenant().claimed(&BTreeMap::from([(id("s"), 2)]), now, now);
+        let held = busy.entitlements.remove(&id("s")).unwrap();
+        busy.tombstones.bury(&id("s"), held.order, Some(held.usage()));
+        let one = Released {
+            entitlement_id: Some(id("s")),
+            completed: true,
+        };
+        let mut again = busy.released(std::slice::from_ref(&one));
+        let usage = again.tombstones.raise(&id("s"));
+        let order = EventOrder {
+            version: None,
+            at: now,
+        };
+        let granted = Entitlement::granted(&offer("p"), "r", None, order, now).with_usage(usage);
+        assert_eq!((granted.in_flight, granted.month_actions), (1, 2));
+        again.entitlements.insert(id("s"), granted);
+        let done = again.released(&[one]);
+        assert_eq!((done.in_flight, done.entitlements[&id("s")].in_flight), (0, 0));
+    }
+
+    #[test]
+    fn a_signal_selects_what_it_names_or_the_only_one() {
+        let mut tenant = tenant();
+        let sku = |text: &str| SkuId::parse(text).unwrap();
+        let name = |tenant: &Tenant, entitlement: Option<&str>, sku_id: Option<&str>| match tenant
+            .select(entitlement.map(id).as_ref(), sku_id.map(sku).as_ref())
+        {
+            Selected::One(id, _) => id.as_str().to_owned(),
+            Selected::None => "none".to_owned(),
+            Selected::Several => "several".to_owned(),
+        };
+        assert_eq!(name(&tenant, None, None), "s");
+        assert_eq!(name(&tenant, None, Some("other")), "none");
+        let mut other = tenant.entitlements[&id("s")].clone();
+        tenant.entitlements.insert(id("agreement-2"), other.clone());
+        assert_eq!(name(&tenant, None, None), "several");
+        assert_eq!(name(&tenant, None, Some("s")), "several");
+        assert_eq!(name(&tenant, Some("agreement-2"), None), "agreement-2");
+        assert_eq!(name(&tenant, Some("agreement-2"), Some("other")), "none");
+        other.sku_id = sku("other");
+        tenant.entitlements.insert(id("agreement-2"), other);
+        assert_eq!(name(&tenant, None, Some("other")), "agreement-2");
+        tenant.entitlements.clear();
+        assert_eq!(name(&tenant, None, None), "none");
+    }
+
+    #[test]
+    fn repinning_reaches_every_entitlement_of_the_plan_and_only_those() {
+        let mut tenant = tenant();
+        let mut other = tenant.entitlements[&id("s")].clone();
+        other.plan_type = PlanType::parse("other").unwrap();
+        tenant.entitlements.insert(id("other"), other);
+        let mut newer = offer("p");
+        assert_eq!(tenant.repinned(&newer), None);
+        newer.policy.hash = "next".to_owned();
+        newer.quota.concurrent_actions = 9;
+        let repinned = tenant.repinned(&newer).unwrap();
+        let pin = |name: &str| repinned.entitlements[&id(name)].policy.hash.as_str();
+        assert_eq!((pin("s"), pin("other")), ("next", "hash-p"));
+        assert_eq!(repinned.entitlements[&id("s")].quota.concurrent_actions, 9);
+        assert_eq!(repinned.revision, tenant.revision + 1);
+    }
+
+    #[test]
+    fn the_pace_follows_the_limit() {
+        let pace = |limit| {
+            let pace = Pace::of(limit);
+            (pace.batch_size, pace.maximum_concurrency)
+        };
+        assert_eq!([0, 1, 3, 10].map(pace), [(1, 2), (1, 2), (3, 2), (10, 2)]);
+        assert_eq!([25, 9_999, u64::MAX].map(pace), [(10, 3), (10, 1000), (10, 1000)]);
+    }
+
+    #[test]
+    fn own_tables_hold_a_part_of_the_ledger() {
+        let mut tables = Tables::of_queue("q", 0, 5);
+        assert_eq!([4, 5, 6].map(|seq| tables.hold(seq)), [false, true, true]);
+        tables.until = Some(6);
+        assert_eq!([4, 5, 6].map(|seq| tables.hold(seq)), [false, true, false]);
+        tables.archived = Some(ArchivedActions {
+            path: String::new(),
+            sha256: String::new(),
+            size_bytes: 0,
+            entries: 0,
+        });
+        assert_eq!([4, 5, 6].map(|seq| tables.hold(seq)), [false; 3]);
     }
 }

@@ -9,9 +9,11 @@
 use std::fs;
 use std::path::Path;
 
-use domain::webhook::payload::{self, WebhookEvent};
-use domain::webhook::signature::{Headers, Secret, SignatureError, verify_github};
+use domain::webhook::event::WebhookEvent;
+use domain::webhook::provider::at_path;
+use domain::webhook::signature::{Headers, SignatureError};
 use governor_domain as domain;
+use jiff::Timestamp;
 use serde_json::Value;
 
 fn root() -> &'static Path {
@@ -27,27 +29,27 @@ fn event(file: &str) -> Value {
 fn github(file: &str) -> Result<WebhookEvent, SignatureError> {
     let event = event(file);
     let headers: Headers = serde_json::from_value(event["headers"].clone()).unwrap();
-    let secret = Secret::github("It's a Secret to Everybody").unwrap();
-    let verified = verify_github(&[secret], &headers, event["body"].as_str().unwrap().as_bytes())?;
-    Ok(payload::github(&verified).unwrap())
+    let provider = at_path("/webhooks/github").unwrap();
+    let secret = (provider.secret)("It's a Secret to Everybody").unwrap();
+    let body = event["body"].as_str().unwrap().as_bytes();
+    let verified = (provider.verify)(&[secret], &headers, body, Timestamp::UNIX_EPOCH)?;
+    Ok((provider.parse)(&verified).unwrap())
 }
 
 #[test]
 fn github_events_are_signed_and_for_one_account() {
-    let Ok(WebhookEvent::Subscribed {
-        account_id: bought, ..
-    }) = github("entitlement/github-purchased.json")
-    else {
-        panic!("not a purchase")
-    };
-    let Ok(WebhookEvent::Cancelled { account_id: left, .. }) = github("entitlement/github-cancelled.json")
-    else {
-        panic!("not a cancellation")
-    };
-    assert_eq!(
-        (bought.as_str(), left.as_str()),
-        ("github-18404719", "github-18404719")
-    );
+    for (file, change) in [
+        ("entitlement/github-purchased.json", "purchase"),
+        ("entitlement/github-cancelled.json", "cancellation"),
+    ] {
+        let Ok(WebhookEvent::Entitlement(event)) = github(file) else {
+            panic!("{file} is about no entitlement")
+        };
+        assert_eq!(
+            (event.account_id.as_str(), event.change.name()),
+            ("github-18404719", change)
+        );
+    }
     assert_eq!(
         github("entitlement/bad-signature.json"),
         Err(SignatureError::NoMatch)

@@ -155,6 +155,31 @@ pub struct ActionOutcome {
     pub code: String,
 }
 
+/// An entitlement whose state changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct EntitlementOutcome {
+    /// The agreement.
+    pub entitlement_id: String,
+    /// Its product.
+    pub sku_id: String,
+}
+
+/// A file of entries that stands beside an archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ArchivedFile {
+    /// Where it is.
+    pub path: String,
+    /// Its SHA-256 in lower-case hex.
+    #[cfg_attr(test, schemars(schema_with = "crate::schema::sha256"))]
+    pub sha256: String,
+    /// Its bytes.
+    pub size_bytes: u64,
+    /// The entries in it.
+    pub entries: u64,
+}
+
 /// What an operation did. One variant for each operation; the tag `operation` is the variant's name in snake case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -162,6 +187,9 @@ pub struct ActionOutcome {
 pub enum Payload {
     /// A tenant was provisioned.
     EntitlementActive {
+        /// The agreement; absent where the sender names none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        entitlement_id: Option<String>,
         /// The product.
         sku_id: String,
         /// The plan.
@@ -179,6 +207,9 @@ pub enum Payload {
     },
     /// Provisioning failed and was undone.
     EntitlementFailed {
+        /// The agreement; absent where the sender names none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        entitlement_id: Option<String>,
         /// The product asked for.
         sku_id: String,
         /// The plan asked for.
@@ -189,6 +220,72 @@ pub enum Payload {
         step: String,
         /// The steps that were undone, in the order of undoing.
         undone: Vec<String>,
+    },
+    /// An entitlement has another plan; policy and limits changed with it.
+    EntitlementChanged {
+        /// The agreement.
+        entitlement_id: String,
+        /// The product.
+        sku_id: String,
+        /// The plan until now.
+        previous_plan_type: String,
+        /// The plan from now on.
+        plan_type: String,
+        /// The policy in force until now.
+        previous_policy_version: String,
+        /// The policy in force from now on.
+        policy_version: String,
+        /// What the new plan allows.
+        quota: Quota,
+    },
+    /// An entitlement was suspended: everything is kept, and nothing runs until it is reinstated.
+    EntitlementSuspended(EntitlementOutcome),
+    /// A suspended entitlement is in force again.
+    EntitlementReinstated(EntitlementOutcome),
+    /// An entitlement goes on.
+    EntitlementRenewed {
+        /// The agreement.
+        entitlement_id: String,
+        /// The product.
+        sku_id: String,
+        /// When it ends unless it is renewed again; absent where the sender does not say.
+        #[serde(
+            default,
+            serialize_with = "millis::serialize_some",
+            skip_serializing_if = "Option::is_none"
+        )]
+        #[cfg_attr(test, schemars(schema_with = "crate::schema::timestamp"))]
+        expires_at: Option<Timestamp>,
+    },
+    /// One of several entitlements of an account was cancelled; the tenant lives on.
+    EntitlementCancelled {
+        /// The agreement.
+        entitlement_id: String,
+        /// The product.
+        sku_id: String,
+        /// Entitlements the account still has.
+        entitlements_left: u64,
+    },
+    /// An event is kept and carried out later.
+    EntitlementDeferred {
+        /// The agreement; absent where the sender names none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        entitlement_id: Option<String>,
+        /// The product; absent where the sender names none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sku_id: Option<String>,
+        /// What is to happen.
+        event: String,
+        /// Why not now.
+        reason: String,
+        /// When it is carried out; absent when it waits for something else than a time.
+        #[serde(
+            default,
+            serialize_with = "millis::serialize_some",
+            skip_serializing_if = "Option::is_none"
+        )]
+        #[cfg_attr(test, schemars(schema_with = "crate::schema::timestamp"))]
+        due_at: Option<Timestamp>,
     },
     /// Tenants moved to a new policy.
     PolicyUpgraded {
@@ -285,6 +382,9 @@ pub enum Payload {
     },
     /// A tenant leaves.
     DecommissionStart {
+        /// The agreement; absent where none is named.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        entitlement_id: Option<String>,
         /// The product.
         sku_id: String,
         /// Actions still running.
@@ -308,6 +408,15 @@ pub enum Payload {
         /// The stored object's version.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         archive_version: Option<String>,
+        /// Messages archived from the dead-letter queue; absent in receipts from before they were counted.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        dead_letters_archived: Option<u64>,
+        /// Where those messages are; absent when there were none to keep.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        dead_letters_path: Option<String>,
+        /// The content of a tenant's own action table; absent when the tenant had none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        actions_archive: Option<ArchivedFile>,
     },
     /// Somebody moved a switch.
     SwitchChanged {
@@ -337,6 +446,21 @@ pub enum Payload {
     WebhookIgnored {
         /// Why.
         reason: String,
+        /// Who sent it; absent in receipts from before it was said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        provider: Option<String>,
+        /// The sender's id of the delivery; absent in receipts from before it was said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        delivery_id: Option<String>,
+    },
+    /// Something of a tenant's was missing, or was nobody's.
+    ResourceRepaired {
+        /// What it is about: a queue, a table, a mapping.
+        resource: String,
+        /// What was found.
+        finding: String,
+        /// What was done.
+        repair: String,
     },
     /// The signing key passed on to another: signed by the previous key, endorsed by the new one.
     KeyRotated {
@@ -370,6 +494,12 @@ impl Payload {
         match self {
             Self::EntitlementActive { .. } => "entitlement_active",
             Self::EntitlementFailed { .. } => "entitlement_failed",
+            Self::EntitlementChanged { .. } => "entitlement_changed",
+            Self::EntitlementSuspended(_) => "entitlement_suspended",
+            Self::EntitlementReinstated(_) => "entitlement_reinstated",
+            Self::EntitlementRenewed { .. } => "entitlement_renewed",
+            Self::EntitlementCancelled { .. } => "entitlement_cancelled",
+            Self::EntitlementDeferred { .. } => "entitlement_deferred",
             Self::PolicyUpgraded { .. } => "policy_upgraded",
             Self::PolicyValidationFailed(_) => "policy_validation_failed",
             Self::PolicyUpgradeSkipped(_) => "policy_upgrade_skipped",
@@ -391,6 +521,7 @@ impl Payload {
             Self::SwitchChanged { .. } => "switch_changed",
             Self::PolicyDeployed { .. } => "policy_deployed",
             Self::WebhookIgnored { .. } => "webhook_ignored",
+            Self::ResourceRepaired { .. } => "resource_repaired",
             Self::KeyRotated { .. } => "key_rotated",
             Self::KeyRevoked { .. } => "key_revoked",
         }
@@ -400,6 +531,11 @@ impl Payload {
     pub fn status(&self) -> Status {
         match self {
             Self::EntitlementActive { .. }
+            | Self::EntitlementChanged { .. }
+            | Self::EntitlementSuspended(_)
+            | Self::EntitlementReinstated(_)
+            | Self::EntitlementRenewed { .. }
+            | Self::EntitlementCancelled { .. }
             | Self::PolicyUpgraded { .. }
             | Self::PolicyRollback(_)
             | Self::PolicyForced(_)
@@ -411,6 +547,7 @@ impl Payload {
             | Self::DecommissionComplete { .. }
             | Self::SwitchChanged { .. }
             | Self::PolicyDeployed { .. }
+            | Self::ResourceRepaired { .. }
             | Self::KeyRotated { .. }
             | Self::KeyRevoked { .. } => Status::Success,
             Self::EntitlementFailed { .. }
@@ -419,7 +556,9 @@ impl Payload {
             | Self::ActionFailed { .. } => Status::Failed,
             Self::QuotaExceeded(_) | Self::ActionRefused { .. } => Status::Refused,
             Self::ActionRouted(_) => Status::Routed,
-            Self::DegradedMode { .. } | Self::DecommissionStart { .. } => Status::Started,
+            Self::DegradedMode { .. } | Self::EntitlementDeferred { .. } | Self::DecommissionStart { .. } => {
+                Status::Started
+            }
             Self::PolicyUpgradeSkipped(_) | Self::WebhookIgnored { .. } => Status::Ignored,
         }
     }
@@ -583,6 +722,17 @@ pub(crate) mod millis {
 
     pub(crate) fn serialize<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&format_args!("{:.3}", truncate(*time)))
+    }
+
+    /// The same for a time that may be absent; one that is, is best skipped.
+    pub(crate) fn serialize_some<S: Serializer>(
+        time: &Option<Timestamp>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match time {
+            Some(time) => serialize(time, serializer),
+            None => serializer.serialize_none(),
+        }
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {

@@ -396,25 +396,27 @@ fn wrong(field: &str, old: &Value) -> Vec<Value> {
     }
     let text = old.as_str().unwrap_or_default();
     match field {
-        "timestamp" | "occurred_at" | "deployment_timestamp" => all.extend(
-            [
-                "2026-01-02T03:04:05Z",
-                "2026-01-02T03:04:05.6Z",
-                "2026-01-02T03:04:05.678901Z",
-                "2026-01-02T03:04:05.678+00:00",
-                "2026-01-02T03:04:05.678",
-                "2026-01-02 03:04:05.678Z",
-                "2026-01-02t03:04:05.678z",
-                "2026-13-02T03:04:05.678Z",
-                "2026-01-02T24:04:05.678Z",
-            ]
-            .map(Value::from),
-        ),
+        "timestamp" | "occurred_at" | "deployment_timestamp" | "revoked_from" | "expires_at" | "due_at" => {
+            all.extend(
+                [
+                    "2026-01-02T03:04:05Z",
+                    "2026-01-02T03:04:05.6Z",
+                    "2026-01-02T03:04:05.678901Z",
+                    "2026-01-02T03:04:05.678+00:00",
+                    "2026-01-02T03:04:05.678",
+                    "2026-01-02 03:04:05.678Z",
+                    "2026-01-02t03:04:05.678z",
+                    "2026-13-02T03:04:05.678Z",
+                    "2026-01-02T24:04:05.678Z",
+                ]
+                .map(Value::from),
+            )
+        }
         "receipt_id" | "previous_action_receipt_id" => {
             all.extend([json!(text.replace('-', "")), json!(format!("{{{text}}}"))]);
             all.push(json!("01234567-89AB-7CDE-8F01-23456789ABCD"));
         }
-        "policy_hash" | "prev_hash" | "key_id" | "archive_sha256" => {
+        "policy_hash" | "prev_hash" | "key_id" | "archive_sha256" | "sha256" => {
             all.extend([json!(text[1..]), json!(format!("{text}0"))]);
             all.push(json!(format!("A{}", &text[1..])));
         }

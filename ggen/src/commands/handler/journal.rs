@@ -22,12 +22,14 @@ pub type Waiting = watch::Receiver<Option<Answer>>;
 pub struct Journal {
     limit: usize,
     pending: usize,
+    /// By the key of the call.
     actions: HashMap<String, Record>,
-    /// Ids in the order they were first heard of.
+    /// Keys in the order they were first heard of.
     order: VecDeque<String>,
 }
 
 struct Record {
+    action_id: String,
     account_id: String,
     template: String,
     /// The call that was made, if one was: a rollback can be the first we hear of an action.
@@ -88,7 +90,7 @@ impl Journal {
     /// A call arrives.
     pub fn begin(&mut self, call: &Call) -> Begin {
         let fingerprint = fingerprint(call);
-        if let Some(record) = self.actions.get(&call.action_id) {
+        if let Some(record) = self.actions.get(&call.key) {
             return match &record.call {
                 Some((first, waiting)) if *first == fingerprint => Begin::Repeat(waiting.clone()),
                 Some(_) => Begin::Refuse(Answer::problem(
@@ -111,7 +113,7 @@ impl Journal {
     /// The action's delay is over: applies it, unless it is to fail or was undone meanwhile.
     pub fn finish(&mut self, call: &Call, now: Timestamp) -> Answer {
         self.pending = self.pending.saturating_sub(1);
-        match self.actions.get_mut(&call.action_id) {
+        match self.actions.get_mut(&call.key) {
             // Forgotten, and with it whether it was undone: applying it now could be wrong, not applying it can be told.
             None => Answer::failure(503, "FORGOTTEN", true),
             Some(Record { undone: Some(_), .. }) => Answer::rolled_back(),
@@ -128,10 +130,10 @@ impl Journal {
 
     /// Undoes an action, or makes sure that it never happens.
     pub fn undo(&mut self, call: &Call, now: Timestamp) -> Answer {
-        if !self.actions.contains_key(&call.action_id) {
+        if !self.actions.contains_key(&call.key) {
             self.remember(call, None);
         }
-        let undone = self.actions.get_mut(&call.action_id).map(|record| {
+        let undone = self.actions.get_mut(&call.key).map(|record| {
             let never_happened = record.applied.is_none();
             record
                 .undone
@@ -154,13 +156,10 @@ impl Journal {
     /// What was applied and undone, of one action or of all.
     pub fn log(&self, action_id: Option<&str>) -> Log {
         let mut log = Log::default();
-        let ids = self
-            .order
-            .iter()
-            .filter(|id| action_id.is_none_or(|wanted| wanted == id.as_str()));
-        for (id, record) in ids.filter_map(|id| self.actions.get_key_value(id)) {
+        let records = self.order.iter().filter_map(|key| self.actions.get(key));
+        for record in records.filter(|record| action_id.is_none_or(|wanted| wanted == record.action_id)) {
             let entry = |at| Entry {
-                action_id: id.clone(),
+                action_id: record.action_id.clone(),
                 template: record.template.clone(),
                 account_id: record.account_id.clone(),
                 at,
@@ -181,14 +180,15 @@ impl Journal {
             self.actions.remove(&oldest);
         }
         let record = Record {
+            action_id: call.action_id.clone(),
             account_id: call.account_id.clone(),
             template: call.template.clone(),
             call: made,
             applied: None,
             undone: None,
         };
-        self.order.push_back(call.action_id.clone());
-        self.actions.insert(call.action_id.clone(), record);
+        self.order.push_back(call.key.clone());
+        self.actions.insert(call.key.clone(), record);
     }
 }
 
@@ -205,6 +205,7 @@ mod tests {
 
     fn call(action_id: &str, outcome: Outcome) -> Call {
         Call {
+            key: action_id.to_owned(),
             action_id: action_id.to_owned(),
             account_id: "customer-123".to_owned(),
             template: "restart-service".to_owned(),

@@ -376,6 +376,9 @@ pub fn closing(summary: &ArchiveSummary, head: &Head, change: impl FnOnce(&mut D
             archive_size_bytes: summary.size_bytes,
             archive_sha256: summary.sha256.clone(),
             archive_version: Some("v1".to_owned()),
+            dead_letters_archived: Some(0),
+            dead_letters_path: None,
+            actions_archive: None,
         },
         ..draft(19)
     };

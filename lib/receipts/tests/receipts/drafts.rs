@@ -3,12 +3,15 @@
 use jiff::Timestamp;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use receipts::receipt::{ActionOutcome, Concurrency, PolicyOutcome, Quota, Resources, Scaling, UsdDelta};
+use receipts::receipt::{
+    ActionOutcome, ArchivedFile, Concurrency, EntitlementOutcome, PolicyOutcome, Quota, Resources, Scaling,
+    UsdDelta,
+};
 use receipts::{Draft, Head, Payload, Sealed, Signer, append, canonical};
 use uuid::Uuid;
 
 /// How many operations there are; `payload` covers each.
-pub const OPERATIONS: usize = 25;
+pub const OPERATIONS: usize = 32;
 
 pub fn signer() -> Signer {
     Signer::generate([42; 32])
@@ -38,8 +41,14 @@ pub fn payload(which: usize, [a, b, c]: [String; 3], [m, n]: [u64; 2], list: Vec
         template: b.clone(),
         code: c.clone(),
     };
+    let entitlement = || EntitlementOutcome {
+        entitlement_id: a.clone(),
+        sku_id: b.clone(),
+    };
+    let moment = |number: u64| Timestamp::from_millisecond((number % 4_102_444_800_000) as i64).unwrap();
     match which {
         0 => Payload::EntitlementActive {
+            entitlement_id: optional(&c),
             sku_id: a.clone(),
             plan_type: b.clone(),
             region: c.clone(),
@@ -56,6 +65,7 @@ pub fn payload(which: usize, [a, b, c]: [String; 3], [m, n]: [u64; 2], list: Vec
             },
         },
         1 => Payload::EntitlementFailed {
+            entitlement_id: optional(&c),
             sku_id: a.clone(),
             plan_type: b.clone(),
             reason: c,
@@ -112,6 +122,7 @@ pub fn payload(which: usize, [a, b, c]: [String; 3], [m, n]: [u64; 2], list: Vec
             rollback_duration_ms: m,
         },
         18 => Payload::DecommissionStart {
+            entitlement_id: optional(&b),
             sku_id: a,
             in_flight_actions: m,
         },
@@ -120,6 +131,14 @@ pub fn payload(which: usize, [a, b, c]: [String; 3], [m, n]: [u64; 2], list: Vec
             actions_failed: n,
             receipts_archived: m,
             archive_version: optional(&c),
+            dead_letters_archived: (m > n).then_some(m),
+            dead_letters_path: optional(&b),
+            actions_archive: list.first().map(|path| ArchivedFile {
+                path: path.clone(),
+                sha256: c.clone(),
+                size_bytes: m,
+                entries: n,
+            }),
             archive_path: a,
             archive_size_bytes: n,
             archive_sha256: b,
@@ -133,9 +152,13 @@ pub fn payload(which: usize, [a, b, c]: [String; 3], [m, n]: [u64; 2], list: Vec
             o_hash: a,
             a_hash: b,
             ggen_version: c,
-            deployment_timestamp: Timestamp::from_millisecond((m % 4_102_444_800_000) as i64).unwrap(),
+            deployment_timestamp: moment(m),
         },
-        22 => Payload::WebhookIgnored { reason: a },
+        22 => Payload::WebhookIgnored {
+            reason: a,
+            provider: optional(&b),
+            delivery_id: optional(&c),
+        },
         23 => Payload::KeyRotated {
             previous_key_id: a.clone(),
             previous_public_key: b.clone(),
@@ -146,7 +169,43 @@ pub fn payload(which: usize, [a, b, c]: [String; 3], [m, n]: [u64; 2], list: Vec
         24 => Payload::KeyRevoked {
             revoked_key_id: a,
             reason: b,
-            revoked_from: Timestamp::from_millisecond((n % 4_102_444_800_000) as i64).unwrap(),
+            revoked_from: moment(n),
+        },
+        25 => Payload::EntitlementChanged {
+            entitlement_id: a.clone(),
+            sku_id: b.clone(),
+            previous_plan_type: c.clone(),
+            plan_type: a,
+            previous_policy_version: b,
+            policy_version: c,
+            quota: Quota {
+                monthly_actions: m,
+                concurrent_actions: n,
+            },
+        },
+        26 => Payload::EntitlementSuspended(entitlement()),
+        27 => Payload::EntitlementReinstated(entitlement()),
+        28 => Payload::EntitlementRenewed {
+            entitlement_id: a,
+            sku_id: b,
+            expires_at: optional(&c).map(|_| moment(m)),
+        },
+        29 => Payload::EntitlementCancelled {
+            entitlement_id: a,
+            sku_id: b,
+            entitlements_left: m,
+        },
+        30 => Payload::EntitlementDeferred {
+            entitlement_id: optional(&a),
+            sku_id: optional(&b),
+            event: c.clone(),
+            reason: a,
+            due_at: optional(&c).map(|_| moment(n)),
+        },
+        31 => Payload::ResourceRepaired {
+            resource: a,
+            finding: b,
+            repair: c,
         },
         other => panic!("there is no operation {other}"),
     }

@@ -106,7 +106,84 @@ fn operations_and_statuses_are_these() {
             "webhook_ignored ignored",
             "key_rotated success",
             "key_revoked success",
+            "entitlement_changed success",
+            "entitlement_suspended success",
+            "entitlement_reinstated success",
+            "entitlement_renewed success",
+            "entitlement_cancelled success",
+            "entitlement_deferred started",
+            "resource_repaired success",
         ]
+    );
+}
+
+/// One receipt of each operation, as they were before any of them named its entitlement.
+const OLD_LEDGER: &str = include_str!("../../vectors/ledger/before_entitlement_id.jsonl");
+
+#[test]
+fn receipts_from_before_a_field_hold_as_they_were() {
+    let lines: Vec<String> = OLD_LEDGER.lines().map(str::to_owned).collect();
+    let chain = follow(&lines).unwrap();
+    assert_eq!(chain.head().size, 25);
+    // With nothing to say in the new fields, the same receipts are written to the byte.
+    let drafts: Vec<Draft> = lines
+        .iter()
+        .map(|line| {
+            let receipt: Receipt = serde_json::from_str(line).unwrap();
+            Draft {
+                receipt_id: receipt.receipt_id,
+                account_id: receipt.account_id,
+                occurred_at: receipt.occurred_at,
+                duration_ms: receipt.duration_ms,
+                policy_hash: receipt.policy_hash,
+                payload: receipt.payload,
+            }
+        })
+        .collect();
+    assert_eq!(self::lines(&drafts), lines);
+}
+
+/// Times of a payload are cut to milliseconds and come back; one that is absent leaves no trace in the line.
+#[track_caller]
+fn check_time(given: Option<&str>, written: Option<&str>) {
+    let moment = given.map(time);
+    let renewed = Payload::EntitlementRenewed {
+        entitlement_id: "e-1".to_owned(),
+        sku_id: "s-1".to_owned(),
+        expires_at: moment,
+    };
+    let deferred = Payload::EntitlementDeferred {
+        entitlement_id: None,
+        sku_id: None,
+        event: "cancellation".to_owned(),
+        reason: "it takes effect later".to_owned(),
+        due_at: moment,
+    };
+    for (field, payload) in [("expires_at", renewed), ("due_at", deferred)] {
+        let line = lines(&[Draft { payload, ..draft(0) }]).remove(0);
+        let json: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(json.get(field).map(|value| value.as_str().unwrap()), written);
+        let receipt = verify_line(&line, &keys()).unwrap();
+        let (Payload::EntitlementRenewed { expires_at: read, .. }
+        | Payload::EntitlementDeferred { due_at: read, .. }) = receipt.payload
+        else {
+            panic!("another operation: {line}");
+        };
+        assert_eq!(read, written.map(time));
+    }
+}
+
+#[test]
+fn optional_times_are_written_in_milliseconds_or_not_at_all() {
+    check_time(None, None);
+    check_time(Some("2026-01-02T03:04:05Z"), Some("2026-01-02T03:04:05.000Z"));
+    check_time(
+        Some("2026-01-02T03:04:05.678912Z"),
+        Some("2026-01-02T03:04:05.678Z"),
+    );
+    check_time(
+        Some("2026-01-02T03:04:05.6+02:00"),
+        Some("2026-01-02T01:04:05.600Z"),
     );
 }
 

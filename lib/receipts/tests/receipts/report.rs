@@ -1200,6 +1200,7 @@ fn month() -> Vec<Draft> {
         concurrent_actions: 4,
     };
     let active = Payload::EntitlementActive {
+        entitlement_id: None,
         sku_id: "cost-guard".into(),
         plan_type: "professional".into(),
         region: "eu-central-1".into(),
@@ -1278,6 +1279,8 @@ fn month() -> Vec<Draft> {
                 1,
                 Payload::WebhookIgnored {
                     reason: "the plan is the one in force".into(),
+                    provider: None,
+                    delivery_id: None,
                 },
             ),
             _ => add(

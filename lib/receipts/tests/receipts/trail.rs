@@ -150,19 +150,22 @@ fn a_thief_finds_no_way_into_a_trail() {
     );
     check_refused(1, &["{}".to_owned()], "line 1 of the key trail is not good");
     check_refused(1, &ledger("customer-1", &good), "of account \"customer-1\"");
-    let other = Payload::WebhookIgnored {
+    check_refused(1, &trail(&[(1, rotated(1, 2)), (2, work())]), "`webhook_ignored`");
+}
+
+/// What has no place in a key trail.
+fn work() -> Payload {
+    Payload::WebhookIgnored {
         reason: "r".to_owned(),
-    };
-    check_refused(1, &trail(&[(1, rotated(1, 2)), (2, other)]), "`webhook_ignored`");
+        provider: None,
+        delivery_id: None,
+    }
 }
 
 #[test]
 fn a_revoked_key_fails_with_its_reason() {
     let payloads = [(1, rotated(1, 2)), (2, revoked(1, "2026-01-01T03:00:00Z"))];
     let ring = follow(1, &trail(&payloads)).unwrap();
-    let work = || Payload::WebhookIgnored {
-        reason: "r".to_owned(),
-    };
     let lines = ledger(
         "customer-1",
         &[(1, work()), (1, work()), (2, work()), (1, work())],

@@ -1,0 +1,586 @@
+//! The saga of provisioning, carried out: each step forward, or all of them back. The order of both is
+//! [`domain::provisioning`]'s.
+
+use aws::clients::explain;
+use aws::entitlements::{delivery_plan, expired, record, resends, retry_in};
+use aws::functions::InvokeError;
+use aws::queues::QueueError;
+use aws::registry::RegistryError;
+use aws::store::{Account, DeliveryRecord, Keys, Plan, StoreError};
+use aws::tables::{Kind, TableError};
+use aws::telemetry;
+use domain::entitlement::decide::{active_payload, changed_payload};
+use domain::names::{self, printable};
+use domain::provisioning::{Failure, Provisioning, Step};
+use domain::tenant::{Deferred, Lifecycle, Tenant, TenantResources};
+use jiff::{SignedDuration, Timestamp};
+use receipts::key::Signer;
+use receipts::receipt::{Draft, Payload};
+use serde_json::json;
+use tracing::{error, warn};
+use uuid::Uuid;
+
+use crate::handler::Entitlement;
+
+/// How long something may take to be ready until it counts as failed, in seconds.
+const READY_SECONDS: i64 = 600;
+
+/// What came of a saga.
+pub(crate) enum Made {
+    /// The entitlement is in force.
+    Active {
+        /// The account as it now is.
+        account: Box<Account>,
+        /// The answer to the delivery that asked.
+        record: DeliveryRecord,
+    },
+    /// A step failed, and everything is undone.
+    Undone {
+        /// The account as it now is.
+        account: Box<Account>,
+        /// Which step.
+        step: &'static str,
+        /// The answer to the delivery that asked; `None` when it should be posted again.
+        record: Option<DeliveryRecord>,
+    },
+    /// Somebody else finished it, one way or the other.
+    ByAnother(Option<DeliveryRecord>),
+}
+
+/// Why a saga stands where it is. It is taken up again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MakeError {
+    /// The tables did not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Something that was asked for is not ready yet: no failure, it only takes its time.
+    #[error("{}: {source}", step.name())]
+    NotYet {
+        /// Which step.
+        step: Step,
+        /// What is not ready.
+        #[source]
+        source: StepError,
+    },
+    /// What was made could not be unmade yet.
+    #[error("undoing {}: {source}", step.name())]
+    Undo {
+        /// Which step.
+        step: Step,
+        /// Why.
+        #[source]
+        source: StepError,
+    },
+}
+
+/// Why a step, or its undo, failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StepError {
+    /// A queue or mapping.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// A table.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The enforcer.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The governor.
+    #[error(transparent)]
+    Governor(#[from] InvokeError),
+    /// The governor answered that it cannot work.
+    #[error("the governor is not ready: {0}")]
+    NotReady(String),
+}
+
+impl StepError {
+    /// What is put on record for ever, and answered: the operation, and not a word of the cloud's own, which may name
+    /// accounts and roles. That is in the log.
+    fn for_the_record(&self) -> String {
+        match self {
+            Self::Queue(QueueError::Call { operation, .. } | QueueError::Answer { operation, .. })
+            | Self::Table(TableError::Call { operation, .. })
+            | Self::Registry(RegistryError::Call { operation, .. }) => format!("{operation} did not succeed"),
+            Self::Queue(QueueError::Arn { .. }) => "the governor's ARN is none".to_owned(),
+            Self::Table(TableError::NotReady { .. }) => "a table was not ready in time".to_owned(),
+            Self::Registry(_) => "the policy is not what its hash says".to_owned(),
+            Self::Governor(_) => "the governor did not answer".to_owned(),
+            Self::NotReady(reason) => format!("the governor is not ready: {reason}"),
+        }
+    }
+
+    /// Whether it only takes its time.
+    fn is_slow(&self) -> bool {
+        matches!(self, Self::Table(TableError::NotReady { .. }))
+    }
+
+    /// Whether the same request would fail again: what is stored under the pinned hash is not what was pinned.
+    fn is_lasting(&self) -> bool {
+        matches!(
+            self,
+            Self::Registry(
+                RegistryError::Missing { .. }
+                    | RegistryError::Bundle { .. }
+                    | RegistryError::Hash { .. }
+                    | RegistryError::Name { .. }
+            )
+        )
+    }
+}
+
+impl Entitlement {
+    /// Makes what the account's intent names and commits the outcome, or undoes all of it.
+    ///
+    /// # Errors
+    /// [`MakeError`] when neither end was reached: the intent stays, and whoever comes next goes on.
+    pub(crate) async fn make(
+        &self,
+        signer: &Signer,
+        account: Account,
+        fresh: bool,
+    ) -> Result<Made, MakeError> {
+        let under_way = account
+            .tenant
+            .as_ref()
+            .and_then(|tenant| Some((tenant, tenant.provisioning.as_ref()?)));
+        let Some((tenant, saga)) = under_way.map(|(tenant, saga)| (tenant.clone(), saga.clone())) else {
+            return Ok(Made::ByAnother(account.delivery));
+        };
+        let partition = account.partition.clone();
+        let failure = match &saga.failure {
+            Some(failure) => failure.clone(),
+            None => match self.forward(&tenant, &saga, fresh).await {
+                Ok(resources) => match self.activate(signer, account, &saga, resources.as_ref()).await {
+                    Ok(Some((account, record))) => {
+                        let account = Box::new(account);
+                        return Ok(Made::Active { account, record });
+                    }
+                    Ok(None) => return self.after_another(signer, &partition, &tenant, &saga).await,
+                    Err(e) => Failure {
+                        step: Step::Receipt,
+                        reason: told(Step::Receipt, &e, "the tables did not take it"),
+                        lasting: false,
+                        undone: Vec::new(),
+                    },
+                },
+                Err((step, source)) if source.is_slow() && still_early(&saga) => {
+                    return Err(MakeError::NotYet { step, source });
+                }
+                Err((step, e)) => Failure {
+                    step,
+                    reason: told(step, &e, &e.for_the_record()),
+                    lasting: e.is_lasting(),
+                    undone: Vec::new(),
+                },
+            },
+        };
+        if saga.failure.is_none() {
+            error!(
+                account = tenant.account_id.as_str(),
+                step = failure.step.name(),
+                reason = failure.reason,
+                "provisioning failed"
+            );
+            // The intent to undo is recorded before anything is undone: nobody may go forward from here on.
+            if !self.note_failure(signer, &partition, &saga, &failure).await? {
+                return self.after_another(signer, &partition, &tenant, &saga).await;
+            }
+        }
+        self.back_and_close(signer, &partition, &tenant, &saga).await
+    }
+
+    /// Does every step. What each finds done it leaves.
+    async fn forward(
+        &self,
+        tenant: &Tenant,
+        saga: &Provisioning,
+        fresh: bool,
+    ) -> Result<Option<TenantResources>, (Step, StepError)> {
+        let queue = tenant.fsm_id.as_str();
+        let mut made = TenantResources {
+            queue: queue.to_owned(),
+            ..TenantResources::default()
+        };
+        for step in saga.steps() {
+            let failed = |e: StepError| (step, e);
+            match step {
+                Step::TenantRecord | Step::Receipt => {}
+                Step::DeadLetterQueue => {
+                    let url = self.queues.dead_letter_queue(queue).await;
+                    made.dead_letter_queue_url = url.map_err(|e| failed(e.into()))?;
+                }
+                Step::Queue => {
+                    let url = self.queues.signal_queue(queue).await;
+                    made.queue_url = url.map_err(|e| failed(e.into()))?;
+                }
+                Step::ActionTable => {
+                    let table = names::action_table_name(queue, saga.table_attempt);
+                    let made = self.tables.create(&table, Kind::Actions).await;
+                    made.map_err(|e| failed(e.into()))?;
+                }
+                Step::ReceiptTable => {
+                    // Both are asked for before either is waited for.
+                    let receipts = names::receipt_table_name(queue, saga.table_attempt);
+                    let actions = names::action_table_name(queue, saga.table_attempt);
+                    let made = self.tables.create(&receipts, Kind::Receipts).await;
+                    made.map_err(|e| failed(e.into()))?;
+                    for (table, kind) in [(&receipts, Kind::Receipts), (&actions, Kind::Actions)] {
+                        let ready = self.tables.ready(table, kind).await;
+                        ready.map_err(|e| failed(e.into()))?;
+                    }
+                }
+                Step::PolicyPin => {
+                    let hash = &saga.entitlement.policy.hash;
+                    self.entitlements
+                        .registry
+                        .enforcer(hash)
+                        .await
+                        .map_err(|e| failed(e.into()))?;
+                }
+                Step::Mapping => {
+                    let mapping = self.mapping(tenant, fresh).await;
+                    made.mapping_id = mapping.map_err(|e| failed(e.into()))?;
+                }
+                Step::GovernorBoot => self.boot(tenant, saga).await.map_err(failed)?,
+            }
+        }
+        Ok(saga.new_tenant.then_some(made))
+    }
+
+    async fn mapping(&self, tenant: &Tenant, fresh: bool) -> Result<String, QueueError> {
+        // Of a queue that was never fed before nobody can have made one.
+        if !fresh && let Some(found) = self.queues.find_mapping(&tenant.fsm_id).await? {
+            return Ok(found);
+        }
+        self.queues
+            .mapping(&tenant.fsm_id, tenant.concurrent_actions())
+            .await
+    }
+
+    /// Has the governor look at everything it needs for this tenant, so that the first signal finds it ready.
+    async fn boot(&self, tenant: &Tenant, saga: &Provisioning) -> Result<(), StepError> {
+        let event = json!({
+            "boot": { "account_id": tenant.account_id, "policy_hash": saga.entitlement.policy.hash }
+        });
+        let answer = self.functions.ask(&self.governor, &event).await?;
+        match (answer.get("ready"), answer.get("reason")) {
+            (Some(ready), _) if ready == true => Ok(()),
+            (_, reason) => {
+                let reason = reason
+                    .and_then(|reason| reason.as_str())
+                    .unwrap_or("it does not say why");
+                Err(StepError::NotReady(printable(reason, 256)))
+            }
+        }
+    }
+
+    /// Undoes everything and ends the saga. What could be undone before an undo fails is remembered for the receipt.
+    async fn back_and_close(
+        &self,
+        signer: &Signer,
+        partition: &str,
+        tenant: &Tenant,
+        saga: &Provisioning,
+    ) -> Result<Made, MakeError> {
+        let mut undone = Vec::new();
+        let back = self.back(tenant, saga, &mut undone).await;
+        if let Err(e) = back {
+            if let Err(unnoted) = self.note_undone(signer, partition, saga, &undone).await {
+                warn!(error = %unnoted, ?undone, "what is undone so far will not be on record");
+            }
+            return Err(e);
+        }
+        self.close_failed(signer, partition, saga, undone).await
+    }
+
+    async fn note_undone(
+        &self,
+        signer: &Signer,
+        partition: &str,
+        saga: &Provisioning,
+        undone: &[Step],
+    ) -> Result<(), StoreError> {
+        let plan = |account: &Account| {
+            let tenant = account.tenant.as_ref().filter(|tenant| is(tenant, saga));
+            let mut next = tenant.filter(|_| !undone.is_empty()).map(Tenant::written);
+            let under_way = next.as_mut().and_then(|tenant| tenant.provisioning.as_mut());
+            if let Some(failure) = under_way.and_then(|saga| saga.failure.as_mut()) {
+                failure.undone.extend(undone);
+            }
+            Ok::<_, StoreError>(Plan {
+                tenant: next,
+                ..Plan::default()
+            })
+        };
+        let store = &self.entitlements.store;
+        store
+            .transact(signer, partition, &Keys::default(), None, plan)
+            .await?;
+        Ok(())
+    }
+
+    /// Undoes everything, last first, and tells of each step that had left something.
+    async fn back(
+        &self,
+        tenant: &Tenant,
+        saga: &Provisioning,
+        undone: &mut Vec<Step>,
+    ) -> Result<(), MakeError> {
+        let queue = tenant.fsm_id.as_str();
+        for step in saga.undo() {
+            let removed: Result<bool, StepError> = match step {
+                Step::Mapping => self.queues.remove_mapping(queue).await.map_err(Into::into),
+                Step::ReceiptTable => {
+                    let table = names::receipt_table_name(queue, saga.table_attempt);
+                    self.tables.delete(&table).await.map_err(Into::into)
+                }
+                Step::ActionTable => {
+                    let table = names::action_table_name(queue, saga.table_attempt);
+                    self.tables.delete(&table).await.map_err(Into::into)
+                }
+                Step::Queue => self.queues.remove_queue(queue).await.map_err(Into::into),
+                Step::DeadLetterQueue => {
+                    let queue = names::dead_letter_queue_name(queue);
+                    self.queues.remove_queue(&queue).await.map_err(Into::into)
+                }
+                Step::TenantRecord | Step::PolicyPin | Step::GovernorBoot | Step::Receipt => Ok(false),
+            };
+            if removed.map_err(|source| MakeError::Undo { step, source })? {
+                undone.push(step);
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits the outcome. `None` when the saga is not the account's any more, or is being undone.
+    async fn activate(
+        &self,
+        signer: &Signer,
+        account: Account,
+        saga: &Provisioning,
+        resources: Option<&TenantResources>,
+    ) -> Result<Option<(Account, DeliveryRecord)>, StoreError> {
+        let receipt_id = Uuid::now_v7();
+        let partition = account.partition.clone();
+        let keys = keys_of(saga);
+        let mut ours = false;
+        let plan = |account: &Account| {
+            let now = Timestamp::now();
+            let tenant = account.tenant.as_ref().filter(|tenant| is(tenant, saga));
+            let provisioned = tenant
+                .and_then(|tenant| Some((tenant, tenant.provisioned(resources, account.head.size, now)?.0)));
+            ours = provisioned.is_some();
+            let Some((before, after)) = provisioned else {
+                return Ok::<_, StoreError>(Plan::default());
+            };
+            let id = &saga.entitlement_id;
+            let (was, held) = (before.entitlements.get(id), after.entitlements.get(id));
+            let held = held.unwrap_or(&saga.entitlement);
+            let payload = match was {
+                Some(was) => changed_payload(id, was, held),
+                None => active_payload(&after, id, held, self.entitlements.around()),
+            };
+            let policy_hash = Some(held.policy.hash.clone());
+            let draft = draft(receipt_id, &after, saga, policy_hash, payload, now);
+            // Of an event that waited, the sender has an answer already.
+            let unanswered = !saga.waited && account.delivery.is_none();
+            let delivery = unanswered.then(|| delivery_plan(&saga.asked, 200));
+            Ok(Plan {
+                tenant: Some(after),
+                drafts: vec![draft],
+                delivery,
+                ..Plan::default()
+            })
+        };
+        let store = &self.entitlements.store;
+        let committed = store
+            .transact(signer, &partition, &keys, Some(account), plan)
+            .await?;
+        let record = record(&saga.asked, 200, &committed.sealed);
+        Ok(ours.then_some((committed.account, record)))
+    }
+
+    /// Records that everything is to be undone. False when somebody else was first, with this or with the outcome.
+    async fn note_failure(
+        &self,
+        signer: &Signer,
+        partition: &str,
+        saga: &Provisioning,
+        failure: &Failure,
+    ) -> Result<bool, MakeError> {
+        let mut noted = false;
+        let plan = |account: &Account| {
+            let tenant = account.tenant.as_ref().filter(|tenant| is(tenant, saga));
+            let failed = tenant.and_then(|tenant| tenant.failed(failure.clone()));
+            noted = failed.is_some();
+            Ok::<_, StoreError>(Plan {
+                tenant: failed,
+                ..Plan::default()
+            })
+        };
+        let store = &self.entitlements.store;
+        store
+            .transact(signer, partition, &Keys::default(), None, plan)
+            .await?;
+        Ok(noted)
+    }
+
+    /// What a run finds that was not first: the answer, or something that is being undone or was. It helps to undo, as it
+    /// may have made a part of it anew.
+    async fn after_another(
+        &self,
+        signer: &Signer,
+        partition: &str,
+        begun: &Tenant,
+        saga: &Provisioning,
+    ) -> Result<Made, MakeError> {
+        let account = self.entitlements.store.load(partition, &keys_of(saga)).await?;
+        let now = account.tenant.as_ref();
+        let ours = now
+            .filter(|tenant| is(tenant, saga))
+            .and_then(|tenant| tenant.provisioning.as_ref());
+        if ours.is_some_and(|saga| saga.failure.is_some()) {
+            return self.back_and_close(signer, partition, begun, saga).await;
+        }
+        // Still forward: a third run goes on with it. In use: another one has finished it.
+        let in_use = now.is_some_and(|tenant| {
+            let same = tenant.generation == begun.generation;
+            let alive = tenant.lifecycle != Lifecycle::Absent;
+            same && alive && (saga.new_tenant || tenant.tables.is_some() || tenant.provisioning.is_some())
+        });
+        if !in_use {
+            warn!(
+                account = begun.account_id.as_str(),
+                "provisioning was undone by another run"
+            );
+            self.back(begun, saga, &mut Vec::new()).await?;
+        }
+        Ok(Made::ByAnother(account.delivery))
+    }
+
+    /// Commits that everything is undone. An event whose sender does not post it again is kept, and tried later.
+    async fn close_failed(
+        &self,
+        signer: &Signer,
+        partition: &str,
+        saga: &Provisioning,
+        undone: Vec<Step>,
+    ) -> Result<Made, MakeError> {
+        let receipt_id = Uuid::now_v7();
+        let keys = keys_of(saga);
+        let mut closed: Option<(Failure, Option<u16>)> = None;
+        let plan = |account: &Account| {
+            let now = Timestamp::now();
+            let tenant = account.tenant.as_ref().filter(|tenant| is(tenant, saga));
+            let Some((mut after, saga, failure)) = tenant.and_then(|tenant| tenant.undone(now)) else {
+                closed = None;
+                return Ok::<_, StoreError>(Plan::default());
+            };
+            let lasting = failure.lasting || expired(saga.due_since, now);
+            let waited = saga.waited;
+            let keep = !lasting && (waited || !resends(&saga.asked.provider));
+            if keep {
+                let attempts = saga.attempts.saturating_add(1);
+                after.deferred.push(Deferred {
+                    event: saga.event.clone(),
+                    asked: saga.asked.clone(),
+                    received_at: saga.received_at,
+                    due_at: now.saturating_add(retry_in(attempts)).unwrap_or(now),
+                    due_since: saga.due_since,
+                    attempts,
+                });
+            }
+            // What is to be posted again has no answer that is kept.
+            let status = match (lasting, keep) {
+                (true, _) => Some(422),
+                (false, true) => Some(202),
+                (false, false) => None,
+            };
+            let payload = Payload::EntitlementFailed {
+                entitlement_id: Some(saga.entitlement_id.as_str().to_owned()),
+                sku_id: saga.entitlement.sku_id.as_str().to_owned(),
+                plan_type: saga.entitlement.plan_type.as_str().to_owned(),
+                reason: failure.reason.clone(),
+                step: failure.step.name().to_owned(),
+                undone: names_of(&saga, &failure, &undone),
+            };
+            let draft = draft(receipt_id, &after, &saga, None, payload, now);
+            closed = Some((failure, status));
+            Ok(Plan {
+                tenant: Some(after),
+                drafts: vec![draft],
+                delivery: status
+                    .filter(|_| !waited)
+                    .map(|status| delivery_plan(&saga.asked, status)),
+                ..Plan::default()
+            })
+        };
+        let store = &self.entitlements.store;
+        let committed = store.transact(signer, partition, &keys, None, plan).await?;
+        let Some((failure, status)) = closed else {
+            return Ok(Made::ByAnother(committed.account.delivery));
+        };
+        telemetry::count("entitlement", "entitlement_failed", ("step", failure.step.name()));
+        Ok(Made::Undone {
+            record: status.map(|status| record(&saga.asked, status, &committed.sealed)),
+            account: Box::new(committed.account),
+            step: failure.step.name(),
+        })
+    }
+}
+
+/// What is read with an account that something is being made for: the answer to the delivery that asked for it.
+pub(crate) fn keys_of(saga: &Provisioning) -> Keys {
+    Keys {
+        delivery: Some(saga.asked.key()),
+        ..Keys::default()
+    }
+}
+
+/// What was undone, by every run that took part, as a receipt names it.
+fn names_of(saga: &Provisioning, failure: &Failure, undone: &[Step]) -> Vec<String> {
+    let record = saga.new_tenant.then_some(Step::TenantRecord);
+    let mut names: Vec<String> = Vec::new();
+    for step in failure.undone.iter().chain(undone).chain(&record) {
+        if !names.iter().any(|name| name == step.name()) {
+            names.push(step.name().to_owned());
+        }
+    }
+    names
+}
+
+/// Whether what is not ready may yet become so.
+fn still_early(saga: &Provisioning) -> bool {
+    Timestamp::now().duration_since(saga.began_at) < SignedDuration::from_secs(READY_SECONDS)
+}
+
+/// Logs why a step failed, and gives what is said of it.
+fn told(step: Step, error: &(dyn std::error::Error + 'static), said: &str) -> String {
+    error!(step = step.name(), error = explain(error), "step failed");
+    said.to_owned()
+}
+
+/// Whether a tenant's saga is this one, whichever way it goes.
+fn is(tenant: &Tenant, saga: &Provisioning) -> bool {
+    let same = |known: &Provisioning| known.asked == saga.asked && known.began_at == saga.began_at;
+    tenant.provisioning.as_ref().is_some_and(same)
+}
+
+fn draft(
+    receipt_id: Uuid,
+    tenant: &Tenant,
+    saga: &Provisioning,
+    policy_hash: Option<String>,
+    payload: Payload,
+    now: Timestamp,
+) -> Draft {
+    let taken = now.duration_since(saga.began_at).as_millis().max(0);
+    Draft {
+        receipt_id,
+        account_id: tenant.account_id.as_str().to_owned(),
+        occurred_at: saga.received_at,
+        duration_ms: u64::try_from(taken).unwrap_or(u64::MAX),
+        policy_hash,
+        payload,
+    }
+}

@@ -1,0 +1,653 @@
+//! A sweep: what [`domain::sweep`] says is done, beside the probes and in a bounded time. What fails is told, and the next
+//! sweep finds it again: nothing that it does is remembered but in what it mends.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use aws::clients::SdkConfig;
+use aws::config::{self, ConfigError, Stack};
+use aws::entitlements::Order;
+use aws::functions::{Functions, InvokeError};
+use aws::inventory::{Inventory, InventoryError, Listed};
+use aws::queues::{Messages, QueueError};
+use aws::secrets::{Secrets, SecretsError};
+use aws::store::{Account, Keys, Plan, Store, StoreError};
+use aws::telemetry;
+use domain::account::AccountId;
+use domain::action::{Action, ActionEvent, IllegalTransition};
+use domain::names::{self, printable};
+use domain::signal::Signal;
+use domain::sweep::{self, Due, Expected, Missing, Orphan, Patience, Scope, Stuck};
+use domain::tenant::{BUSY, Lifecycle, Released, Tenant, UNSETTLED};
+use jiff::Timestamp;
+use receipts::receipt::Draft;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::time::{Instant, timeout_at};
+use tracing::{error, warn};
+use uuid::Uuid;
+
+/// How long a sweep may take, so that it ends well before its function does.
+const BUDGET: Duration = Duration::from_secs(20);
+/// How long listing the tenants in one state may take.
+const LOOK_BUDGET: Duration = Duration::from_secs(4);
+/// How long what is due may take to be handed over.
+const DUE_BUDGET: Duration = Duration::from_secs(5);
+/// How long stuck actions may take.
+const WAKE_BUDGET: Duration = Duration::from_secs(5);
+/// Tenants that one sweep looks at.
+const TENANTS: usize = 5_000;
+/// Tenants that one sweep hands over to who goes on with them.
+const DUE_AT_ONCE: usize = 50;
+/// Tenants whose actions one sweep looks at.
+const WOKEN_AT_ONCE: usize = 50;
+/// Stuck actions of one tenant that one sweep takes up: a transaction has room for them.
+const ACTIONS_AT_ONCE: usize = 40;
+/// Tenants that one sweep has repaired.
+const REPAIRS_AT_ONCE: usize = 50;
+/// Orphans that one sweep looks at.
+const ORPHANS_AT_ONCE: usize = 50;
+/// Names and errors that a report holds.
+const TOLD: usize = 20;
+
+/// What the schedule asks for beside probes.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Asked {
+    /// How far to go.
+    #[serde(default, rename = "sweep")]
+    scope: Scope,
+    /// Seconds after which something counts as stuck, instead of the usual ones.
+    #[serde(default)]
+    stuck_after_seconds: Option<u32>,
+    /// Seconds after which what is nobody's is taken away, instead of the usual ones.
+    #[serde(default)]
+    orphan_age_seconds: Option<u32>,
+}
+
+impl Asked {
+    /// Whether anything is to be swept at all.
+    #[must_use]
+    pub fn is_something(&self) -> bool {
+        self.scope != Scope::None
+    }
+}
+
+/// What a sweep found and did.
+#[derive(Debug, Default, Serialize)]
+pub struct Swept {
+    /// Tenants that `entitlement` was asked to go on with.
+    resumed: u64,
+    /// Decommissionings ordered again.
+    ordered: u64,
+    /// Actions whose signal was put on the queue again.
+    nudged: u64,
+    /// Actions given up.
+    escalated: u64,
+    /// Tenants whose counters were set right.
+    recounted: u64,
+    /// What active tenants lacked, and are given again.
+    missing: Vec<String>,
+    /// Queues whose name is nobody's any more: what goes by it is taken away.
+    orphans: Vec<String>,
+    /// What there was no room or time for; the next sweeps take it up.
+    left: usize,
+    /// What went wrong.
+    errors: Vec<String>,
+}
+
+/// Why a part of a sweep failed.
+#[derive(Debug, thiserror::Error)]
+enum SweepError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
+    #[error(transparent)]
+    Invoke(#[from] InvokeError),
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
+    #[error(transparent)]
+    Illegal(#[from] IllegalTransition),
+    #[error("writing a message: {0}")]
+    Form(#[from] serde_json::Error),
+    #[error("there was no more time for it")]
+    Late,
+}
+
+/// Everything a sweep needs, made once per process.
+pub struct Sweeper {
+    store: Store,
+    secrets: Secrets,
+    signing_key: String,
+    functions: Functions,
+    messages: Messages,
+    inventory: Inventory,
+    entitlement: String,
+    decommission_queue: String,
+}
+
+impl Sweeper {
+    /// Reads the environment and makes the clients.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the variable that is missing.
+    pub fn from_env(sdk: &SdkConfig, stack: &Stack) -> Result<Self, ConfigError> {
+        let governor = config::required(config::GOVERNOR_FUNCTION_ARN)?;
+        let prefix = config::required(config::QUEUE_PREFIX)?;
+        Ok(Self {
+            store: Store::new(sdk, stack.clone()),
+            secrets: Secrets::new(sdk),
+            signing_key: stack.signing_key_secret.clone(),
+            functions: Functions::new(sdk),
+            messages: Messages::new(sdk),
+            inventory: Inventory::new(sdk, governor, &prefix),
+            entitlement: config::required(config::ENTITLEMENT_FUNCTION)?,
+            decommission_queue: config::required(config::DECOMMISSION_QUEUE_URL)?,
+        })
+    }
+
+    /// Sweeps as far as is asked for. Never fails: what went wrong stands in the report.
+    pub async fn sweep(&self, asked: &Asked, now: Timestamp) -> Swept {
+        let mut sweep = Sweep {
+            sweeper: self,
+            scope: asked.scope.at(now),
+            patience: Patience::with(asked.stuck_after_seconds, asked.orphan_age_seconds),
+            now,
+            deadline: Instant::now() + BUDGET,
+            looked: 0,
+            due: Vec::new(),
+            suspects: BTreeSet::new(),
+            expected: Vec::new(),
+            swept: Swept::default(),
+        };
+        sweep.run().await;
+        sweep.swept
+    }
+}
+
+/// What somebody else is to do.
+enum Handed {
+    Resume(AccountId, Due),
+    Order(Order),
+}
+
+/// One sweep.
+struct Sweep<'a> {
+    sweeper: &'a Sweeper,
+    scope: Scope,
+    patience: Patience,
+    now: Timestamp,
+    deadline: Instant,
+    /// Tenants looked at.
+    looked: usize,
+    due: Vec<Handed>,
+    /// Partitions of tenants that may have stuck actions.
+    suspects: BTreeSet<String>,
+    expected: Vec<Expected>,
+    swept: Swept,
+}
+
+impl Sweep<'_> {
+    async fn run(&mut self) {
+        for state in [UNSETTLED, BUSY] {
+            let ended = within(self.deadline, LOOK_BUDGET, self.look(state)).await;
+            self.note(state, ended);
+        }
+        let ended = within(self.deadline, DUE_BUDGET, self.hand_over()).await;
+        self.note("what is due", ended);
+        if self.scope == Scope::Everything {
+            let state = Lifecycle::Active.name();
+            let ended = within(self.deadline, LOOK_BUDGET, self.look(state)).await;
+            self.note(state, ended);
+        }
+        let ended = within(self.deadline, WAKE_BUDGET, self.wake()).await;
+        self.note("stuck actions", ended);
+        if self.scope == Scope::Everything {
+            let ended = within(self.deadline, BUDGET, self.take_stock()).await;
+            self.note("resources", ended);
+        }
+    }
+
+    fn note(&mut self, what: &str, ended: Result<(), SweepError>) {
+        if let Err(e) = ended {
+            self.failed(what, &e);
+        }
+    }
+
+    fn failed(&mut self, what: &str, e: &SweepError) {
+        telemetry::count("health", "sweep_failed", ("scope", scope_name(self.scope)));
+        error!(what, error = %e, "a part of the sweep failed; the next one takes it up");
+        self.tell(format!("{what}: {e}"));
+    }
+
+    fn tell(&mut self, text: String) {
+        if self.swept.errors.len() < TOLD {
+            self.swept.errors.push(printable(&text, 512));
+        }
+    }
+
+    /// Reads the tenants that the index has in a state, and notes what is to be done about each.
+    async fn look(&mut self, state: &str) -> Result<(), SweepError> {
+        let mut after = None;
+        loop {
+            let (tenants, next) = self.sweeper.store.tenants_page(state, after).await?;
+            for tenant in tenants {
+                if self.looked == TENANTS {
+                    self.swept.left += 1;
+                    self.tell(format!(
+                        "{state}: more than {TENANTS} tenants, not all were looked at"
+                    ));
+                    return Ok(());
+                }
+                self.looked += 1;
+                match tenant {
+                    Ok(tenant) => self.judge(&tenant),
+                    // One that nobody can read must not keep the others from being swept.
+                    Err(e) => self.failed(state, &e.into()),
+                }
+            }
+            after = next;
+            if after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn judge(&mut self, tenant: &Tenant) {
+        match sweep::due(tenant, self.now, &self.patience) {
+            Some(Due::Decommissioning) => self.due.push(Handed::Order(Order {
+                account_id: tenant.account_id.clone(),
+                generation: tenant.generation,
+                requested_at: tenant.changed_at,
+            })),
+            Some(due @ (Due::Provisioning | Due::Waiting)) => {
+                self.due.push(Handed::Resume(tenant.account_id.clone(), due));
+            }
+            None => {}
+        }
+        if sweep::may_have_stuck_actions(tenant, self.scope, self.now, &self.patience) {
+            self.suspects.insert(names::partition_key(&tenant.account_id));
+        }
+        if self.scope == Scope::Everything {
+            let expected = Expected::of(tenant, self.now, &self.patience);
+            self.expected.extend(expected);
+        }
+    }
+
+    /// Has others go on with what is due.
+    async fn hand_over(&mut self) -> Result<(), SweepError> {
+        let due = std::mem::take(&mut self.due);
+        let (due, left) = sweep::turn(due, DUE_AT_ONCE, Scope::Due.round(self.now));
+        self.swept.left += left;
+        for handed in due {
+            match &handed {
+                Handed::Resume(account_id, due) => match self.resume(account_id, false).await {
+                    Ok(()) => {
+                        self.swept.resumed += 1;
+                        // An event whose time has come is no repair.
+                        if *due == Due::Provisioning {
+                            repaired("provisioning");
+                        }
+                    }
+                    Err(e) => self.failed(account_id.as_str(), &e),
+                },
+                Handed::Order(order) => {
+                    let body = serde_json::to_string(order).map_err(SweepError::from);
+                    match self.order(body).await {
+                        Ok(()) => {
+                            self.swept.ordered += 1;
+                            repaired("decommissioning");
+                        }
+                        Err(e) => self.failed(order.account_id.as_str(), &e),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn resume(&self, account_id: &AccountId, repair: bool) -> Result<(), SweepError> {
+        let event = json!({ "resume": { "account_id": account_id, "repair": repair } });
+        let Sweeper {
+            functions,
+            entitlement,
+            ..
+        } = self.sweeper;
+        Ok(functions.invoke_later(entitlement, &event).await?)
+    }
+
+    async fn order(&self, body: Result<String, SweepError>) -> Result<(), SweepError> {
+        let queue = &self.sweeper.decommission_queue;
+        Ok(self.sweeper.messages.send(queue, body?).await?)
+    }
+
+    /// Looks at the actions of tenants that may have stuck ones.
+    async fn wake(&mut self) -> Result<(), SweepError> {
+        let suspects = std::mem::take(&mut self.suspects).into_iter().collect();
+        let (suspects, left) = sweep::turn(suspects, WOKEN_AT_ONCE, self.scope.round(self.now));
+        self.swept.left += left;
+        for partition in suspects {
+            let woken = Box::pin(self.wake_actions(&partition)).await;
+            self.note(&partition, woken);
+        }
+        Ok(())
+    }
+
+    async fn wake_actions(&mut self, partition: &str) -> Result<(), SweepError> {
+        let store = &self.sweeper.store;
+        let account = store.load(partition, &Keys::default()).await?;
+        let Some(tenant) = account.tenant.filter(|t| t.lifecycle == Lifecycle::Active) else {
+            return Ok(());
+        };
+        let mut unfinished = Vec::new();
+        let mut after = None;
+        loop {
+            let (actions, next) = store.actions(partition, after).await?;
+            unfinished.extend(actions.into_iter().filter(|action| !action.state.is_final()));
+            after = next;
+            if after.is_none() {
+                break;
+            }
+        }
+        if sweep::recounted(&tenant, &unfinished).is_some() {
+            self.recount(partition, &tenant, &unfinished).await?;
+        }
+        let stuck = |action: Action| Some((sweep::stuck(&action, self.now, &self.patience)?, action));
+        let mut due: Vec<(Stuck, Action)> = unfinished.into_iter().filter_map(stuck).collect();
+        self.swept.left += due.len().saturating_sub(ACTIONS_AT_ONCE);
+        due.truncate(ACTIONS_AT_ONCE);
+        if due.is_empty() {
+            return Ok(());
+        }
+        let mut settled = Vec::with_capacity(due.len());
+        for (stuck, action) in due {
+            if stuck == Stuck::Nudge
+                && let Err(e) = self.nudge(&tenant, &action).await
+            {
+                self.failed(partition, &e);
+                continue;
+            }
+            settled.push((stuck, action));
+        }
+        self.note_stuck(partition, &settled).await
+    }
+
+    async fn nudge(&mut self, tenant: &Tenant, action: &Action) -> Result<(), SweepError> {
+        let body = serde_json::to_string(&signal(tenant, action))?;
+        let queue = &tenant.resources.queue_url;
+        self.sweeper.messages.send(queue, body).await?;
+        self.swept.nudged += 1;
+        repaired("nudged");
+        let (account, action_id) = (tenant.account_id.as_str(), action.action_id.as_str());
+        warn!(account, action_id, "signal put on the queue again");
+        Ok(())
+    }
+
+    /// Sets counters right, unless the tenant has changed since it was read: what was counted is then something else.
+    async fn recount(
+        &mut self,
+        partition: &str,
+        read: &Tenant,
+        unfinished: &[Action],
+    ) -> Result<(), SweepError> {
+        let signer = self.signer().await?;
+        let mut done = false;
+        let plan = |account: &Account| {
+            let same = account
+                .tenant
+                .as_ref()
+                .filter(|now| now.revision == read.revision);
+            let next = same.and_then(|tenant| sweep::recounted(tenant, unfinished));
+            done = next.is_some();
+            Ok::<_, SweepError>(Plan {
+                tenant: next,
+                ..Plan::default()
+            })
+        };
+        let store = &self.sweeper.store;
+        store
+            .transact(&signer, partition, &Keys::default(), None, plan)
+            .await?;
+        if done {
+            self.swept.recounted += 1;
+            repaired("counters");
+            warn!(
+                partition,
+                in_flight = read.in_flight,
+                unfinished = unfinished.len(),
+                "counters were wrong"
+            );
+        }
+        Ok(())
+    }
+
+    /// Notes which actions were nudged, and ends those that are given up. An action that somebody took up meanwhile is
+    /// left to them.
+    async fn note_stuck(&mut self, partition: &str, due: &[(Stuck, Action)]) -> Result<(), SweepError> {
+        let signer = self.signer().await?;
+        let ids: Vec<Uuid> = due.iter().map(|_| Uuid::now_v7()).collect();
+        let keys = Keys {
+            actions: due.iter().map(|(_, action)| action.action_id.clone()).collect(),
+            ..Keys::default()
+        };
+        let now = self.now;
+        let plan = |account: &Account| {
+            let (mut plan, mut released) = (Plan::default(), Vec::new());
+            let Some(tenant) = &account.tenant else {
+                return Ok(plan);
+            };
+            for ((stuck, read), receipt_id) in due.iter().zip(&ids) {
+                let same = |now: &&Action| now.owner == read.owner && now.state == read.state;
+                let Some(action) = account.actions.get(&read.action_id).filter(same) else {
+                    continue;
+                };
+                if *stuck == Stuck::Nudge {
+                    plan.actions.push(Action {
+                        nudged_at: Some(now),
+                        ..action.clone()
+                    });
+                    continue;
+                }
+                let abandoned = ActionEvent::Abandoned { error_code: "STUCK" };
+                let ended = action.next(&abandoned, *receipt_id)?;
+                plan.drafts.extend(ended.receipt.map(|payload| Draft {
+                    receipt_id: *receipt_id,
+                    account_id: tenant.account_id.as_str().to_owned(),
+                    occurred_at: now,
+                    duration_ms: 0,
+                    policy_hash: (!action.policy_hash.is_empty()).then(|| action.policy_hash.clone()),
+                    payload,
+                }));
+                released.push(Released {
+                    entitlement_id: action.entitlement_id.clone(),
+                    completed: false,
+                });
+                // Nobody's claim is in force any more: who comes late can't finish it.
+                plan.actions.push(ended.action.owned_by(Uuid::nil(), now));
+            }
+            if !released.is_empty() {
+                plan.tenant = Some(tenant.released(&released));
+            }
+            Ok::<_, SweepError>(plan)
+        };
+        let store = &self.sweeper.store;
+        let committed = store.transact(&signer, partition, &keys, None, plan).await?;
+        for sealed in &committed.sealed {
+            self.swept.escalated += 1;
+            repaired("escalated");
+            telemetry::count("health", sealed.operation, ("stage", "sweep"));
+            error!(partition, receipt_id = %sealed.receipt_id, "an action was given up: a person has to look");
+        }
+        Ok(())
+    }
+
+    async fn signer(&self) -> Result<receipts::key::Signer, SecretsError> {
+        self.sweeper.secrets.signer(&self.sweeper.signing_key).await
+    }
+
+    /// Holds the resources there are against those there should be.
+    async fn take_stock(&mut self) -> Result<(), SweepError> {
+        let listed = self.sweeper.inventory.list().await?;
+        let findings = sweep::compare(&self.expected, &listed.found);
+        let round = self.scope.round(self.now);
+        let (missing, left) = sweep::turn(findings.missing, REPAIRS_AT_ONCE, round);
+        self.swept.left += left;
+        for missing in &missing {
+            if let Err(e) = self.repair(missing).await {
+                self.failed(missing.account_id.as_str(), &e);
+            }
+        }
+        let (orphans, left) = sweep::turn(findings.orphans, ORPHANS_AT_ONCE, round);
+        self.swept.left += left;
+        for queue in &orphans {
+            if let Err(e) = self.clear_away(queue, &listed).await {
+                self.failed(queue, &e);
+            }
+        }
+        Ok(())
+    }
+
+    async fn repair(&mut self, missing: &Missing) -> Result<(), SweepError> {
+        let told = missing
+            .resources
+            .iter()
+            .map(|resource| format!("{} {}", resource.name(), missing.queue));
+        let room = TOLD.saturating_sub(self.swept.missing.len());
+        self.swept.missing.extend(told.take(room));
+        warn!(queue = missing.queue, resources = ?missing.resources, "a tenant lacks what it needs");
+        self.resume(&missing.account_id, true).await?;
+        repaired("missing");
+        Ok(())
+    }
+
+    async fn clear_away(&mut self, queue: &str, listed: &Listed) -> Result<(), SweepError> {
+        let store = &self.sweeper.store;
+        let mut made_at = None;
+        let mut there = listed.found.of(queue).len();
+        for name in [queue.to_owned(), names::dead_letter_queue_name(queue)] {
+            let Some(url) = listed.queue_urls.get(&name) else {
+                continue;
+            };
+            match self.sweeper.inventory.made_at(url).await? {
+                Some(at) => made_at = made_at.max(Some(at)),
+                None => there -= 1,
+            }
+        }
+        let owner = store.queue_owner(queue).await?;
+        let tenant = match &owner {
+            Some(partition) => store.load(partition, &Keys::default()).await?.tenant,
+            None => None,
+        };
+        let verdict = sweep::orphan(queue, tenant.as_ref(), made_at, self.now, &self.patience);
+        if there == 0 || verdict != Orphan::Nobodys {
+            return Ok(());
+        }
+        if owner.is_none() {
+            // Nothing says whose it was, nor that it was ours: a person has to look.
+            telemetry::count("health", "orphan_without_owner", ("kind", "queue"));
+            error!(queue, "named as a tenant's, and no tenant is known for it");
+            self.tell(format!(
+                "{queue}: named as a tenant's, and no tenant is known for it"
+            ));
+            return Ok(());
+        }
+        if self.swept.orphans.len() < TOLD {
+            self.swept.orphans.push(queue.to_owned());
+        }
+        warn!(queue, "nobody's, to be taken away");
+        self.order(Ok(json!({ "orphan": queue }).to_string())).await?;
+        repaired("orphan");
+        Ok(())
+    }
+}
+
+/// Has a part of the sweep end in its time, and the sweep's.
+async fn within(
+    deadline: Instant,
+    most: Duration,
+    part: impl Future<Output = Result<(), SweepError>>,
+) -> Result<(), SweepError> {
+    let until = deadline.min(Instant::now() + most);
+    // Whatever it waits for has happened or will not: each step stands for itself.
+    timeout_at(until, Box::pin(part))
+        .await
+        .unwrap_or(Err(SweepError::Late))
+}
+
+fn repaired(kind: &str) {
+    telemetry::count("health", "sweep_repaired", ("kind", kind));
+}
+
+fn scope_name(scope: Scope) -> &'static str {
+    match scope {
+        Scope::None => "none",
+        Scope::Due => "due",
+        Scope::Everything => "everything",
+    }
+}
+
+/// The signal that asked for an action, as far as it is known.
+fn signal(tenant: &Tenant, action: &Action) -> Signal {
+    Signal {
+        action_id: action.action_id.clone(),
+        account_id: tenant.account_id.clone(),
+        sku_id: None,
+        entitlement_id: action.entitlement_id.clone(),
+        template: action.template.clone(),
+        parameters: action.parameters.clone().unwrap_or_default(),
+        policy_hash: action.policy_hash.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(event: &str, scope: Scope, orphan: i64) {
+        let asked: Asked = serde_json::from_str(event).unwrap();
+        let patience = Patience::with(asked.stuck_after_seconds, asked.orphan_age_seconds);
+        assert_eq!((asked.scope, patience.orphan), (scope, orphan), "{event}");
+        assert_eq!(asked.is_something(), scope != Scope::None);
+    }
+
+    #[test]
+    fn events_say_how_far_to_go() {
+        check(
+            include_str!("../../../events/health/probe.json"),
+            Scope::None,
+            600,
+        );
+        check(
+            include_str!("../../../events/health/schedule.json"),
+            Scope::Due,
+            600,
+        );
+        check(
+            include_str!("../../../events/health/sweep.json"),
+            Scope::Everything,
+            600,
+        );
+        check(
+            r#"{"sweep":"everything","orphan_age_seconds":0}"#,
+            Scope::Everything,
+            0,
+        );
+        assert!(serde_json::from_str::<Asked>(r#"{"sweep":"all"}"#).is_err());
+    }
+
+    /// What is deployed sends what the sample says.
+    #[test]
+    fn the_schedule_asks_for_what_the_sample_event_does() {
+        let template = include_str!("../../../infra/template.yaml");
+        let sample = include_str!("../../../events/health/schedule.json");
+        let input = template
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("Input: '{\"probes\""));
+        let input = format!("{{\"probes\"{}", input.unwrap().trim_end_matches('\''));
+        let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        assert_eq!(read(&input), read(sample));
+    }
+}

@@ -1,0 +1,357 @@
+//! `ggen tenants list`: every tenant, one line each.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use aws::clients;
+use aws::config::Stack;
+use aws::store::{Store, StoreError};
+use clap::{Args, ValueEnum};
+use domain::account::AccountId;
+use domain::entitlement::{Entitlement, Standing};
+use domain::tenant::{BUSY, Lifecycle, Tenant, UNSETTLED};
+use jiff::Timestamp;
+use serde::Serialize;
+use tokio::task::JoinSet;
+
+use super::table::{self, Column, WIDTH, numbers, words};
+use super::{TenantsError, isolation};
+use crate::cloud::{self, NEEDS_A_STACK};
+use crate::out::{Format, Out};
+use crate::report::{self, Verdict};
+
+/// Most tenants of one answer.
+const MAX_LIMIT: u64 = 100_000;
+/// Tenants read at a time.
+const AT_ONCE: usize = 16;
+
+/// The end of the command's help.
+pub fn after_help() -> String {
+    format!(
+        "\
+Examples:
+  ggen tenants list
+  ggen tenants list --state unsettled
+  ggen tenants list --format jsonl | jq -r .account_id
+
+HELD counts entitlements, RUN actions in flight, WAIT events that wait; SINCE is when the lifecycle changed last. Tenants
+are found by an index, which is a moment behind; what is told of each is read from its own item. With --format json the
+answer has `tenants` and `more`, with jsonl there is one tenant a line.
+{NEEDS_A_STACK}"
+    )
+}
+
+/// Arguments of `ggen tenants list`.
+#[derive(Args)]
+pub struct ListArgs {
+    /// Only tenants in this state [default: all]
+    #[arg(long, value_enum, value_name = "STATE")]
+    state: Option<State>,
+    /// How many to list at most, the first by account
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=MAX_LIMIT))]
+    limit: u64,
+}
+
+/// What the index says of a tenant.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum State {
+    /// In force, and nothing runs
+    Active,
+    /// In force, and actions run
+    Busy,
+    /// Between two states, or events wait
+    Unsettled,
+    /// Nothing was made for it, or that was undone
+    Absent,
+    /// Archived and gone; the ledger stays
+    Decommissioned,
+}
+
+impl State {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Active => Lifecycle::Active.name(),
+            Self::Busy => BUSY,
+            Self::Unsettled => UNSETTLED,
+            Self::Absent => Lifecycle::Absent.name(),
+            Self::Decommissioned => Lifecycle::Decommissioned.name(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Held {
+    entitlement_id: String,
+    sku_id: String,
+    plan_type: String,
+    standing: Standing,
+}
+
+#[derive(Serialize)]
+struct Line {
+    account_id: AccountId,
+    /// What the index says.
+    state: &'static str,
+    lifecycle: Lifecycle,
+    changed_at: Timestamp,
+    generation: u64,
+    entitlements: Vec<Held>,
+    /// The plan that is being provisioned.
+    provisioning: Option<Held>,
+    in_flight: u64,
+    /// Events that wait.
+    waiting_events: usize,
+    isolation: &'static str,
+}
+
+impl Line {
+    fn of(tenant: &Tenant) -> Self {
+        let held = |id: &dyn fmt::Display, held: &Entitlement| Held {
+            entitlement_id: id.to_string(),
+            sku_id: held.sku_id.to_string(),
+            plan_type: held.plan_type.to_string(),
+            standing: held.standing,
+        };
+        let saga = tenant.provisioning.as_ref();
+        Self {
+            account_id: tenant.account_id.clone(),
+            state: tenant.index_state(),
+            lifecycle: tenant.lifecycle,
+            changed_at: tenant.changed_at,
+            generation: tenant.generation,
+            entitlements: tenant.entitlements.iter().map(|(id, e)| held(id, e)).collect(),
+            provisioning: saga.map(|saga| held(&saga.entitlement_id, &saga.entitlement)),
+            in_flight: tenant.in_flight,
+            waiting_events: tenant.deferred.len(),
+            isolation: isolation(tenant),
+        }
+    }
+
+    /// `sku/plan` of each, once. What is particular about it comes first: an end may be cut.
+    fn plans(&self) -> String {
+        let plan = |note: &str, held: &Held| format!("{note}{}/{}", held.sku_id, held.plan_type);
+        let mut plans: Vec<String> = Vec::new();
+        for held in &self.entitlements {
+            plans.push(match held.standing {
+                Standing::Active => plan("", held),
+                Standing::Suspended => plan("suspended: ", held),
+            });
+        }
+        plans.sort();
+        plans.dedup();
+        let making = self.provisioning.iter();
+        plans.extend(making.map(|held| plan("provisioning: ", held)));
+        plans.join(", ")
+    }
+
+    fn row(&self) -> [String; 9] {
+        [
+            self.account_id.to_string(),
+            self.lifecycle.name().to_owned(),
+            self.generation.to_string(),
+            self.entitlements.len().to_string(),
+            self.plans(),
+            self.in_flight.to_string(),
+            self.waiting_events.to_string(),
+            self.isolation.to_owned(),
+            // To the minute: room for plans is scarce.
+            self.changed_at.strftime("%Y-%m-%d %H:%MZ").to_string(),
+        ]
+    }
+}
+
+const COLUMNS: [Column; 9] = [
+    words("ACCOUNT"),
+    words("LIFECYCLE"),
+    numbers("GEN"),
+    numbers("HELD"),
+    words("PLANS"),
+    numbers("RUN"),
+    numbers("WAIT"),
+    words("ISOLATION"),
+    words("SINCE"),
+];
+
+#[derive(Serialize)]
+struct Listed {
+    tenants: Vec<Line>,
+    /// Whether there are more than were asked for.
+    more: bool,
+}
+
+impl fmt::Display for Listed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.tenants.is_empty() {
+            return f.write_str("no tenants");
+        }
+        let rows: Vec<_> = self.tenants.iter().map(Line::row).collect();
+        f.write_str(table::layout(&COLUMNS, &rows, WIDTH).trim_end())
+    }
+}
+
+/// Lists tenants.
+///
+/// # Errors
+/// [`TenantsError`] when the tables do not answer.
+pub async fn list(args: &ListArgs, out: &mut Out) -> Result<Verdict, TenantsError> {
+    let store = Store::new(&clients::load().await, Stack::from_env()?);
+    let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
+    let states: Vec<State> = match args.state {
+        Some(state) => vec![state],
+        None => State::value_variants().to_vec(),
+    };
+    let mut found = BTreeSet::new();
+    for state in states {
+        // The index is in the order of accounts, so more than this of one state cannot be among the first.
+        found.extend(first(&store, state, limit.saturating_add(1)).await?);
+    }
+    let more = found.len() > limit;
+    let mut tenants = load(store, found.into_iter().take(limit)).await?;
+    // What has moved on since the index was written is no longer what was asked for.
+    tenants.retain(|tenant| args.state.is_none_or(|state| state.name() == tenant.state));
+    tenants.sort_by(|one, other| one.account_id.cmp(&other.account_id));
+
+    let listed = Listed { tenants, more };
+    if out.format() == Some(Format::Jsonl) {
+        for line in &listed.tenants {
+            write_line(out, line)?;
+        }
+    } else {
+        out.show(&listed)?;
+    }
+    if more && out.format() != Some(Format::Json) {
+        report::note(&format!("there are more than {limit}: list more with --limit"));
+    }
+    Ok(Verdict::Good)
+}
+
+fn write_line(out: &mut Out, line: &Line) -> Result<(), TenantsError> {
+    use std::io::Write as _;
+    serde_json::to_writer(&mut *out, line)?;
+    Ok(out.write_all(b"\n")?)
+}
+
+/// Table keys of the first tenants in a state.
+async fn first(store: &Store, state: State, most: usize) -> Result<Vec<String>, StoreError> {
+    let (mut keys, mut after) = (Vec::new(), None);
+    loop {
+        let (page, more) = store.tenants_in(state.name(), after).await?;
+        keys.extend(page);
+        after = more;
+        if after.is_none() || keys.len() >= most {
+            keys.truncate(most);
+            return Ok(keys);
+        }
+    }
+}
+
+/// Reads tenants, several at a time, in any order.
+async fn load(store: Store, keys: impl Iterator<Item = String>) -> Result<Vec<Line>, TenantsError> {
+    let store = Arc::new(store);
+    let mut reading: JoinSet<Result<Option<Line>, StoreError>> = JoinSet::new();
+    let mut lines = Vec::new();
+    for key in keys {
+        if reading.len() >= AT_ONCE
+            && let Some(read) = reading.join_next().await
+        {
+            lines.extend(read??);
+        }
+        let store = store.clone();
+        reading.spawn(async move {
+            let account = cloud::load(&store, &key).await?;
+            Ok(account.tenant.as_ref().map(Line::of))
+        });
+    }
+    while let Some(read) = reading.join_next().await {
+        lines.extend(read??);
+    }
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn line(account: &str, plans: &[(&str, Standing)]) -> Line {
+        let held = |plan: &str, standing| Held {
+            entitlement_id: format!("agreement-{plan}"),
+            sku_id: "marketplace-sku-456".to_owned(),
+            plan_type: plan.to_owned(),
+            standing,
+        };
+        Line {
+            account_id: AccountId::parse(account).unwrap(),
+            state: "active",
+            lifecycle: Lifecycle::Active,
+            changed_at: "2026-11-21T17:02:54.250Z".parse().unwrap(),
+            generation: 1,
+            entitlements: plans
+                .iter()
+                .map(|(plan, standing)| held(plan, *standing))
+                .collect(),
+            provisioning: None,
+            in_flight: 2,
+            waiting_events: 0,
+            isolation: "pool",
+        }
+    }
+
+    #[test]
+    fn one_line_each() {
+        let tenants = vec![
+            line("customer-1", &[("professional", Standing::Active)]),
+            line(
+                "customer-22",
+                &[
+                    ("basic", Standing::Active),
+                    ("basic", Standing::Active),
+                    ("x", Standing::Suspended),
+                ],
+            ),
+        ];
+        let expected = "\
+ACCOUNT      LIFECYCLE  GEN  HELD  PLANS                                         RUN  WAIT  ISOLATION  SINCE
+customer-1   active       1     1  marketplace-sku-456/professional                2     0  pool       2026-11-21 17:02Z
+customer-22  active       1     3  marketplace-sku-456/basic, suspended: marke…    2     0  pool       2026-11-21 17:02Z";
+        let listed = Listed { tenants, more: false };
+        assert_eq!(listed.to_string(), expected);
+        let none = Listed {
+            tenants: Vec::new(),
+            more: false,
+        };
+        assert_eq!(none.to_string(), "no tenants");
+    }
+
+    #[test]
+    fn nothing_is_shortened_for_programs() {
+        let value: Value = serde_json::to_value(line("a", &[("professional", Standing::Suspended)])).unwrap();
+        let expected = json!({
+            "account_id": "a",
+            "state": "active",
+            "lifecycle": "active",
+            "changed_at": "2026-11-21T17:02:54.25Z",
+            "generation": 1,
+            "entitlements": [{
+                "entitlement_id": "agreement-professional",
+                "sku_id": "marketplace-sku-456",
+                "plan_type": "professional",
+                "standing": "suspended",
+            }],
+            "provisioning": null,
+            "in_flight": 2,
+            "waiting_events": 0,
+            "isolation": "pool",
+        });
+        assert_eq!(value, expected);
+    }
+
+    /// Each tenant is in one of the states that can be asked for, and no other is in the index.
+    #[test]
+    fn states_are_those_of_the_index() {
+        let names: Vec<&str> = State::value_variants().iter().map(|state| state.name()).collect();
+        assert_eq!(names, ["active", "busy", "unsettled", "absent", "decommissioned"]);
+    }
+}

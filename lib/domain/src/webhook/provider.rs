@@ -1,0 +1,46 @@
+//! Who posts webhooks, as a table. A provider is one file beside the others, and its line in [`PROVIDERS`].
+
+pub(super) mod github;
+pub(super) mod standard;
+
+use jiff::Timestamp;
+
+use super::event::WebhookEvent;
+use super::payload::PayloadError;
+use super::signature::{Headers, Secret, SecretError, SignatureError, Verified};
+
+/// Every provider.
+pub static PROVIDERS: &[&Provider] = &[&standard::PROVIDER, &github::PROVIDER];
+
+/// Checks a body and its headers against every active secret, at a time of our clock.
+pub type Verify =
+    for<'a> fn(&[Secret], &Headers, &'a [u8], Timestamp) -> Result<Verified<'a>, SignatureError>;
+
+/// How the deliveries of one sender are taken: where they arrive, how they are signed, what they say.
+#[derive(Debug)]
+pub struct Provider {
+    /// The name used in keys, logs and receipts.
+    pub name: &'static str,
+    /// Paths it posts to. No two providers share one.
+    pub paths: &'static [&'static str],
+    /// Environment variable that holds the id of its secret in Secrets Manager.
+    pub secret_variable: &'static str,
+    /// Whether it posts a delivery again that was not answered with success. Of one that does not, what is answered with
+    /// "later" is lost.
+    pub resends: bool,
+    /// Reads a secret, as it is configured.
+    pub secret: fn(&str) -> Result<Secret, SecretError>,
+    /// Checks a delivery.
+    pub verify: Verify,
+    /// Reads what a delivery says.
+    pub parse: fn(&Verified<'_>) -> Result<WebhookEvent, PayloadError>,
+}
+
+/// The provider that posts to this path.
+#[must_use]
+pub fn at_path(path: &str) -> Option<&'static Provider> {
+    PROVIDERS
+        .iter()
+        .find(|provider| provider.paths.contains(&path))
+        .copied()
+}

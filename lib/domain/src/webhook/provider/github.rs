@@ -1,0 +1,235 @@
+//! GitHub Marketplace: `marketplace_purchase` events, signed by `X-Hub-Signature-256`.
+//!
+//! GitHub's numeric ids are its only stable ones: an account is `github-<id>`, the prefix keeps it apart from accounts
+//! of other marketplaces, and a plan is known by its id.
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::Provider;
+use crate::account::AccountId;
+use crate::webhook::event::{Change, EntitlementEvent, PlanReference, ProductReference, WebhookEvent};
+use crate::webhook::payload::{self, DEFAULT_REGION, Date, Number, PayloadError};
+use crate::webhook::signature::{self, Headers, Secret, SecretError, SignatureError, Verified, not_of_form};
+
+/// The row of the table.
+pub static PROVIDER: Provider = Provider {
+    name: "github",
+    paths: &["/webhooks/github"],
+    secret_variable: "GITHUB_WEBHOOK_SECRET_ID",
+    resends: false,
+    secret: Secret::github,
+    verify: verify_at_any_time,
+    parse,
+};
+
+/// GitHub's signature header.
+pub const GITHUB_SIGNATURE: &str = "x-hub-signature-256";
+/// GitHub's delivery id header.
+pub const GITHUB_DELIVERY: &str = "x-github-delivery";
+
+impl Secret {
+    /// Takes GitHub's secret, any text.
+    ///
+    /// # Errors
+    /// [`SecretError::Empty`] when there is none.
+    pub fn github(text: &str) -> Result<Self, SecretError> {
+        Self::new(text.as_bytes())
+    }
+}
+
+/// Signs as GitHub does: `sha256=` and lower hex HMAC-SHA256 of the body.
+#[must_use]
+pub fn sign_github(secret: &Secret, body: &[u8]) -> String {
+    format!("sha256={}", hex::encode(secret.mac(&[body])))
+}
+
+/// Checks a GitHub delivery against every active secret. GitHub signs no time, so freshness is dedup's business.
+///
+/// # Errors
+/// [`SignatureError`] when a header is missing or malformed, or nothing matches.
+pub fn verify_github<'a>(
+    secrets: &[Secret],
+    headers: &Headers,
+    body: &'a [u8],
+) -> Result<Verified<'a>, SignatureError> {
+    let given = signature::required(headers, GITHUB_SIGNATURE)?;
+    let id = signature::delivery_id(headers, GITHUB_DELIVERY)?;
+    let given = digest(given)
+        .ok_or_else(|| not_of_form(GITHUB_SIGNATURE, given, "is not sha256= and 64 hex digits"))?;
+    if !signature::matches(secrets, &[body], &[given]) {
+        return Err(SignatureError::NoMatch);
+    }
+    Ok(Verified::new(PROVIDER.name, id, body))
+}
+
+fn verify_at_any_time<'a>(
+    secrets: &[Secret],
+    headers: &Headers,
+    body: &'a [u8],
+    _now: Timestamp,
+) -> Result<Verified<'a>, SignatureError> {
+    verify_github(secrets, headers, body)
+}
+
+fn digest(text: &str) -> Option<[u8; 32]> {
+    let mut digest = [0; 32];
+    hex::decode_to_slice(text.strip_prefix("sha256=")?, &mut digest).ok()?;
+    Some(digest)
+}
+
+#[derive(Deserialize)]
+struct Delivery<'a> {
+    #[serde(borrow)]
+    action: Cow<'a, str>,
+    effective_date: Option<Date>,
+    marketplace_purchase: Purchase,
+}
+
+#[derive(Deserialize)]
+#[serde(expecting = "an object")]
+struct Purchase {
+    account: Numbered,
+    plan: Numbered,
+}
+
+#[derive(Deserialize)]
+#[serde(expecting = "an object")]
+struct Numbered {
+    id: Number,
+}
+
+/// What is read of a delivery that is not what ours are.
+#[derive(Deserialize)]
+struct Other<'a> {
+    #[serde(borrow)]
+    action: Option<Cow<'a, str>>,
+    /// In the `ping` that GitHub sends for a new webhook.
+    zen: Option<IgnoredAny>,
+    #[serde(rename = "marketplace_purchase")]
+    _purchase: Option<IgnoredAny>,
+}
+
+/// The one thing looked for in a delivery whose action we do not know.
+#[derive(Deserialize)]
+struct Named {
+    marketplace_purchase: NamedPurchase,
+}
+
+#[derive(Deserialize)]
+struct NamedPurchase {
+    account: Numbered,
+}
+
+/// The actions we know.
+enum Action {
+    Purchased,
+    Changed,
+    Cancelled,
+    PendingChange,
+    PendingChangeCancelled,
+}
+
+impl Action {
+    fn of(action: &str) -> Option<Self> {
+        Some(match action {
+            "purchased" => Self::Purchased,
+            "changed" => Self::Changed,
+            "cancelled" => Self::Cancelled,
+            "pending_change" => Self::PendingChange,
+            "pending_change_cancelled" => Self::PendingChangeCancelled,
+            _ => return None,
+        })
+    }
+}
+
+/// Reads a `marketplace_purchase` body. Unknown fields are ignored.
+///
+/// # Errors
+/// [`PayloadError`] naming the field that is missing or mistyped.
+fn parse(delivery: &Verified<'_>) -> Result<WebhookEvent, PayloadError> {
+    let body = delivery.body();
+    let Delivery {
+        action,
+        effective_date,
+        marketplace_purchase: purchase,
+    } = match payload::read(body) {
+        Ok(delivery) => delivery,
+        // What an action that is not ours tells may be anything.
+        Err(error) => return other(body).ok_or(error),
+    };
+    let account_id = account(&purchase.account)?;
+    let Number(plan) = purchase.plan.id;
+    let at = effective_date.map(|Date(at)| at);
+    let bought = || PlanReference::Provider {
+        provider: PROVIDER.name.to_owned(),
+        plan_id: plan.to_string(),
+    };
+    let change = match Action::of(&action) {
+        Some(Action::Purchased) => Change::Granted {
+            plan: bought(),
+            region: DEFAULT_REGION.to_owned(),
+            expires_at: None,
+        },
+        Some(Action::Changed) => Change::PlanChanged { plan: bought() },
+        Some(Action::Cancelled) => Change::Cancelled,
+        Some(Action::PendingChange) => {
+            let reason = format!(
+                "pending change to plan {plan}, effective {}: its own event comes then",
+                date(at)
+            );
+            return Ok(ignored(Some(account_id), reason));
+        }
+        Some(Action::PendingChangeCancelled) => {
+            let reason = format!("pending change withdrawn: plan {plan}, effective {}", date(at));
+            return Ok(ignored(Some(account_id), reason));
+        }
+        None => return Ok(unhandled(Some(account_id), &action)),
+    };
+    Ok(WebhookEvent::Entitlement(EntitlementEvent {
+        account_id,
+        entitlement_id: None,
+        product: Some(ProductReference::Plan(bought())),
+        version: None,
+        effective_at: at,
+        change,
+    }))
+}
+
+/// What a body says that is none of an action we know.
+fn other(body: &[u8]) -> Option<WebhookEvent> {
+    let other: Other<'_> = payload::read(body).ok()?;
+    match other.action {
+        Some(action) if Action::of(&action).is_some() => None,
+        Some(action) => {
+            let named: Option<Named> = payload::read(body).ok();
+            let account_id = named.and_then(|named| account(&named.marketplace_purchase.account).ok());
+            Some(unhandled(account_id, &action))
+        }
+        None => other.zen.map(|_| ignored(None, "GitHub's ping".to_owned())),
+    }
+}
+
+fn account(account: &Numbered) -> Result<AccountId, PayloadError> {
+    let Number(id) = account.id;
+    AccountId::parse(format!("github-{id}"))
+        .map_err(|e| PayloadError::custom("marketplace_purchase.account.id", e))
+}
+
+fn date(at: Option<Timestamp>) -> String {
+    at.map_or_else(|| "at a time not told".to_owned(), |at| at.to_string())
+}
+
+fn unhandled(account_id: Option<AccountId>, action: &str) -> WebhookEvent {
+    ignored(
+        account_id,
+        format!("unhandled GitHub action{}", payload::named(action)),
+    )
+}
+
+fn ignored(account_id: Option<AccountId>, reason: String) -> WebhookEvent {
+    WebhookEvent::Ignored { account_id, reason }
+}
