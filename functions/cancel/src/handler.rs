@@ -49,7 +49,7 @@ const RETRY_SECONDS: u32 = 60;
 const ARCHIVE_ATTEMPTS: u32 = 4;
 
 /// Attempts to make tables that are looked for of a generation that is gone: each of them was undone when it failed.
-const TABLE_ATTEMPTS: u64 = 2;
+const TABLE_ATTEMPTS: u64 = 8;
 /// Actions abandoned in one transaction: each takes two of its hundred items.
 const GROUP: usize = 40;
 

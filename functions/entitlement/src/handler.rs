@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use aws::clients;
 use aws::config::{self, ConfigError, Stack};
-use aws::entitlements::{Entitlements, Taken, Task};
+use aws::entitlements::{Entitlements, Taken, Task, resends};
 use aws::functions::Functions;
 use aws::http::{self, Problem, Request};
 use aws::queues::{Messages, QueueError, TenantQueues};
@@ -24,7 +24,7 @@ use jiff::Timestamp;
 use lambda_runtime::Error;
 use receipts::key::Signer;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tracing::{error, info, warn};
 
 use crate::saga::{Made, MakeError, keys_of};
@@ -200,7 +200,10 @@ impl Entitlement {
             Taken::Begun { account, fresh } => (*account, fresh),
         };
         let made = Box::pin(self.make(signer, account, fresh)).await;
-        let made = made.map_err(|e| self.not_made(&e))?;
+        let made = match made {
+            Ok(made) => made,
+            Err(e) => return self.not_made(task, &e),
+        };
         let waiting = match &made {
             Made::Active { account, .. } | Made::Undone { account, .. } => account
                 .tenant
@@ -239,9 +242,21 @@ impl Entitlement {
         answer
     }
 
-    fn not_made(&self, error: &MakeError) -> Problem {
+    /// The intent is on record, and is gone on with by the sweep: a sender that posts again may as well.
+    fn not_made(&self, task: &Task, error: &MakeError) -> Result<Option<DeliveryRecord>, Problem> {
         error!(error = %error, "provisioning goes on with the next delivery or the sweep");
-        Problem::unavailable("provisioning could not be finished; retry later")
+        if task.waited || resends(&task.asked.provider) {
+            return Err(Problem::unavailable(
+                "provisioning could not be finished; retry later",
+            ));
+        }
+        let said = json!({ "status": "provisioning", "detail": "it goes on by itself" });
+        Ok(Some(DeliveryRecord {
+            key: task.asked.key(),
+            body_sha256: task.asked.body_sha256.clone(),
+            status: 202,
+            receipt: said.to_string(),
+        }))
     }
 
     /// Has the mapping follow the plans. What fails here is mended by the next repair; the gate holds the limits meanwhile.
@@ -260,19 +275,28 @@ impl Entitlement {
         let signer = self.signer().await.map_err(told)?;
         let partition = names::partition_key(&asked.account_id);
         let account = self.entitlements.store.load(&partition, &Keys::default()).await?;
+        let mut stuck = None;
         if let Some(saga) = account
             .tenant
             .as_ref()
             .and_then(|tenant| tenant.provisioning.as_ref())
         {
             let account = self.entitlements.store.load(&partition, &keys_of(saga)).await?;
-            Box::pin(self.make(&signer, account, false)).await?;
+            // What stands still holds up nothing else of the account.
+            match Box::pin(self.make(&signer, account, false)).await {
+                Ok(_) => {}
+                Err(e @ MakeError::NotYet { .. }) => info!(partition, error = %e, "not ready yet"),
+                Err(e) => stuck = Some(e),
+            }
         }
         let carried_out = self.carry_out_waiting(&signer, &partition).await.map_err(told)?;
         let repaired = match asked.repair {
             true => self.repair(&signer, &partition).await?,
             false => Vec::new(),
         };
+        if let Some(e) = stuck {
+            return Err(e.into());
+        }
         let account = self.entitlements.store.load(&partition, &Keys::default()).await?;
         let tenant = account.tenant.as_ref();
         Ok(Resumed {

@@ -116,15 +116,7 @@ impl StepError {
 
     /// Whether the same request would fail again: what is stored under the pinned hash is not what was pinned.
     fn is_lasting(&self) -> bool {
-        matches!(
-            self,
-            Self::Registry(
-                RegistryError::Missing { .. }
-                    | RegistryError::Bundle { .. }
-                    | RegistryError::Hash { .. }
-                    | RegistryError::Name { .. }
-            )
-        )
+        matches!(self, Self::Registry(e) if e.is_lasting())
     }
 }
 
@@ -442,11 +434,20 @@ impl Entitlement {
         if ours.is_some_and(|saga| saga.failure.is_some()) {
             return self.back_and_close(signer, partition, begun, saga).await;
         }
-        // Still forward: a third run goes on with it. In use: another one has finished it.
+        // Still forward: a third run goes on with it. In use: another one has finished it. What any other saga makes has
+        // names of its own.
         let in_use = now.is_some_and(|tenant| {
-            let same = tenant.generation == begun.generation;
-            let alive = tenant.lifecycle != Lifecycle::Absent;
-            same && alive && (saga.new_tenant || tenant.tables.is_some() || tenant.provisioning.is_some())
+            let finished = match saga.new_tenant {
+                true => tenant.generation == begun.generation && tenant.lifecycle != Lifecycle::Absent,
+                false => {
+                    let ours = names::receipt_table_name(&begun.fsm_id, saga.table_attempt);
+                    tenant
+                        .tables
+                        .as_ref()
+                        .is_some_and(|tables| tables.receipts == ours)
+                }
+            };
+            finished || is(tenant, saga)
         });
         if !in_use {
             warn!(
@@ -510,7 +511,7 @@ impl Entitlement {
                 tenant: Some(after),
                 drafts: vec![draft],
                 delivery: status
-                    .filter(|_| !waited)
+                    .filter(|_| !waited && account.delivery.is_none())
                     .map(|status| delivery_plan(&saga.asked, status)),
                 ..Plan::default()
             })

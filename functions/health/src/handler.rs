@@ -3,7 +3,7 @@
 //! The schedule's finest grain is a minute, so one invocation spaces several probes. Everything a probe leaves to do is
 //! in the control object, so a crash is finished by the next probe.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use aws::clients::S3;
@@ -315,57 +315,72 @@ impl Health {
         }
         let mut ring = KeyRing::from(signer.public_key());
         let mut followed = false;
-        let (mut taken, mut looked, mut left) = (0, 0, false);
-        let mut by_ledger: BTreeMap<String, Vec<(String, Draft)>> = BTreeMap::new();
-        while let Some(key) = keys.pop_front() {
-            if taken == DRAINED_PER_PROBE || looked == LOOKED_PER_PROBE {
+        let (mut appended, mut taken, mut looked, mut left) = (0u64, 0usize, 0usize, false);
+        // Ledgers that take no receipt, as when a tenant's own table is gone: theirs stay in the spool, and hold up nobody.
+        let mut broken = BTreeSet::new();
+        while !keys.is_empty() {
+            if taken >= DRAINED_PER_PROBE || looked >= LOOKED_PER_PROBE {
                 left = true;
                 break;
             }
-            looked += 1;
-            let line = self.spool.read(&key).await?;
-            let mut parsed = ledger::parse_spool_line(&line, &ring);
-            if !followed && matches!(parsed, Err(LineError::UnknownKey { .. })) {
-                // Perhaps the signing key was rotated since, or is kept here from before.
-                followed = true;
-                ring = log::key_ring(&self.s3, &self.audit_bucket, signer).await?;
-                parsed = ledger::parse_spool_line(&line, &ring);
-            }
-            if keys.is_empty() {
-                keys = self.spool.list(Some(key.clone())).await?.into();
-            }
-            match parsed {
-                Ok(draft) => {
-                    taken += 1;
-                    by_ledger.entry(partition(&draft)).or_default().push((key, draft));
+            let mut by_ledger: BTreeMap<String, Vec<(String, Draft)>> = BTreeMap::new();
+            while taken < DRAINED_PER_PROBE
+                && looked < LOOKED_PER_PROBE
+                && let Some(key) = keys.pop_front()
+            {
+                looked += 1;
+                let line = self.spool.read(&key).await?;
+                let mut parsed = ledger::parse_spool_line(&line, &ring);
+                if !followed && matches!(parsed, Err(LineError::UnknownKey { .. })) {
+                    // Perhaps the signing key was rotated since, or is kept here from before.
+                    followed = true;
+                    ring = log::key_ring(&self.s3, &self.audit_bucket, signer).await?;
+                    parsed = ledger::parse_spool_line(&line, &ring);
                 }
-                Err(e) => {
-                    // It stays where it is, signed by nobody we trust, for a person to look at. What comes behind it goes on.
-                    telemetry::count("health", "spool_unreadable", ("kind", "signature"));
-                    error!(key, error = %e, "spooled receipt does not verify");
+                if keys.is_empty() {
+                    keys = self.spool.list(Some(key.clone())).await?.into();
+                }
+                match parsed {
+                    Ok(draft) if broken.contains(&partition(&draft)) => {}
+                    Ok(draft) => {
+                        taken += 1;
+                        by_ledger.entry(partition(&draft)).or_default().push((key, draft));
+                    }
+                    Err(e) => {
+                        // It stays where it is, signed by nobody we trust, for a person to look at. What comes behind it
+                        // goes on.
+                        telemetry::count("health", "spool_unreadable", ("kind", "signature"));
+                        error!(key, error = %e, "spooled receipt does not verify");
+                    }
                 }
             }
-        }
-        let (mut appended, mut failed) = (0u64, None);
-        for (partition, drafts) in by_ledger {
-            for group in drafts.chunks(GROUP) {
-                match self.append(signer, &partition, group).await {
+            for (partition, drafts) in by_ledger {
+                match self.append_all(signer, &partition, &drafts).await {
                     Ok(count) => appended += count,
                     Err(e) => {
-                        // One tenant's table that is gone must not hold up all others. These stay in the spool.
                         telemetry::count("health", "spool_unreadable", ("kind", "ledger"));
                         error!(account = partition, error = %e, "spooled receipts could not be appended");
-                        failed = Some(e);
-                        break;
+                        taken = taken.saturating_sub(drafts.len());
+                        broken.insert(partition);
                     }
                 }
             }
         }
-        info!(appended, left, "spool drained");
-        match failed {
-            Some(e) if appended == 0 => Err(e),
-            _ => Ok((appended, left)),
+        info!(appended, left, broken = broken.len(), "spool drained");
+        Ok((appended, left))
+    }
+
+    async fn append_all(
+        &self,
+        signer: &Signer,
+        partition: &str,
+        drafts: &[(String, Draft)],
+    ) -> Result<u64, BookError> {
+        let mut appended = 0;
+        for group in drafts.chunks(GROUP) {
+            appended += self.append(signer, partition, group).await?;
         }
+        Ok(appended)
     }
 
     async fn append(

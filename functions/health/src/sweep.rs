@@ -17,7 +17,7 @@ use domain::account::AccountId;
 use domain::action::{Action, ActionEvent, IllegalTransition};
 use domain::names::{self, printable};
 use domain::signal::Signal;
-use domain::sweep::{self, Due, Expected, Missing, Orphan, Patience, Scope, Stuck};
+use domain::sweep::{self, Due, Expected, Missing, Orphan, Patience, Resource, Scope, Stuck};
 use domain::tenant::{BUSY, Lifecycle, Released, Tenant, UNSETTLED};
 use jiff::Timestamp;
 use receipts::receipt::Draft;
@@ -518,7 +518,10 @@ impl Sweep<'_> {
         self.swept.missing.extend(told.take(room));
         warn!(queue = missing.queue, resources = ?missing.resources, "a tenant lacks what it needs");
         self.resume(&missing.account_id, true).await?;
-        repaired("missing");
+        // A mapping that lags behind its plans is no loss: normal work.
+        if missing.resources != [Resource::MappingPace] {
+            repaired("missing");
+        }
         Ok(())
     }
 

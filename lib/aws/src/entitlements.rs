@@ -187,13 +187,17 @@ impl Entitlements {
         let unknown = match &looked_up {
             Ok(_) => None,
             Err(e) => {
-                error!(error = %e, "the policy registry is not available");
-                let gone = Problem::unavailable("the policy registry is not available; retry later");
-                if task.waited || resends(&task.asked.provider) {
-                    return Err(gone);
+                error!(error = %e, "the policy registry does not tell the plan");
+                if e.is_lasting() {
+                    // As good as no policy, until somebody deploys one.
+                    None
+                } else if task.waited || resends(&task.asked.provider) {
+                    let detail = "the policy registry is not available; retry later";
+                    return Err(Problem::unavailable(detail));
+                } else {
+                    // Its sender does not post it again: it is kept, and looked up when it is carried out.
+                    Some("the policy registry is not available")
                 }
-                // Its sender does not post it again: it is kept, and looked up when it is carried out.
-                Some("the policy registry is not available")
             }
         };
         let (product, offer) = looked_up.unwrap_or_default();
@@ -227,7 +231,11 @@ impl Entitlements {
         match end {
             End::Answer(status) => {
                 if let Some(generation) = committed.account.tenant.as_ref().and_then(leaving) {
-                    self.order(&task.event.account_id, generation, now).await?;
+                    let ordered = self.order(&task.event.account_id, generation, now).await;
+                    // It is committed: where nobody posts it again, the sweep orders it.
+                    if resends(&task.asked.provider) && !task.waited {
+                        ordered?;
+                    }
                 }
                 Ok(Taken::Answered {
                     record: record(&task.asked, status, &committed.sealed),
@@ -349,13 +357,8 @@ impl Entitlements {
             Change::Suspended | Change::Reinstated | Change::Renewed { .. } | Change::Cancelled => {
                 let product = match &event.product {
                     None => None,
-                    Some(
-                        ProductReference::Sku(sku_id)
-                        | ProductReference::Plan(PlanReference::Canonical { sku_id, .. }),
-                    ) => Some(sku_id.clone()),
-                    Some(ProductReference::Plan(plan)) => {
-                        self.registry.offer(plan).await?.map(|offer| offer.sku_id)
-                    }
+                    Some(ProductReference::Sku(sku_id)) => Some(sku_id.clone()),
+                    Some(ProductReference::Plan(plan)) => self.registry.product(plan).await?,
                 };
                 Ok((product, None))
             }

@@ -355,16 +355,14 @@ pub struct Left {
 /// Takes tenants' queues away.
 pub struct Teardown {
     sqs: aws_sdk_sqs::Client,
-    lambda: aws_sdk_lambda::Client,
 }
 
 impl Teardown {
-    /// A remover of queues and mappings.
+    /// A remover of queues.
     #[must_use]
     pub fn new(sdk: &aws_config::SdkConfig) -> Self {
         Self {
             sqs: aws_sdk_sqs::Client::new(sdk),
-            lambda: aws_sdk_lambda::Client::new(sdk),
         }
     }
 
@@ -395,14 +393,6 @@ impl Teardown {
             in_flight: read(in_flight, "ApproximateNumberOfMessagesNotVisible")?,
             delayed: read(delayed, "ApproximateNumberOfMessagesDelayed")?,
         })
-    }
-
-    /// Deletes a mapping; one that is gone is fine.
-    ///
-    /// # Errors
-    /// [`QueueError`] when Lambda does not do it.
-    pub async fn delete_mapping(&self, mapping_id: &str) -> Result<(), QueueError> {
-        delete_mapping(&self.lambda, mapping_id).await
     }
 
     /// Takes up to ten messages that nobody feeds to the governor any more; none when there are none, or no queue.

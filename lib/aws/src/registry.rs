@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::get_object::GetObjectError;
 use aws_sdk_s3::primitives::ByteStream;
-use domain::account::IdError;
+use domain::account::{IdError, SkuId};
 use domain::entitlement::{Isolation, Offer};
 use domain::names;
 use domain::tenant::{PolicyPin, Quota};
@@ -74,6 +74,21 @@ pub enum RegistryError {
         /// The hash.
         found: String,
     },
+}
+
+impl RegistryError {
+    /// Whether asking again cannot help: what is stored is not what its name says.
+    #[must_use]
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Missing { .. }
+            | Self::Bundle { .. }
+            | Self::Hash { .. }
+            | Self::Name { .. }
+            | Self::Index { .. } => true,
+            Self::Call { .. } => false,
+        }
+    }
 }
 
 /// Which enforcer a SKU and plan have.
@@ -195,6 +210,25 @@ impl Registry {
         let enforcer = self.enforcer(&entry.policy_hash).await?;
         let offer = offer_of(enforcer.bundle(), &entry.policy_hash);
         offer.map(Some).map_err(|source| RegistryError::Name {
+            hash: entry.policy_hash,
+            source,
+        })
+    }
+
+    /// The product that a plan belongs to; `None` when nothing is known of it.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when the bucket does not answer, or what it holds is not of its form.
+    pub async fn product(&self, plan: &PlanReference) -> Result<Option<SkuId>, RegistryError> {
+        let (provider, plan_id) = match plan {
+            PlanReference::Canonical { sku_id, .. } => return Ok(Some(sku_id.clone())),
+            PlanReference::Provider { provider, plan_id } => (provider, plan_id),
+        };
+        let Some(entry) = self.alias(provider, plan_id).await? else {
+            return Ok(None);
+        };
+        let sku_id = SkuId::parse(entry.sku_id);
+        sku_id.map(Some).map_err(|source| RegistryError::Name {
             hash: entry.policy_hash,
             source,
         })

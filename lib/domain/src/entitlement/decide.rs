@@ -124,7 +124,11 @@ pub fn keep(
     reason: &str,
 ) -> Decision {
     asking(tenant, heard, around, now, |asking| {
-        asking.defer(reason.to_owned(), now)
+        let under_way = asking.tenant.provisioning.as_ref();
+        if under_way.is_some_and(|saga| saga.asked == *heard.asked) {
+            return Decision::Resume;
+        }
+        asking.defer(reason.to_owned(), asking.order.at.max(now))
     })
 }
 
@@ -408,7 +412,13 @@ impl Asking<'_> {
             Change::PlanChanged { .. } => after.plan_order = self.order,
             Change::Suspended | Change::Reinstated => after.standing_order = self.order,
             Change::Renewed { .. } => after.term_order = self.order,
-            Change::Granted { .. } | Change::Cancelled => {}
+            // A purchase begins anew: what is from before it is late.
+            Change::Granted { .. } => {
+                after.plan_order = after.plan_order.later(self.order);
+                after.standing_order = after.standing_order.later(self.order);
+                after.term_order = after.term_order.later(self.order);
+            }
+            Change::Cancelled => {}
         }
         let payload = match change {
             Change::Granted { .. } => {
@@ -498,7 +508,16 @@ impl Asking<'_> {
             } => (region.as_str(), *expires_at),
             _ => (crate::webhook::payload::DEFAULT_REGION, None),
         };
-        let entitlement = Entitlement::granted(offer, region, expires_at, self.order, self.now);
+        let mut entitlement = Entitlement::granted(offer, region, expires_at, self.order, self.now);
+        if matches!(self.heard.event.change, Change::PlanChanged { .. }) {
+            // It says nothing about suspensions and terms: older words about those still count when they come.
+            let floor = self.tenant.tombstones.last(&id).copied().unwrap_or(EventOrder {
+                version: None,
+                at: Timestamp::MIN,
+            });
+            entitlement.standing_order = floor;
+            entitlement.term_order = floor;
+        }
         let new_tenant = self.tenant.lifecycle != Lifecycle::Active;
         let tables_due =
             offer.isolation == Isolation::Dedicated && (new_tenant || self.tenant.tables.is_none());

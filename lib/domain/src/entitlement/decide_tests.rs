@@ -602,7 +602,7 @@ fn what_is_named_and_not_known_is_not_guessed() {
 /// something changed. What is held in the end is always the same.
 #[test]
 fn the_order_of_arrival_does_not_matter() {
-    let scripts: [(Vec<Change>, &str); 3] = [
+    let scripts: [(Vec<Change>, &str); 4] = [
         (
             vec![
                 granted(),
@@ -614,6 +614,7 @@ fn the_order_of_arrival_does_not_matter() {
             "q active",
         ),
         (vec![granted(), Change::Suspended, Change::Cancelled], "nothing"),
+        (vec![granted(), Change::Suspended, changed()], "q suspended"),
         (
             vec![
                 granted(),
