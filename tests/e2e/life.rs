@@ -1,11 +1,13 @@
 //! The life of a tenant, from its subscription to an archive that an auditor checks offline.
 
 use aws_sdk_sqs::types::QueueAttributeName;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use crate::evidence::locked;
+use crate::sweep::{abandoned, asked_for};
 use crate::webhooks::Delivery;
 use crate::world::{
     PATIENCE, PLAN, SKU, SOON, Tenant, World, alongside, eventually, operation, project, unique,
@@ -459,6 +461,49 @@ async fn what_waits_when_the_governor_is_no_longer_fed_is_refused_on_record() {
     sent.sort_unstable();
     assert_eq!(refused, sent);
     assert_eq!(ledger.operations().last(), Some(&"decommission_complete"));
+}
+
+/// An action whose governor is never heard of again ends when its time is over, on record, and is counted.
+#[tokio::test]
+async fn what_runs_when_a_tenant_leaves_ends_in_its_time() {
+    let world = alongside().await;
+    let tenant = world.tenant("leaves-running").await;
+    let action = asked_for(&tenant, "left-running", Timestamp::now());
+    let action_id = action.action_id.as_str().to_owned();
+    abandoned(&world, &tenant, &[action], 0).await;
+    let answer = world
+        .post(&Delivery::cancelled(world.env, &tenant.account, SKU))
+        .await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.json()["in_flight_actions"], 1);
+    gone(&world, &tenant).await;
+
+    let ledger = world.ledger(&tenant.account).await;
+    assert_eq!(
+        ledger.operations(),
+        [
+            "entitlement_active",
+            "decommission_start",
+            "action_failed",
+            "decommission_complete"
+        ]
+    );
+    let failed = &ledger.receipts[2];
+    assert_eq!(
+        (
+            &failed["action_id"],
+            &failed["error_code"],
+            &failed["is_recoverable"]
+        ),
+        (&json!(action_id), &json!("DECOMMISSIONED"), &json!(false)),
+        "{failed}"
+    );
+    let complete = &ledger.receipts[3];
+    assert_eq!(
+        (&complete["actions_completed"], &complete["actions_failed"]),
+        (&json!(0), &json!(1)),
+        "{complete}"
+    );
 }
 
 /// Each repeat orders the decommissioning again, so several runs of it race over one ledger.

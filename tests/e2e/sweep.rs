@@ -249,7 +249,7 @@ async fn a_lost_order_to_decommission_is_given_again() {
 }
 
 /// Writes what a governor writes that claims actions and is never heard of again; counters say `more` than that.
-async fn abandoned(world: &World, tenant: &Tenant, actions: &[Action], more: u64) {
+pub(crate) async fn abandoned(world: &World, tenant: &Tenant, actions: &[Action], more: u64) {
     let store = Store::new(&clients::load().await, world.stack());
     let signer = Signer::from_pem(&world.signing_key().await).unwrap();
     let (now, over) = (Timestamp::now(), Timestamp::now() - SignedDuration::from_secs(1));
@@ -276,7 +276,7 @@ async fn abandoned(world: &World, tenant: &Tenant, actions: &[Action], more: u64
         .unwrap();
 }
 
-fn asked_for(tenant: &Tenant, name: &str, begun: Timestamp) -> Action {
+pub(crate) fn asked_for(tenant: &Tenant, name: &str, begun: Timestamp) -> Action {
     let action_id = ActionId::try_from(unique(name)).unwrap();
     let parameters = Map::from_iter([("service".to_owned(), json!("web"))]);
     Action {

@@ -31,6 +31,9 @@ const WRITES: [(&str, &str, usize); 4] = [
     (".delete_object()", "lib/aws/src/spool.rs", 1),
 ];
 
+/// How a function that names the receipts table shows that it only reads it.
+const READS: [&str; 3] = [".query()", ".get_item()", "self.find_receipt_in("];
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap()
 }
@@ -107,7 +110,7 @@ fn receipts_are_put_in_one_place() {
         .collect();
     let writing: Vec<&str> = naming
         .iter()
-        .filter(|(_, body)| !body.contains(".query()") && !body.contains(".get_item()"))
+        .filter(|(_, body)| !READS.iter().any(|read| body.contains(read)))
         .map(|(name, _)| *name)
         .collect();
     assert_eq!(writing, ["put_receipt"]);
