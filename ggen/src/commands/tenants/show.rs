@@ -122,6 +122,7 @@ struct Ledger {
     size: u64,
     last_hash: String,
     /// The last receipt's; `null` when there is none.
+    #[serde(serialize_with = "as_in_receipts")]
     timestamp: Option<Timestamp>,
 }
 
@@ -183,6 +184,18 @@ struct Shown {
 struct NeverWas<'a> {
     account_id: &'a AccountId,
     known: bool,
+}
+
+/// A time as receipts write it: to the millisecond, always with three digits.
+#[allow(
+    clippy::ref_option,
+    reason = "serde hands a field over by reference, whatever it is"
+)]
+fn as_in_receipts<S: serde::Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    match at {
+        Some(at) => serializer.collect_str(&format_args!("{at:.3}")),
+        None => serializer.serialize_none(),
+    }
 }
 
 impl fmt::Display for NeverWas<'_> {

@@ -222,6 +222,7 @@ fn programs_get_it_whole() {
     assert_eq!(value["waiting_events"][0]["delivery"]["delivery_id"], "msg-4");
     assert_eq!(value["cancellations"][1]["entitlement_id"], Value::Null);
     assert_eq!(value["ledger"]["last_hash"], "abcdef0123456789".repeat(4));
+    assert_eq!(value["ledger"]["timestamp"], "2026-11-21T17:02:54.250Z");
     assert_eq!(value["receipts"], Value::Array(receipts()));
     assert_eq!(
         value["queues"]["dead_letters"],
