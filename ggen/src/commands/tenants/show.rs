@@ -187,10 +187,6 @@ struct NeverWas<'a> {
 }
 
 /// A time as receipts write it: to the millisecond, always with three digits.
-#[allow(
-    clippy::ref_option,
-    reason = "serde hands a field over by reference, whatever it is"
-)]
 fn as_in_receipts<S: serde::Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
     match at {
         Some(at) => serializer.collect_str(&format_args!("{at:.3}")),
