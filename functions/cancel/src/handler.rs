@@ -420,9 +420,9 @@ impl Cancel {
                     ..tenant.written()
                 });
             Ok::<_, OrderError>(Plan {
-                tenant: next,
                 // A receipt that is appended meanwhile would stand in the table that goes.
-                ledger_stands: true,
+                ledger_stands: next.is_some(),
+                tenant: next,
                 ..Plan::default()
             })
         };
@@ -517,18 +517,18 @@ impl Cancel {
             return Ok(());
         }
         warn!(queue, ?removed, "removed what was nobody's");
-        let draft = Draft {
-            receipt_id: Uuid::now_v7(),
-            account_id: account_id.as_str().to_owned(),
-            occurred_at: Timestamp::now(),
-            duration_ms: 0,
-            policy_hash: None,
-            payload: Payload::ResourceRepaired {
-                resource: queue.to_owned(),
-                finding: "orphan".to_owned(),
-                repair: format!("removed {}", removed.join(", ")),
-            },
+        let payload = Payload::ResourceRepaired {
+            resource: queue.to_owned(),
+            finding: "orphan".to_owned(),
+            repair: format!("removed {}", removed.join(", ")),
         };
+        let draft = draft(
+            Uuid::now_v7(),
+            account_id.as_str(),
+            None,
+            payload,
+            Timestamp::now(),
+        );
         let plan = |_: &Account| {
             Ok::<_, OrderError>(Plan {
                 drafts: vec![draft.clone()],

@@ -279,19 +279,14 @@ impl Entitlements {
                 .then(|| tenant.as_ref().map(Tenant::written))
                 .flatten()
         };
-        let draft = |payload, policy_hash| Draft {
-            receipt_id,
-            account_id: task.event.account_id.as_str().to_owned(),
-            occurred_at: now,
-            duration_ms: 0,
-            policy_hash,
-            payload,
-        };
         let answer = |status: u16, tenant: Option<Tenant>, payload: Payload, policy_hash: Option<String>| {
             let delivery = (!task.waited).then(|| delivery_plan(&task.asked, status));
             let plan = Plan {
                 tenant,
-                drafts: vec![draft(payload, policy_hash)],
+                drafts: vec![Draft {
+                    policy_hash,
+                    ..draft(receipt_id, task.event.account_id.as_str(), payload, now)
+                }],
                 delivery,
                 ..Plan::default()
             };
@@ -386,21 +381,14 @@ impl Entitlements {
             };
             let mut drafts = Vec::new();
             if expired(waiting.due_since, now) {
-                let heard = task.heard(None, None);
-                drafts.push(Draft {
-                    receipt_id,
-                    account_id: task.event.account_id.as_str().to_owned(),
-                    occurred_at: now,
-                    duration_ms: 0,
-                    policy_hash: None,
-                    payload: failed_payload(
-                        &task.event,
-                        &heard,
-                        "deferred",
-                        problem.detail.clone(),
-                        Vec::new(),
-                    ),
-                });
+                let payload = failed_payload(
+                    &task.event,
+                    &task.heard(None, None),
+                    "deferred",
+                    problem.detail.clone(),
+                    Vec::new(),
+                );
+                drafts.push(draft(receipt_id, task.event.account_id.as_str(), payload, now));
             } else {
                 let attempts = waiting.attempts.saturating_add(1);
                 rest.deferred.push(Deferred {
@@ -434,14 +422,8 @@ impl Entitlements {
         now: Timestamp,
     ) -> Result<DeliveryRecord, Problem> {
         let ledger = account_id.map_or(LedgerId::System, LedgerId::Customer);
-        let draft = Draft {
-            receipt_id: Uuid::now_v7(),
-            account_id: ledger.ledger().account_id().to_owned(),
-            occurred_at: now,
-            duration_ms: 0,
-            policy_hash: None,
-            payload: ignored(reason, asked),
-        };
+        let account = ledger.ledger().account_id().to_owned();
+        let draft = draft(Uuid::now_v7(), &account, ignored(reason, asked), now);
         let keys = Keys {
             delivery: Some(asked.key()),
             ..Keys::default()
@@ -509,6 +491,18 @@ fn pace_of(before: u64, tenant: Option<&Tenant>) -> Option<(String, u64)> {
     let tenant = tenant.filter(|tenant| tenant.lifecycle == Lifecycle::Active)?;
     let now = tenant.concurrent_actions();
     (now != before).then(|| (tenant.resources.mapping_id.clone(), now))
+}
+
+/// The receipt of what happened just now.
+fn draft(receipt_id: Uuid, account_id: &str, payload: Payload, now: Timestamp) -> Draft {
+    Draft {
+        receipt_id,
+        account_id: account_id.to_owned(),
+        occurred_at: now,
+        duration_ms: 0,
+        policy_hash: None,
+        payload,
+    }
 }
 
 /// The generation that is to be decommissioned.

@@ -336,20 +336,28 @@ impl Store {
         }
     }
 
-    /// Reads items by key, strongly consistent, by their `sk`.
+    /// Reads items of one account by key, by their `sk`.
     async fn items(
         &self,
         table: &str,
         partition: &str,
-        mut wanted: Vec<Item>,
+        wanted: Vec<Item>,
     ) -> Result<BTreeMap<String, Item>, StoreError> {
-        let mut items: BTreeMap<String, Item> = BTreeMap::new();
+        let items = self.read(table, partition, wanted).await?.into_iter();
+        Ok(items
+            .filter_map(|item| Some((item.get("sk")?.as_s().ok()?.clone(), item)))
+            .collect())
+    }
+
+    /// Reads items by key, strongly consistent; `of` tells whose they are when that fails.
+    async fn read(&self, table: &str, of: &str, mut wanted: Vec<Item>) -> Result<Vec<Item>, StoreError> {
+        let mut items = Vec::with_capacity(wanted.len());
         let mut rounds = 0;
         while !wanted.is_empty() {
             rounds += 1;
             if rounds > ATTEMPTS {
                 return Err(StoreError::Contended {
-                    account: partition.to_owned(),
+                    account: of.to_owned(),
                 });
             }
             // A BatchGetItem takes 100 keys; what is left over goes into the next round.
@@ -359,7 +367,7 @@ impl Store {
                 .consistent_read(true)
                 .build();
             let request = request.map_err(|e| StoreError::Encode {
-                account: partition.to_owned(),
+                account: of.to_owned(),
                 what: "keys",
                 detail: e.to_string(),
             })?;
@@ -370,16 +378,12 @@ impl Store {
                 .return_consumed_capacity(ReturnConsumedCapacity::Total)
                 .send()
                 .await
-                .map_err(|e| Self::call_error("BatchGetItem", table, partition, e))?;
+                .map_err(|e| Self::call_error("BatchGetItem", table, of, e))?;
             wanted = rest;
             for left in answer.unprocessed_keys.unwrap_or_default().into_values() {
                 wanted.extend(left.keys);
             }
-            for item in answer.responses.unwrap_or_default().into_values().flatten() {
-                if let Some(sk) = item.get("sk").and_then(|sk| sk.as_s().ok()) {
-                    items.insert(sk.clone(), item);
-                }
-            }
+            items.extend(answer.responses.unwrap_or_default().into_values().flatten());
         }
         Ok(items)
     }
@@ -1177,47 +1181,17 @@ impl Store {
         state: &str,
         after: Option<Item>,
     ) -> Result<(Vec<Result<Tenant, StoreError>>, Option<Item>), StoreError> {
-        let table = &self.stack.tenants_table;
         let (partitions, next) = self.tenants_in(state, after).await?;
+        let wanted = partitions.iter().map(|p| key(p, TENANT)).collect();
         let mut tenants = Vec::with_capacity(partitions.len());
-        // A BatchGetItem takes 100 keys.
-        for partitions in partitions.chunks(100) {
-            let mut wanted: Vec<Item> = partitions.iter().map(|p| key(p, TENANT)).collect();
-            for _ in 0..ATTEMPTS {
-                let request = KeysAndAttributes::builder()
-                    .set_keys(Some(wanted))
-                    .consistent_read(true);
-                let request = request.build().map_err(|e| StoreError::Encode {
-                    account: state.to_owned(),
-                    what: "keys",
-                    detail: e.to_string(),
-                })?;
-                let get = self.client.batch_get_item().request_items(table, request);
-                let get = get.return_consumed_capacity(ReturnConsumedCapacity::Total);
-                let answer = get
-                    .send()
-                    .await
-                    .map_err(|e| Self::call_error("BatchGetItem", table, state, e))?;
-                for item in answer.responses.unwrap_or_default().into_values().flatten() {
-                    let partition = item.get("account_id").and_then(|id| id.as_s().ok()).cloned();
-                    let partition = partition.unwrap_or_default();
-                    let tenant = attribute::<Tenant>(&partition, TENANT, "tenant", Some(item));
-                    if let Ok(Some(tenant)) = &tenant {
-                        self.remember(&partition, tenant.tables.clone());
-                    }
-                    tenants.extend(tenant.transpose());
-                }
-                let unprocessed = answer.unprocessed_keys.unwrap_or_default();
-                wanted = unprocessed.into_values().flat_map(|left| left.keys).collect();
-                if wanted.is_empty() {
-                    break;
-                }
+        for item in self.read(&self.stack.tenants_table, state, wanted).await? {
+            let partition = item.get("account_id").and_then(|id| id.as_s().ok()).cloned();
+            let partition = partition.unwrap_or_default();
+            let tenant = attribute::<Tenant>(&partition, TENANT, "tenant", Some(item));
+            if let Ok(Some(tenant)) = &tenant {
+                self.remember(&partition, tenant.tables.clone());
             }
-            if !wanted.is_empty() {
-                return Err(StoreError::Contended {
-                    account: state.to_owned(),
-                });
-            }
+            tenants.extend(tenant.transpose());
         }
         Ok((tenants, next))
     }
