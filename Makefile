@@ -17,7 +17,7 @@ VENV := .venv/bin
 TOOLS := target/tools/bin
 CARGO_DENY := 0.20.2
 CARGO_FUZZ := 0.13.2
-FUNCTIONS := entitlement cancel policy-upgrade governor health checkpoint
+FUNCTIONS := entitlement cancel policy-upgrade governor health checkpoint scale signals
 
 export PATH := $(CURDIR)/$(VENV):$(CURDIR)/$(TOOLS):$(PATH)
 export CARGO_TARGET_DIR := $(CURDIR)/target

@@ -148,6 +148,25 @@ fn subjects() -> Vec<Subject> {
             env("HEALTH_FUNCTION"),
             vec![(json!({"probes": 1}), |answer| answer["probes"][0]["good"] == true)],
         ),
+        Subject::new(
+            "checkpoint",
+            env("CHECKPOINT_FUNCTION"),
+            vec![(json!({"account_id": governed.account}), |answer| {
+                answer["size"].as_u64().is_some_and(|size| size > 0)
+            })],
+        ),
+        Subject::new(
+            "signals",
+            env("SIGNALS_FUNCTION"),
+            vec![(Delivery::signal(&governed.account).event(), |answer| {
+                answer["statusCode"] == 202
+            })],
+        ),
+        Subject::new(
+            "scale",
+            env("SCALE_FUNCTION"),
+            vec![(json!({"poll": true}), |answer| answer["errors"] == json!([]))],
+        ),
         // Last: it moves the tenants above to another policy.
         Subject::new(
             "policy-upgrade",

@@ -18,7 +18,8 @@ TEMPLATE = Path(__file__).resolve().parent / "template.yaml"
 # All that may be done to a receipts table, spelled out. Puts carry attribute_not_exists: lib/aws/tests/append_only.rs.
 RECEIPTS_ALLOWED = {"dynamodb:putitem", "dynamodb:query", "dynamodb:getitem"}
 ACTIONS_ALLOWED = {"dynamodb:batchgetitem", "dynamodb:putitem", "dynamodb:query"}
-APPENDING = {"EntitlementFunction", "CancelFunction", "PolicyUpgradeFunction", "GovernorFunction", "HealthFunction"}
+APPENDING = {"EntitlementFunction", "CancelFunction", "PolicyUpgradeFunction", "GovernorFunction", "HealthFunction",
+             "ScaleFunction", "SignalsFunction"}
 # A tenant's own tables come and go: who may do what to them as a whole. The stack's own tables only CloudFormation may.
 MAKING, ENDING = {"EntitlementFunction"}, {"EntitlementFunction", "CancelFunction"}
 TABLE_ALLOWED = {"dynamodb:createtable": MAKING, "dynamodb:updatecontinuousbackups": MAKING,
@@ -31,9 +32,14 @@ OF_STACK = r"\$\{AWS::StackName\}"
 MADE_HERE = re.compile(r"\$\{\w+(\.Arn)?\}(/.+)?")
 STACK_TABLE = re.compile(r"\$\{\w+Table\.Arn\}(/.+)?")
 RECEIPTS_TABLE = re.compile(r"\$\{ReceiptsTable\.Arn\}(/.+)?")
-OWN_TABLE = re.compile(OF_ACCOUNT % "dynamodb" + "table/" + OF_STACK + r"-t-\*-(actions|receipts)")
-OWN_RECEIPTS = re.compile(OF_ACCOUNT % "dynamodb" + "table/" + OF_STACK + r"-t-\*-receipts")
-OWN_QUEUE = re.compile(OF_ACCOUNT % "sqs" + OF_STACK + r"-t-\*")
+OWN = OF_ACCOUNT % "dynamodb" + "table/" + OF_STACK + r"-t-\*-"
+BY_ID = "(/index/by-receipt-id)?"
+OWN_TABLE = re.compile(OWN + f"(actions|receipts{BY_ID})")
+OWN_RECEIPTS = re.compile(OWN + "receipts" + BY_ID)
+OWN_QUEUE = re.compile(OF_ACCOUNT % "sqs" + OF_STACK + r"-t-\*(-dlq)?")
+OWN_DEAD_LETTERS = re.compile(OF_ACCOUNT % "sqs" + OF_STACK + r"-t-\*-dlq")
+# Who may take messages of tenants, and who may only look at those that nobody could settle.
+TAKING, LOOKING = {"GovernorFunction", "CancelFunction"}, {"HealthFunction"}
 OWN_FUNCTION = re.compile(OF_ACCOUNT % "lambda" + "function:" + OF_STACK + r"-[\w-]+")
 # A mapping's name says nothing of its stack; MAPPING_CONDITION keeps these to the governor's.
 ANY_MAPPING = re.compile(OF_ACCOUNT % "lambda" + r"event-source-mapping:\*")
@@ -117,6 +123,15 @@ def table_may(function: str, action: str, resource: str) -> bool:
     return not STACK_TABLE.fullmatch(resource) or ITEMS.fullmatch(action) is not None
 
 
+def queue_may(function: str, action: str, resource: str) -> bool:
+    """Whether a function may do this to what is a tenant's queue; of anything else, true."""
+    if not OWN_QUEUE.fullmatch(resource) or function in TAKING:
+        return True
+    if action == "sqs:receivemessage":
+        return function in LOOKING and OWN_DEAD_LETTERS.fullmatch(resource) is not None
+    return action not in ("sqs:deletemessage", "sqs:purgequeue", "sqs:changemessagevisibility")
+
+
 def offences(template) -> list[str]:
     found = []
 
@@ -140,7 +155,7 @@ def offences(template) -> list[str]:
             for resource in resources:
                 if not reaches_no_further_than(action, resource):
                     offence(name, sid, f"{action} of {resource} reaches beyond the stack")
-                if not table_may(name, action, resource):
+                if not table_may(name, action, resource) or not queue_may(name, action, resource):
                     offence(name, sid, f"allows {action} of {resource}")
                 if action == "s3:deleteobject" and resource != "${AuditBucket.Arn}/_spool/*":
                     offence(name, sid, f"allows {action} of {resource}")
@@ -226,11 +241,21 @@ class EvidenceStays(unittest.TestCase):
             ("HealthFunction", "sqs:SendMessage", {"Fn::Sub": stack % "sqs" + "*"}),
             ("HealthFunction", "sqs:*", {"Fn::Sub": stack % "sqs" + "${AWS::StackName}-t-*"}),
             ("HealthFunction", ["sqs:ListQueues", "sqs:DeleteQueue"], "*"),
+            ("HealthFunction", "sqs:ReceiveMessage", {"Fn::Sub": stack % "sqs" + "${AWS::StackName}-t-*"}),
+            ("HealthFunction", "sqs:DeleteMessage", {"Fn::Sub": stack % "sqs" + "${AWS::StackName}-t-*-dlq"}),
+            ("ScaleFunction", "sqs:ReceiveMessage", {"Fn::Sub": stack % "sqs" + "${AWS::StackName}-t-*-dlq"}),
             ("HealthFunction", "lambda:InvokeFunction", "*"),
             ("HealthFunction", "lambda:InvokeFunction", {"Fn::Sub": lambdas + "function:*"}),
             ("HealthFunction", "secretsmanager:GetSecretValue", "*"),
             ("EntitlementFunction", "lambda:CreateEventSourceMapping", "*"),
             ("EntitlementFunction", "lambda:DeleteEventSourceMapping", mappings),
+            ("ScaleFunction", "lambda:UpdateEventSourceMapping", mappings),
+            ("ScaleFunction", "dynamodb:UpdateItem", receipts),
+            ("SignalsFunction", "dynamodb:UpdateItem", shared),
+            ("SignalsFunction", "dynamodb:DeleteTable", actions),
+            ("SignalsFunction", "dynamodb:BatchWriteItem", {"Fn::Sub": table + "receipts/index/by-receipt-id"}),
+            ("SignalsFunction", "dynamodb:Query", {"Fn::Sub": table + "receipts/index/*"}),
+            ("SignalsFunction", "sqs:SendMessage", {"Fn::Sub": stack % "sqs" + "*"}),
         ]:
             with self.subTest(function=function, action=action, resource=resource):
                 self.assertNotEqual(offences(self.altered(action, resource, function=function)), [])
@@ -261,6 +286,44 @@ class EvidenceStays(unittest.TestCase):
             self.assertNotIn("ExpirationInDays", rule)
             if "NoncurrentVersionExpiration" in rule:
                 self.assertEqual(rule["Prefix"], "_spool/")
+
+
+class DeadLettersStay(unittest.TestCase):
+    """Whoever may put signals on tenants' queues may not put them among the dead letters."""
+
+    def test_producers_are_denied(self):
+        resources = plain(cfn_yaml.load(str(TEMPLATE)))["Resources"]
+        for document in (resources["ProducerPolicy"]["Properties"]["PolicyDocument"],
+                         resources["SignalsFunction"]["Properties"]["Policies"][0]):
+            denied = [s for s in document["Statement"] if s["Effect"] == "Deny"]
+            self.assertEqual([s["Action"] for s in denied], ["sqs:SendMessage"])
+            self.assertRegex(text(denied[0]["Resource"]), OWN_DEAD_LETTERS)
+
+
+class EscalationsAlarms(unittest.TestCase):
+    """Each function that can escalate an action is heard."""
+
+    def test_all_are_heard(self):
+        template = plain(cfn_yaml.load(str(TEMPLATE)))
+        alarms = [r["Properties"] for r in template["Resources"].values() if r["Type"] == "AWS::CloudWatch::Alarm"]
+        heard = {a["Dimensions"][0]["Value"] for a in alarms if a["MetricName"] == "action_escalated"}
+        counted = re.compile(r'count\(\s*"(\w+)",\s*"action_escalated"')
+        functions = TEMPLATE.parent.parent / "functions"
+        telling = {name for source in functions.rglob("*.rs") for name in counted.findall(source.read_text())}
+        self.assertIn("governor", telling)
+        self.assertEqual(telling, heard)
+
+
+class CallsFitIntoAnInvocation(unittest.TestCase):
+    """A call of a handler (500 ms), its rollback at its longest, and then time to commit what became of them."""
+
+    def test_the_longest_rollback_fits(self):
+        template = plain(cfn_yaml.load(str(TEMPLATE)))
+        budget = template["Parameters"]["RollbackBudgetMs"]
+        timeout = template["Resources"]["GovernorFunction"]["Properties"]["Timeout"] * 1000
+        self.assertLessEqual(500 + int(budget["MaxValue"]) + 4000, timeout)
+        self.assertLessEqual(int(budget["MinValue"]), int(budget["Default"]))
+        self.assertLessEqual(int(budget["Default"]), int(budget["MaxValue"]))
 
 
 if __name__ == "__main__":

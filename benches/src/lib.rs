@@ -1,4 +1,5 @@
-//! What the benches share: a running local stack to drive, a Runtime API to start bootstraps under, and plain HTTP.
+//! What the benches share: a running local stack to drive, a Runtime API to start bootstraps under, an action handler,
+//! and plain HTTP.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -8,6 +9,7 @@
     reason = "a bench that cannot go on has nothing better to do than to say why and stop"
 )]
 
+pub mod handler;
 pub mod http;
 pub mod runtime_api;
 pub mod stack;

@@ -118,6 +118,16 @@ impl Bootstrap<'_> {
 
     /// Hands out one event, takes the answer, and waits until the bootstrap polls again.
     pub fn invoke(&mut self, event: &Value) -> Value {
+        self.hand_out(event);
+        let response = self.request("/response");
+        let value = serde_json::from_slice(&response.body).unwrap_or(Value::Null);
+        answer(response, "202 Accepted", "");
+        self.poll = Some(self.request("/next"));
+        value
+    }
+
+    /// Hands out one event and does not wait for anything.
+    pub fn hand_out(&mut self, event: &Value) {
         let body = event.to_string();
         let deadline = std::time::SystemTime::now() + Duration::from_secs(60);
         let deadline = deadline
@@ -135,11 +145,28 @@ impl Bootstrap<'_> {
             ),
             &body,
         );
-        let response = self.request("/response");
-        let value = serde_json::from_slice(&response.body).unwrap_or(Value::Null);
-        answer(response, "202 Accepted", "");
-        self.poll = Some(self.request("/next"));
-        value
+    }
+
+    /// Ends the process where it stands (SIGKILL), and gives back when that was.
+    #[must_use]
+    pub fn kill(mut self) -> Instant {
+        let killed = Instant::now();
+        self.process.kill().expect("killing a process of our own");
+        let _ = self.process.wait();
+        killed
+    }
+
+    /// CPU time of its threads that live, since they started.
+    #[must_use]
+    pub fn cpu(&self) -> Duration {
+        let path = format!("/proc/{}/task", self.process.id());
+        let threads = std::fs::read_dir(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        let nanos = threads.map_while(Result::ok).filter_map(|thread| {
+            // A thread may end between the listing and this.
+            let told = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            told.split(' ').next()?.parse::<u64>().ok()
+        });
+        Duration::from_nanos(nanos.sum())
     }
 
     /// A line of `/proc/<pid>/status`, in KiB.

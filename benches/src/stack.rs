@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use domain::account::AccountId;
 use domain::webhook::signature::{Secret, sign_standard};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -96,7 +97,7 @@ pub fn deploy(policy: &str) {
 
 /// Headers and body of a signed Standard Webhooks delivery.
 pub struct Delivery {
-    path: &'static str,
+    path: String,
     headers: Vec<(String, String)>,
     body: String,
 }
@@ -120,12 +121,30 @@ impl Delivery {
         )
     }
 
-    fn new(path: &'static str, kind: &str, data: &Value) -> Self {
-        let (id, now) = (fresh("delivery"), Timestamp::now());
-        let body = json!({"type": kind, "timestamp": now.to_string(), "data": data}).to_string();
-        let secret =
-            Secret::standard(&variable("STANDARD_WEBHOOK_SECRET")).expect("the stack's webhook secret");
-        let signature = sign_standard(&secret, &id, now, body.as_bytes());
+    /// A producer's request for an action.
+    #[must_use]
+    pub fn signal(account: &str) -> Self {
+        let id = AccountId::parse(account).expect("an account id");
+        let secret = Secret::standard(&variable("PRODUCER_SECRET")).and_then(|all| all.of_producer(&id));
+        Self::signed(
+            format!("/tenants/{account}/signals"),
+            &secret.expect("the stack's secret of producers"),
+            &json!({"template": "restart-service", "parameters": {"service": "web"}}),
+        )
+    }
+
+    fn new(path: &str, kind: &str, data: &Value) -> Self {
+        let secret = Secret::standard(&variable("STANDARD_WEBHOOK_SECRET"));
+        Self::signed(
+            path.to_owned(),
+            &secret.expect("the stack's webhook secret"),
+            &json!({"type": kind, "timestamp": Timestamp::now().to_string(), "data": data}),
+        )
+    }
+
+    fn signed(path: String, secret: &Secret, body: &Value) -> Self {
+        let (id, now, body) = (fresh("delivery"), Timestamp::now(), body.to_string());
+        let signature = sign_standard(secret, &id, now, body.as_bytes());
         let headers = [
             ("content-type", "application/json".to_owned()),
             ("webhook-id", id),
@@ -136,13 +155,17 @@ impl Delivery {
         Self { path, headers, body }
     }
 
-    /// Posts it to the HTTP API; the receipt it was answered with.
+    /// Posts it to the HTTP API; what it was answered with, a webhook with its receipt.
     #[must_use]
     pub fn post(&self) -> Value {
         let url = format!("{}{}", variable("API_URL"), self.path);
         let answer = http::send("POST", &url, &self.headers, self.body.as_bytes());
         let said = String::from_utf8_lossy(&answer.body);
-        assert_eq!(answer.status, 200, "POST {url}: {said}");
+        assert!(
+            [200, 202].contains(&answer.status),
+            "POST {url}: {}: {said}",
+            answer.status
+        );
         serde_json::from_slice(&answer.body).unwrap_or_else(|e| panic!("POST {url}: {e}: {said}"))
     }
 
@@ -199,9 +222,30 @@ impl Tenant {
         }
     }
 
+    /// A new signal, with these parameters of the template `restart-service`.
+    #[must_use]
+    pub fn signal(&self, parameters: &Value) -> Value {
+        json!({
+            "action_id": fresh("action"),
+            "account_id": self.account,
+            "template": "restart-service",
+            "parameters": parameters,
+            "policy_hash": self.policy_hash,
+        })
+    }
+
     /// The event that SQS makes of `count` new signals on the tenant's queue.
     #[must_use]
     pub fn signals(&self, count: usize) -> Value {
+        let signals: Vec<_> = (0..count)
+            .map(|_| self.signal(&json!({"service": "web"})))
+            .collect();
+        self.delivered(&signals, 1)
+    }
+
+    /// The event that SQS makes of signals on the tenant's queue, the `times`th time it delivers them.
+    #[must_use]
+    pub fn delivered(&self, signals: &[Value], times: usize) -> Value {
         let arn = format!(
             "arn:aws:sqs:{}:{}:{}",
             variable("AWS_REGION"),
@@ -209,19 +253,12 @@ impl Tenant {
             self.queue
         );
         let now = Timestamp::now().as_millisecond().to_string();
-        let record = |_| {
-            let signal = json!({
-                "action_id": fresh("action"),
-                "account_id": self.account,
-                "template": "restart-service",
-                "parameters": {"service": "web"},
-                "policy_hash": self.policy_hash,
-            });
+        let record = |signal: &Value| {
             json!({
                 "messageId": fresh("message"),
                 "receiptHandle": "bench",
                 "body": signal.to_string(),
-                "attributes": {"ApproximateReceiveCount": "1", "SentTimestamp": now, "SenderId": "bench",
+                "attributes": {"ApproximateReceiveCount": times.to_string(), "SentTimestamp": now, "SenderId": "bench",
                                "ApproximateFirstReceiveTimestamp": now},
                 "messageAttributes": {},
                 "md5OfBody": "",
@@ -230,7 +267,40 @@ impl Tenant {
                 "awsRegion": variable("AWS_REGION"),
             })
         };
-        json!({"Records": (0..count).map(record).collect::<Vec<_>>()})
+        json!({"Records": signals.iter().map(record).collect::<Vec<_>>()})
+    }
+
+    /// Puts a signal on the tenant's queue, as a producer does.
+    pub fn send(&self, signal: &Value) {
+        let queue = sqs("GetQueueUrl", &json!({"QueueName": self.queue}));
+        let message = json!({"QueueUrl": queue["QueueUrl"], "MessageBody": signal.to_string()});
+        let _ = sqs("SendMessage", &message);
+    }
+
+    /// The tenant's ledger, oldest receipt first.
+    #[must_use]
+    pub fn ledger(&self) -> Vec<Value> {
+        let exported = ggen(&["export-receipts", "--account-id", &self.account], "");
+        let lines = exported.lines().filter(|line| line.starts_with('{'));
+        lines
+            .map(|line| serde_json::from_str(line).expect("a receipt in JSON"))
+            .collect()
+    }
+
+    /// Whether one of the tenant's last receipts is such an operation: one cheap call, to be asked often.
+    #[must_use]
+    pub fn has_receipt(&self, operation: &str) -> bool {
+        let query = json!({
+            "TableName": variable("RECEIPTS_TABLE"),
+            "KeyConditionExpression": "account_id = :account",
+            "ExpressionAttributeValues": {":account": {"S": self.account}},
+            "ScanIndexForward": false,
+            "Limit": 5,
+        });
+        // A ledger's line is itself JSON, and so is quoted here.
+        aws("dynamodb", "DynamoDB_20120810.Query", &query)
+            .to_string()
+            .contains(&format!("\\\"{operation}\\\""))
     }
 }
 
@@ -262,6 +332,18 @@ pub fn invoke(function: &str, event: &Value) -> Value {
         event.to_string().as_bytes(),
     );
     serde_json::from_slice(&answer.body).expect("an answer in JSON")
+}
+
+/// Lets so many actions of an account run at one time, as its plan must allow.
+pub fn scale(account: &str, concurrency: usize) {
+    let answer = invoke(
+        &variable("SCALE_FUNCTION"),
+        &json!({"account_id": account, "concurrency": concurrency}),
+    );
+    let is_so = ["scaled", "unchanged"]
+        .map(Value::from)
+        .contains(&answer["outcome"]);
+    assert!(is_so, "scaling {account} to {concurrency}: {answer}");
 }
 
 /// A deployed function's environment, as Lambda would give it to a bootstrap.
@@ -313,26 +395,44 @@ pub fn base_environment(function: &str, memory_mib: &str) -> BTreeMap<String, St
     .into()
 }
 
+/// One call of a service that speaks AWS's JSON protocol.
+fn aws(service: &str, target: &str, body: &Value) -> Value {
+    let headers = [
+        signed_as(service),
+        ("x-amz-target".to_owned(), target.to_owned()),
+        ("content-type".to_owned(), "application/x-amz-json-1.0".to_owned()),
+    ];
+    let url = format!("{}/", variable("AWS_ENDPOINT_URL"));
+    let answer = http::send("POST", &url, &headers, body.to_string().as_bytes());
+    let said = String::from_utf8_lossy(&answer.body);
+    assert!(answer.status == 200, "{target} {body}: {said}");
+    serde_json::from_slice(&answer.body).unwrap_or_default()
+}
+
+fn sqs(operation: &str, body: &Value) -> Value {
+    aws("sqs", &format!("AmazonSQS.{operation}"), body)
+}
+
 /// Makes a queue that nothing reads; its URL.
 #[must_use]
 pub fn make_queue(name: &str) -> String {
-    let headers = [
-        signed_as("sqs"),
-        ("x-amz-target".to_owned(), "AmazonSQS.CreateQueue".to_owned()),
-        ("content-type".to_owned(), "application/x-amz-json-1.0".to_owned()),
-    ];
-    let body = json!({"QueueName": name}).to_string();
-    let answer = http::send(
-        "POST",
-        &format!("{}/", variable("AWS_ENDPOINT_URL")),
-        &headers,
-        body.as_bytes(),
-    );
-    let made: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let made = sqs("CreateQueue", &json!({"QueueName": name}));
     made["QueueUrl"]
         .as_str()
         .unwrap_or_else(|| panic!("CreateQueue {name}: {made}"))
         .to_owned()
+}
+
+/// Has the next invocation of a deployed function start a process: what runs now is ended, as by any new configuration.
+pub fn cool(function: &str) {
+    let answer = lambda("GET", &format!("{function}/configuration"), b"");
+    let configuration: Value = serde_json::from_slice(&answer.body).expect("a configuration in JSON");
+    let same = json!({"MemorySize": configuration["MemorySize"]});
+    let _ = lambda(
+        "PUT",
+        &format!("{function}/configuration"),
+        same.to_string().as_bytes(),
+    );
 }
 
 /// One call that a deployed function made.
@@ -345,6 +445,15 @@ pub struct Call {
     pub read_units: f64,
     /// Consumed write units.
     pub write_units: f64,
+}
+
+impl Call {
+    /// Whether it reads a table.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        let reads = ["GetItem", "BatchGetItem", "Query", "Scan", "TransactGetItems"];
+        self.service == "dynamodb" && reads.contains(&self.operation.as_str())
+    }
 }
 
 /// Empties the meter.

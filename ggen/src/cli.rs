@@ -6,8 +6,8 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    audit, canonicalize, checkpoint, export_receipts, handler, hash, keys, policy, prove, send_signal,
-    switches, tenants, verify_archive, verify_receipt, webhook,
+    audit, canonicalize, checkpoint, escalations, export_receipts, handler, hash, keys, policy, prove,
+    redrive, resolve, scale, send_signal, switches, tenants, verify_archive, verify_receipt, webhook,
 };
 use crate::out::Format;
 
@@ -21,7 +21,18 @@ Exit codes:
 
 /// Headings of `ggen --help`, each with its commands.
 const GROUPS: [(&str, &[&str]); 6] = [
-    ("Operate a stack", &["tenants", "send-signal", "switches"]),
+    (
+        "Operate a stack",
+        &[
+            "tenants",
+            "send-signal",
+            "escalations",
+            "resolve",
+            "redrive",
+            "scale",
+            "switches",
+        ],
+    ),
     (
         "Audit a live ledger",
         &["audit", "export-receipts", "checkpoint", "prove"],
@@ -62,6 +73,8 @@ pub enum Command {
     Canonicalize(canonicalize::CanonicalizeArgs),
     /// Have a ledger's end signed, or prove that it continues an older checkpoint
     Checkpoint(checkpoint::CheckpointArgs),
+    /// List the actions that wait for a person
+    Escalations(escalations::EscalationsArgs),
     /// Write a tenant's ledger, or the system's, in order
     ExportReceipts(export_receipts::ExportReceiptsArgs),
     /// Run the sample action handler: it applies, fails or is slow as a signal's parameters ask
@@ -76,6 +89,12 @@ pub enum Command {
     Policy(policy::PolicyCommand),
     /// Write a short proof that a signed checkpoint covers a receipt
     Prove(prove::ProveArgs),
+    /// Bring dead letters back to the queue, and have escalated actions taken up again
+    Redrive(redrive::RedriveArgs),
+    /// Say that an escalated action is dealt with
+    Resolve(resolve::ResolveArgs),
+    /// Set how many actions of a tenant run at one time
+    Scale(scale::ScaleArgs),
     /// Ask a tenant's governor for actions
     SendSignal(send_signal::SendSignalArgs),
     /// Show or change what runs without a person

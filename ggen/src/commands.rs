@@ -3,12 +3,16 @@
 pub mod audit;
 pub mod canonicalize;
 pub mod checkpoint;
+pub mod escalations;
 pub mod export_receipts;
 pub mod handler;
 pub mod hash;
 pub mod keys;
 pub mod policy;
 pub mod prove;
+pub mod redrive;
+pub mod resolve;
+pub mod scale;
 pub mod send_signal;
 pub mod switches;
 pub mod tenants;
@@ -31,12 +35,16 @@ pub fn run(command: Command, out: &mut Out) -> Result<Verdict, Box<dyn Error>> {
         Command::Audit(args) => audit::run(&args, out)?,
         Command::Canonicalize(args) => canonicalize::run(&args, out)?,
         Command::Checkpoint(args) => checkpoint::run(&args, out)?,
+        Command::Escalations(args) => escalations::run(&args, out)?,
         Command::ExportReceipts(args) => export_receipts::run(&args, out)?,
         Command::Handler(args) => handler::run(&args, out)?,
         Command::Hash(args) => hash::run(&args, out)?,
         Command::Keys(command) => keys::run(command, out)?,
         Command::Policy(command) => policy::run(&command, out)?,
         Command::Prove(args) => prove::run(&args, out)?,
+        Command::Redrive(args) => redrive::run(&args, out)?,
+        Command::Resolve(args) => resolve::run(&args, out)?,
+        Command::Scale(args) => scale::run(&args, out)?,
         Command::SendSignal(args) => send_signal::run(&args, out)?,
         Command::Switches(command) => switches::run(&command, out)?,
         Command::Tenants(command) => tenants::run(&command, out)?,

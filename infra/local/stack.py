@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BASE = ROOT / "target" / "local-cloud"
 TEMPLATE = ROOT / "infra" / "template.yaml"
-FUNCTIONS = ["entitlement", "cancel", "policy-upgrade", "governor", "health", "checkpoint"]
+FUNCTIONS = ["entitlement", "cancel", "policy-upgrade", "governor", "health", "checkpoint", "scale", "signals"]
 STACK_NAME = "governor"
 REGION = "us-east-1"
 LOOPBACK = "127.0.0.1"
@@ -206,6 +206,7 @@ class Stack:
             "STANDARD_WEBHOOK_SECRET": secrets["standard"],
             "GITHUB_WEBHOOK_SECRET": secrets["github"],
             "HANDLER_SECRET": secrets["handler"],
+            "PRODUCER_SECRET": secrets["producer"],
         }
         handler_url = self.handler_url or self._start_handler(ggen, secrets["handler"])
         outputs = self._deploy(zips, handler_url)
@@ -279,12 +280,17 @@ class Stack:
         parameters = {
             "Stage": "dev",
             "HandlerBaseUrl": handler_url,
+            "HandlerNetworks": "127.0.0.0/8",
             "HealthSchedule": "ENABLED" if self.health_schedule else "DISABLED",
             "CheckpointSchedule": "DISABLED",
+            "ScaleSchedule": "ENABLED" if self.health_schedule else "DISABLED",
             "RetentionDays": "1",
         }
+        # A template of more than 51,200 bytes is taken from a bucket only.
+        s3.put_object(Bucket=bucket, Key="template.yaml", Body=template.encode())
+        address = f"{self.env['AWS_ENDPOINT_URL']}/{bucket}/template.yaml"
         cloudformation.create_stack(
-            StackName=STACK_NAME, TemplateBody=template, Capabilities=["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"],
+            StackName=STACK_NAME, TemplateURL=address, Capabilities=["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"],
             Parameters=[{"ParameterKey": k, "ParameterValue": v} for k, v in parameters.items()])
         deadline = time.monotonic() + 60
         while True:
@@ -301,7 +307,8 @@ class Stack:
     def _put_secrets(self, secrets: dict[str, str]) -> None:
         client = self.client("secretsmanager")
         for variable_name, key in (("SIGNING_KEY_SECRET_ID", "signing_key"), ("STANDARD_WEBHOOK_SECRET_ID", "standard"),
-                                   ("GITHUB_WEBHOOK_SECRET_ID", "github"), ("HANDLER_SECRET_ID", "handler")):
+                                   ("GITHUB_WEBHOOK_SECRET_ID", "github"), ("HANDLER_SECRET_ID", "handler"),
+                                   ("PRODUCER_SECRET_ID", "producer")):
             client.put_secret_value(SecretId=self.env[variable_name], SecretString=secrets[key])
 
     def _write_env(self) -> None:
@@ -351,23 +358,28 @@ def built() -> tuple[Path, dict[str, Path]]:
 def dev_secrets(ggen: Path) -> tuple[dict[str, str], Path]:
     """Secrets of this checkout, made once: an archive from yesterday's run still verifies today."""
     store, private_key, public_key = BASE / "dev-secrets.json", BASE / "signing.pem", BASE / "auditor.pub"
+
+    def keys(*arguments) -> str:
+        made = subprocess.run([ggen, "keys", *arguments], capture_output=True, text=True)
+        if made.returncode:
+            raise StackError(f"ggen keys {arguments[0]} failed: {made.stderr.strip()}")
+        return made.stdout.strip()
+
     if not store.exists():
         say("making a dev signing key and webhook secrets")
-
-        def keys(*arguments) -> str:
-            made = subprocess.run([ggen, "keys", *arguments], capture_output=True, text=True)
-            if made.returncode:
-                raise StackError(f"ggen keys {arguments[0]} failed: {made.stderr.strip()}")
-            return made.stdout.strip()
-
         private_key.unlink(missing_ok=True)
         public_key.unlink(missing_ok=True)
         keys("generate", "--private", private_key, "--public", public_key)
         store.touch(mode=0o600)
         # GitHub's own published example, so that the signed sample events in events/ stay valid.
-        github = {"github": "It's a Secret to Everybody"}
-        store.write_text(json.dumps({**github, **{name: keys("secret") for name in ("standard", "handler")}}, indent=2))
-    return {"signing_key": private_key.read_text(), **json.loads(store.read_text())}, public_key
+        store.write_text(json.dumps({"github": "It's a Secret to Everybody"}))
+    secrets = json.loads(store.read_text())
+    # Also those that an older checkout made none of.
+    missing = [name for name in ("standard", "handler", "producer") if name not in secrets]
+    if missing:
+        secrets.update({name: keys("secret") for name in missing})
+        store.write_text(json.dumps(secrets, indent=2))
+    return {"signing_key": private_key.read_text(), **secrets}, public_key
 
 
 def forget_dead_runs() -> None:

@@ -53,8 +53,8 @@ class Story:
 
     # -------------------------------------------------------------- means
 
-    def ggen(self, *arguments: str, good: tuple[int, ...] = (0,)) -> str:
-        environment = {**os.environ, **self.env}
+    def ggen(self, *arguments: str, good: tuple[int, ...] = (0,), environment: dict[str, str] | None = None) -> str:
+        environment = {**os.environ, **self.env, **(environment or {})}
         done = subprocess.run([self.env["GGEN"], *map(str, arguments)], capture_output=True, text=True,
                               env=environment, timeout=120)
         if done.returncode not in good:
@@ -92,7 +92,7 @@ class Story:
         for receipt in ledger[self.shown.get(account, 0):]:
             details = {name: receipt[name] for name in (
                 "code", "action_id", "template", "rules", "error_code", "policy_version", "previous_version",
-                "failure_count", "actions_refused", "downtime_seconds", "reason", "receipts_archived") if name in receipt}
+                "concurrency", "cost_delta_usd", "note", "failure_count", "actions_refused", "downtime_seconds", "reason", "receipts_archived") if name in receipt}
             shown = " ".join(f"{name}={value if isinstance(value, str) else json.dumps(value)}"
                              for name, value in details.items() if value not in ("", []))
             tell(f"   receipt {account}#{receipt['seq']:<3} {GREEN}{receipt['operation']:<22}{PLAIN} "
@@ -126,6 +126,20 @@ class Story:
         self.ggen("send-signal", "--account-id", account, "--template", template, "--action-id", action,
                   "--parameters", json.dumps(parameters))
         return action
+
+    def ask(self, account: str, method: str, path: str, body: dict | None, delivery: str) -> tuple[int, dict]:
+        """Asks the front door as a producer does, signed with the secret of this account; the status and the answer."""
+        file = self.stack.dir / "tmp" / "request.json"
+        file.write_text(json.dumps(body) if body else "")
+        environment = {"PRODUCER": self.ggen("keys", "producer", "--account-id", account)}
+        headers = json.loads(self.ggen("webhook", "sign", "--provider", "standard", "--secret-env", "PRODUCER", "--body",
+                                       str(file), "--id", delivery, "--format", "json", environment=environment))
+        request = urllib.request.Request(self.env["API_URL"] + path, file.read_bytes() or None, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as refused:
+            return refused.code, json.loads(refused.read())
 
     def control(self) -> dict:
         answer = self.s3.get_object(Bucket=self.env["CONTROL_BUCKET"], Key="control.json")
@@ -199,6 +213,9 @@ class Story:
         if not undone or log["applied"] or not log["undone"]:
             raise Broken(f"the slow action is not undone at the handler: {log}")
 
+        self.front_door(account)
+        self.escalated(account)
+
         chapter("Compliance raises the limit: version 1.1.0, hot-reloaded")
         began = time.monotonic()
         self.ggen("policy", "deploy", str(POLICIES / SKU / "next" / f"{PLAN}.yaml"))
@@ -206,11 +223,53 @@ class Story:
         self.step("policy 1.1.0 in force, tenant re-pinned", began)
         began = time.monotonic()
         self.signal(account, "scale-service", service="api", replicas=15)
-        self.await_receipts(account, {"action_complete": 2}, 20)
+        self.await_receipts(account, {"action_complete": 3}, 20)
         self.step("what was denied is allowed", began, 1)
         self.degraded(account)
         self.audited(account)
         self.cancel(account)
+
+    def front_door(self, account: str) -> None:
+        chapter("A producer asks over HTTP, and is told at once what the policy does not allow")
+        action = f"story-{uuid.uuid4()}"
+        asked = {"template": "restart-service", "parameters": {"service": "api"}}
+        began = time.monotonic()
+        status, answer = self.ask(account, "POST", f"/tenants/{account}/signals", asked, action)
+        if status != 202:
+            raise Broken(f"the front door answered {status}: {answer}")
+        self.step("signal posted → 202", began, 1)
+        self.await_receipts(account, {"action_complete": 2}, 20)
+        self.step("signal posted → action_complete", began, 1)
+        status, answer = self.ask(account, "GET", f"/tenants/{account}/actions/{action}", None, action)
+        if (status, answer.get("state")) != (200, "complete"):
+            raise Broken(f"the action is told as {status}: {answer}")
+        tell(f"   GET tells: {answer['state']}, receipts {', '.join(answer['receipt_ids'])}")
+        too_many = {"template": "scale-service", "parameters": {"service": "api", "replicas": 15}}
+        status, answer = self.ask(account, "POST", f"/tenants/{account}/signals", too_many, f"story-{uuid.uuid4()}")
+        if (status, answer.get("code")) != (403, "DENIED"):
+            raise Broken(f"what the policy denies is answered {status}: {answer}")
+        tell(f"   {status} {answer['code']} {answer['rules']}: {answer['detail']}")
+        self.await_receipts(account, {"signal_refused": 1}, 20)
+
+    def escalated(self, account: str) -> None:
+        chapter("What can be neither done nor undone waits for a person; more hands for a busy tenant")
+        began = time.monotonic()
+        action = self.signal(account, "restart-service", service="api", outcome="fail-unrecoverable")
+        self.await_receipts(account, {"action_failed": 2}, 20)
+        self.step("unrecoverable failure → escalated", began)
+        # Exit code 1: somebody has to look.
+        listed = self.ggen("escalations", "--account-id", account, good=(1,))
+        tell("   " + listed.replace("\n", "\n   "))
+        if action not in listed:
+            raise Broken(f"ggen escalations does not list {action}")
+        began = time.monotonic()
+        self.ggen("resolve", action, "--account-id", account, "--note", "restarted by hand", "--who", "story")
+        self.await_receipts(account, {"action_resolved": 1}, 20)
+        self.step("a person resolved it, on record", began)
+        began = time.monotonic()
+        self.ggen("scale", "--account-id", account, "--concurrency", "20")
+        self.await_receipts(account, {"governor_scaled": 1}, 20)
+        self.step("governor scaled from 10 to 20 actions at one time", began)
 
     def audited(self, account: str) -> None:
         chapter("An auditor asks, with nothing but the public key")
@@ -256,7 +315,7 @@ class Story:
         self.step("spooled receipts appended to their ledgers", began)
         began = time.monotonic()
         self.signal(account, "restart-service", service="api")
-        self.await_receipts(account, {"action_complete": 3}, 20)
+        self.await_receipts(account, {"action_complete": 4}, 20)
         self.step("signals run again", began, 1)
 
     def refuse_one(self, account: str) -> str:

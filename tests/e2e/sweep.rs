@@ -258,7 +258,10 @@ pub(crate) async fn abandoned(world: &World, tenant: &Tenant, actions: &[Action]
         let id = held.entitlements.keys().next().unwrap().clone();
         let count = u64::try_from(actions.len()).unwrap() + more;
         let claimed = |action: &Action| {
-            let running = action.next(&ActionEvent::Claimed, Uuid::nil()).unwrap().action;
+            let running = action
+                .next(&ActionEvent::Claimed, Uuid::nil(), now)
+                .unwrap()
+                .action;
             Action {
                 entitlement_id: Some(id.clone()),
                 ..running.owned_by(Uuid::new_v4(), over)

@@ -139,7 +139,16 @@ async fn a_fresh_tenant() {
         "fsm_id": tenant.queue,
         "revision": shown["revision"],
         "in_flight": 0,
+        "in_flight_action_limit": 10,
         "concurrent_actions": 20,
+        "scale": {
+            "limit": null,
+            "floor": null,
+            "trial": null,
+            "rest_until": null,
+            "exceeded": null,
+            "idle": null,
+        },
         "lease_until": null,
         "actions_completed": 0,
         "actions_failed": 0,
@@ -230,7 +239,7 @@ async fn a_busy_tenant() {
 
     let told = world.told(account).await;
     has_line(&told, &[SKU, "4", "of", "10000", "3", "of", "20"]);
-    has_line(&told, &["actions", "3", "in", "flight", "of", "20,", "until"]);
+    has_line(&told, &["actions", "3", "in", "flight", "of", "10,", "until"]);
     let last = told.lines().last().unwrap();
     assert!(
         last.contains("action_complete") && last.contains(&action_id),

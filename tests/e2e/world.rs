@@ -47,6 +47,7 @@ pub(crate) struct Environment {
     pub(crate) standard_secret: String,
     pub(crate) github_secret: String,
     pub(crate) handler_secret: String,
+    pub(crate) producer_secret: String,
     pub(crate) signing_key_secret_id: String,
     pub(crate) tenants_table: String,
     pub(crate) receipts_table: String,
@@ -59,6 +60,8 @@ pub(crate) struct Environment {
     pub(crate) health: String,
     pub(crate) policy_upgrade: String,
     pub(crate) checkpoint: String,
+    pub(crate) scale: String,
+    pub(crate) signals: String,
 }
 
 impl Environment {
@@ -81,6 +84,7 @@ impl Environment {
             standard_secret: text("STANDARD_WEBHOOK_SECRET"),
             github_secret: text("GITHUB_WEBHOOK_SECRET"),
             handler_secret: text("HANDLER_SECRET"),
+            producer_secret: text("PRODUCER_SECRET"),
             signing_key_secret_id: text("SIGNING_KEY_SECRET_ID"),
             tenants_table: text("TENANTS_TABLE"),
             receipts_table: text("RECEIPTS_TABLE"),
@@ -93,6 +97,8 @@ impl Environment {
             health: text("HEALTH_FUNCTION"),
             policy_upgrade: text("POLICY_UPGRADE_FUNCTION"),
             checkpoint: text("CHECKPOINT_FUNCTION"),
+            scale: text("SCALE_FUNCTION"),
+            signals: text("SIGNALS_FUNCTION"),
         }
     }
 }

@@ -18,7 +18,7 @@ use aws::webhooks::{Webhooks, not_stored};
 use domain::account::AccountId;
 use domain::names;
 use domain::provisioning::Asked;
-use domain::tenant::{Deferred, Lifecycle};
+use domain::tenant::{Deferred, Lifecycle, Pace};
 use domain::webhook::event::WebhookEvent;
 use jiff::Timestamp;
 use lambda_runtime::Error;
@@ -260,11 +260,11 @@ impl Entitlement {
     }
 
     /// Has the mapping follow the plans. What fails here is mended by the next repair; the gate holds the limits meanwhile.
-    async fn pace(&self, pace: Option<(String, u64)>) {
-        let Some((mapping_id, concurrent)) = pace else {
+    async fn pace(&self, pace: Option<(String, Pace)>) {
+        let Some((mapping_id, pace)) = pace else {
             return;
         };
-        if let Err(e) = self.queues.pace_mapping(&mapping_id, concurrent).await {
+        if let Err(e) = self.queues.pace_mapping(&mapping_id, pace).await {
             warn!(error = %e, "the mapping keeps its concurrency for now");
         }
     }

@@ -73,7 +73,7 @@ impl Entitlement {
         }
         // The mapping may lag behind the plans, too.
         self.queues
-            .pace_mapping(&resources.mapping_id, tenant.concurrent_actions())
+            .pace_mapping(&resources.mapping_id, tenant.pace())
             .await?;
         Ok(missing)
     }
@@ -98,7 +98,7 @@ impl Entitlement {
         match self.queues.find_mapping(queue).await? {
             Some(id) => resources.mapping_id = id,
             None => {
-                resources.mapping_id = self.queues.mapping(queue, tenant.concurrent_actions()).await?;
+                resources.mapping_id = self.queues.mapping(queue, tenant.pace()).await?;
                 missing.push("mapping");
             }
         }

@@ -244,9 +244,7 @@ impl Entitlement {
         if !fresh && let Some(found) = self.queues.find_mapping(&tenant.fsm_id).await? {
             return Ok(found);
         }
-        self.queues
-            .mapping(&tenant.fsm_id, tenant.concurrent_actions())
-            .await
+        self.queues.mapping(&tenant.fsm_id, tenant.pace()).await
     }
 
     /// Has the governor look at everything it needs for this tenant, so that the first signal finds it ready.

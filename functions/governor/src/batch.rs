@@ -1,25 +1,27 @@
 //! What to do with a batch of signals: pure, so that it can be asked again whenever another writer was first.
+//!
+//! [`decide`] says what each message means, [`claim`] what is written before the handler is called, and [`settle`] what is
+//! written when all of it is over. In between a [`Run`] takes what the handler said.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
-use aws::store::Account;
+use aws::store::{Account, Plan};
 use domain::account::EntitlementId;
-use domain::action::{Action, ActionEvent, Standing, standing};
-use domain::control::Control;
-use domain::gate::{
-    EntitlementFacts, GateFacts, HeldFacts, PolicyAnswer, RefusalCode, TemplateFacts, TenantFacts, Verdict,
-    gate,
+use domain::action::{
+    Action, ActionEvent, ActionState, DEAD_LETTERED, IllegalTransition, LEASE_SECONDS, MAX_DELIVERIES,
+    Standing, standing,
 };
+use domain::admission::{self, Enforcers, LetThrough, admit};
+use domain::control::Control;
+use domain::entitlement::Entitlement;
+use domain::gate::{RefusalCode, Verdict};
 use domain::names::printable;
 use domain::signal::{ActionId, Signal};
-use domain::tenant::{Selected, Tenant};
-use jiff::Timestamp;
-use policy::enforcer::{Decision, Enforcer};
+use domain::tenant::Released;
+use jiff::{SignedDuration, Timestamp};
+use receipts::receipt::{Draft, Payload};
 use serde_json::{Map, Value};
-
-/// Loaded enforcers by hash.
-pub type Enforcers = BTreeMap<String, Arc<Enforcer>>;
+use uuid::Uuid;
 
 /// A message of the batch, read.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,11 +62,25 @@ impl Message {
         }
     }
 
+    /// Whether SQS takes it to the dead letters when it is not settled now.
+    #[must_use]
+    pub fn is_last_delivery(&self) -> bool {
+        self.deliveries >= MAX_DELIVERIES
+    }
+
     /// What it asks for with.
     #[must_use]
     pub fn parameters(&self) -> Option<Map<String, Value>> {
         match &self.asked {
             Asked::Signal(signal) => Some(signal.parameters.clone()),
+            Asked::Malformed { .. } => None,
+        }
+    }
+
+    /// The entitlement it is for, when that can be told.
+    fn held<'a>(&self, account: &'a Account) -> Option<(&'a EntitlementId, &'a Entitlement)> {
+        match &self.asked {
+            Asked::Signal(signal) => admission::held(signal, account.tenant.as_ref()),
             Asked::Malformed { .. } => None,
         }
     }
@@ -92,6 +108,96 @@ pub enum Step {
     Execute(EntitlementId),
     /// Take it over from a governor that did not finish, and undo it.
     Undo,
+    /// It has waited for a place too often: SQS takes it to the dead letters, and a person has to look.
+    GiveUp,
+}
+
+/// What becomes of one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// Settled: SQS may delete it.
+    Acknowledged,
+    /// Comes back soon, or goes to the dead letters when it came too often.
+    Later,
+}
+
+/// A claimed action on its way through the handler.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// As it was claimed.
+    claimed: Action,
+    /// As it stands.
+    pub action: Action,
+    /// Receipts so far, in order, with how long each took in milliseconds.
+    pub records: Vec<(Uuid, Payload, u64)>,
+}
+
+impl Run {
+    /// An action that was claimed.
+    #[must_use]
+    pub fn new(action: Action) -> Self {
+        Self {
+            claimed: action.clone(),
+            action,
+            records: Vec::new(),
+        }
+    }
+
+    /// What the claim of `owner` has become of in the table.
+    fn claim(&self, stored: Option<&Action>, owner: Uuid) -> Claim {
+        let Some(stored) = stored.filter(|stored| stored.owner == owner) else {
+            return Claim::Lost;
+        };
+        let telling = |action: &Action| (action.state, action.rollback_attempts, action.receipts.len());
+        match (telling(stored) == telling(&self.claimed), stored.state.is_final()) {
+            (true, _) => Claim::Stands,
+            (false, is_final) => Claim::Settled { is_final },
+        }
+    }
+
+    /// Takes what happened to it, which took so many milliseconds.
+    ///
+    /// # Errors
+    /// [`IllegalTransition`] when that has no meaning now.
+    pub fn take(
+        &mut self,
+        event: &ActionEvent,
+        receipt_id: Uuid,
+        taken_ms: u64,
+        now: Timestamp,
+    ) -> Result<(), IllegalTransition> {
+        let next = self.action.next(event, receipt_id, now)?;
+        self.action = next.action;
+        self.records
+            .extend(next.receipt.map(|payload| (receipt_id, payload, taken_ms)));
+        Ok(())
+    }
+}
+
+/// What has become of a claim.
+enum Claim {
+    /// It is in force.
+    Stands,
+    /// Its outcome was written already: the writer was told otherwise.
+    Settled {
+        /// Whether the action is over.
+        is_final: bool,
+    },
+    /// Somebody else took the action over, and brings it to its end.
+    Lost,
+}
+
+/// One batch of one tenant, and who works on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// The tenant's account.
+    pub account_id: &'a str,
+    /// What is asked for.
+    pub messages: &'a [Message],
+    /// This invocation's claim.
+    pub owner: Uuid,
+    /// Ids of the receipts that its own decisions leave: two for each message.
+    pub ids: &'a [(Uuid, Uuid)],
 }
 
 impl Step {
@@ -112,8 +218,7 @@ pub fn decide(
     now: Timestamp,
 ) -> Vec<Step> {
     let mut seen = BTreeSet::new();
-    // Let through so far, of each entitlement.
-    let mut running: BTreeMap<EntitlementId, u64> = BTreeMap::new();
+    let mut let_through = LetThrough::default();
     messages
         .iter()
         .map(|message| {
@@ -124,12 +229,11 @@ pub fn decide(
                     Standing::Done => Step::Acknowledge,
                     Standing::Busy => Step::Later,
                     Standing::Undo => Step::Undo,
-                    Standing::New => ask(message, account, control, enforcers, &running, now),
+                    Standing::New => ask(message, account, control, enforcers, &let_through, now),
                 }
             };
             if let Step::Execute(id) = &step {
-                let count = running.entry(id.clone()).or_default();
-                *count = count.saturating_add(1);
+                let_through.add(id);
             }
             step
         })
@@ -141,7 +245,7 @@ fn ask(
     account: &Account,
     control: Option<&Control>,
     enforcers: &Enforcers,
-    running: &BTreeMap<EntitlementId, u64>,
+    let_through: &LetThrough,
     now: Timestamp,
 ) -> Step {
     let signal = match &message.asked {
@@ -150,80 +254,22 @@ fn ask(
             return refuse(RefusalCode::MalformedSignal, Some(detail.clone()), Vec::new());
         }
     };
-    let selected = account.tenant.as_ref().map(|tenant| selected(signal, tenant));
-    let held = match selected {
-        Some(Selected::One(id, held)) => Some((id, held)),
-        Some(Selected::None | Selected::Several) | None => None,
-    };
-    let enforcer = held
-        .and_then(|(_, held)| enforcers.get(&held.policy.hash))
-        .map(Arc::as_ref);
-    let template = enforcer
-        .and_then(|e| e.action(&signal.template))
-        .map(|action| TemplateFacts {
-            tier: u8::try_from(action.tier.level()).unwrap_or(u8::MAX),
-            named_by_rule: enforcer.is_some_and(|e| named_by_rule(e, &signal.template)),
-        });
-    let facts = GateFacts {
+    let admission = admit(
+        signal,
+        account.tenant.as_ref(),
         control,
-        tenant: account.tenant.as_ref().map(|tenant| TenantFacts {
-            lifecycle: tenant.lifecycle,
-            entitlement: match selected {
-                Some(Selected::One(id, held)) => {
-                    let running = running.get(id).copied().unwrap_or_default();
-                    EntitlementFacts::One(HeldFacts {
-                        standing: held.standing,
-                        pinned_hash: &held.policy.hash,
-                        monthly_left: held.monthly_left(now).saturating_sub(running),
-                        concurrent_left: held.concurrent_left().saturating_sub(running),
-                    })
-                }
-                Some(Selected::Several) => EntitlementFacts::Several,
-                Some(Selected::None) | None => EntitlementFacts::None,
-            },
-        }),
-        enforcer_hash: enforcer.map(Enforcer::hash),
-        signal_hash: &signal.policy_hash,
-        template_name: &signal.template,
-        template,
-    };
-    let policy = || match enforcer
-        .map(|e| e.decide(signal.account_id.as_str(), &signal.template, &signal.parameters))
-    {
-        Some(Decision::Allow { .. }) => PolicyAnswer::Allow,
-        Some(Decision::Deny { rules, detail }) => PolicyAnswer::Deny {
-            rules,
-            detail: Some(printable(&detail, 512)),
-        },
-        None => PolicyAnswer::Deny {
-            rules: Vec::new(),
-            detail: None,
-        },
-    };
-    match (gate(&facts, policy), held) {
-        (Verdict::Execute, Some((id, _))) => Step::Execute(id.clone()),
+        enforcers,
+        let_through,
+        now,
+    );
+    match (admission.verdict, admission.entitlement) {
+        (Verdict::Execute, Some(id)) => Step::Execute(id),
         // The gate lets nothing through without an entitlement.
         (Verdict::Execute, None) => refuse(RefusalCode::NoEntitlement, None, Vec::new()),
+        (Verdict::NotNow, _) if message.is_last_delivery() => Step::GiveUp,
         (Verdict::NotNow, _) => Step::Later,
         (Verdict::Refuse { code, rules, detail }, _) => refuse(code, detail, rules),
         (Verdict::Route(code), _) => Step::Settle(ActionEvent::Routed { code }),
-    }
-}
-
-/// The entitlement a signal is about.
-fn selected<'a>(signal: &Signal, tenant: &'a Tenant) -> Selected<'a> {
-    tenant.select(signal.entitlement_id.as_ref(), signal.sku_id.as_ref())
-}
-
-/// Hash of the policy a message is decided by; empty when no entitlement can be told.
-#[must_use]
-pub fn policy_of(message: &Message, account: &Account) -> String {
-    let Asked::Signal(signal) = &message.asked else {
-        return String::new();
-    };
-    match account.tenant.as_ref().map(|tenant| selected(signal, tenant)) {
-        Some(Selected::One(_, held)) => held.policy.hash.clone(),
-        Some(Selected::None | Selected::Several) | None => String::new(),
     }
 }
 
@@ -231,328 +277,192 @@ fn refuse(code: RefusalCode, detail: Option<String>, rules: Vec<String>) -> Step
     Step::Settle(ActionEvent::Refused { code, detail, rules })
 }
 
-/// Whether one of compliance's own rules names the template; the permit that every template has is not such a rule.
-fn named_by_rule(enforcer: &Enforcer, template: &str) -> bool {
-    let permit = format!("permit:{template}");
-    let policies = &enforcer.bundle().cedar_policies;
-    policies
-        .iter()
-        .any(|p| p.id != permit && p.actions.iter().any(|action| action == template))
-}
-
 /// The action a message asks for, as it stands before this batch touches it.
 #[must_use]
 pub fn action_of(message: &Message, account: &Account, now: Timestamp) -> Action {
     let known = account.actions.get(message.action_id()).cloned();
-    known.unwrap_or_else(|| {
-        let policy_hash = policy_of(message, account);
-        Action::pending(
-            message.action_id().clone(),
-            &message.template(),
-            &policy_hash,
-            now,
-        )
-    })
+    let begun = |action: &Action| action.state != ActionState::Pending;
+    if let Some(begun) = known.clone().filter(begun) {
+        return begun;
+    }
+    let policy_hash = message
+        .held(account)
+        .map(|(_, held)| held.policy.hash.as_str())
+        .unwrap_or_default();
+    let id = message.action_id().clone();
+    Action {
+        // Of one that waited it is known what happened to it.
+        receipts: known.map(|action| action.receipts).unwrap_or_default(),
+        ..Action::pending(id, &message.template(), policy_hash, now)
+    }
+}
+
+impl Batch<'_> {
+    fn each(&self) -> impl Iterator<Item = (&Message, (Uuid, Uuid))> {
+        let ids = self.ids.iter().copied();
+        self.messages.iter().zip(ids)
+    }
+
+    /// What is written before the handler is called: claims of what is to run or to be undone. Nothing when there is neither.
+    ///
+    /// # Errors
+    /// [`IllegalTransition`] when steps and actions do not fit.
+    pub fn claim(
+        &self,
+        steps: &[Step],
+        account: &Account,
+        now: Timestamp,
+    ) -> Result<Plan, IllegalTransition> {
+        let lease = now
+            .saturating_add(SignedDuration::from_secs(LEASE_SECONDS))
+            .unwrap_or(now);
+        let mut plan = Plan::default();
+        let mut executing = LetThrough::default();
+        for ((message, (claim_id, _)), step) in self.each().zip(steps) {
+            let before = action_of(message, account, now);
+            let claimed = match step {
+                Step::Execute(id) => {
+                    executing.add(id);
+                    let before = Action {
+                        entitlement_id: Some(id.clone()),
+                        parameters: message.parameters(),
+                        ..before
+                    };
+                    before.next(&ActionEvent::Claimed, claim_id, now)?.action
+                }
+                // Its governor is gone: the deadline it did not report is over.
+                Step::Undo if before.state == ActionState::Running => {
+                    let expired = before.next(&ActionEvent::LeaseExpired, claim_id, now)?;
+                    let draft = |payload| self.draft(claim_id, &before, payload, 0, now);
+                    plan.drafts.extend(expired.receipt.map(draft));
+                    expired.action
+                }
+                Step::Undo => before,
+                Step::Acknowledge | Step::Later | Step::Settle(_) | Step::GiveUp => continue,
+            };
+            plan.actions.push(claimed.owned_by(self.owner, lease));
+        }
+        // Also what is undone has a claim that ends: the sweep waits for it.
+        if !plan.actions.is_empty() {
+            let tenant = account.tenant.as_ref();
+            plan.tenant = tenant.map(|tenant| tenant.claimed(executing.by_entitlement(), now, lease));
+        }
+        Ok(plan)
+    }
+
+    /// What is written when all is over, every outcome with its receipts as one group, and what becomes of each message.
+    /// `elapsed_ms` is how long the batch took so far.
+    ///
+    /// # Errors
+    /// [`IllegalTransition`] when steps and actions do not fit.
+    pub fn settle(
+        &self,
+        steps: &[Step],
+        runs: &BTreeMap<ActionId, Run>,
+        account: &Account,
+        elapsed_ms: u64,
+        now: Timestamp,
+    ) -> Result<(Plan, Vec<Fate>), IllegalTransition> {
+        let mut plan = Plan::default();
+        let mut released = Vec::new();
+        let mut fates = Vec::with_capacity(steps.len());
+        for ((message, (_, settle_id)), step) in self.each().zip(steps) {
+            let abandoned = ActionEvent::Abandoned {
+                error_code: DEAD_LETTERED,
+            };
+            let (event, fate) = match step {
+                Step::Acknowledge => (None, Fate::Acknowledged),
+                Step::Later => (None, Fate::Later),
+                Step::Settle(event) => (Some(event), Fate::Acknowledged),
+                Step::GiveUp => (Some(&abandoned), Fate::Later),
+                Step::Execute(_) | Step::Undo => {
+                    let run = runs.get(message.action_id());
+                    let stored = account.actions.get(message.action_id());
+                    let claim = run.map(|run| (run, run.claim(stored, self.owner)));
+                    fates.push(match claim {
+                        Some((_, Claim::Settled { is_final: true })) => Fate::Acknowledged,
+                        Some((_, Claim::Settled { is_final: false } | Claim::Lost)) | None => Fate::Later,
+                        Some((run, Claim::Stands)) => {
+                            let mut run = run.clone();
+                            let unfinished = !run.action.state.is_final();
+                            if unfinished && message.is_last_delivery() {
+                                run.take(&abandoned, settle_id, elapsed_ms, now)?;
+                            }
+                            for (id, payload, duration_ms) in run.records {
+                                let draft = self.draft(id, &run.action, payload, duration_ms, now);
+                                plan.drafts.push(draft);
+                            }
+                            if run.action.state.is_final() {
+                                released.push(Released {
+                                    entitlement_id: run.action.entitlement_id.clone(),
+                                    completed: run.action.state == ActionState::Complete,
+                                });
+                            }
+                            // The claim ends here: what still has to be undone may be taken up at once.
+                            let owner = run.action.owner;
+                            plan.actions.push(run.action.owned_by(owner, now));
+                            match unfinished {
+                                true => Fate::Later,
+                                false => Fate::Acknowledged,
+                            }
+                        }
+                    });
+                    continue;
+                }
+            };
+            fates.push(fate);
+            // Another governor may have settled the same signal first.
+            let open = |action: &Action| action.state == ActionState::Pending;
+            let open = account.actions.get(message.action_id()).is_none_or(open);
+            if let Some(event) = event.filter(|_| open) {
+                let before = action_of(message, account, now);
+                // What is given up may be taken up again, for the same entitlement.
+                let before = Action {
+                    parameters: message.parameters(),
+                    entitlement_id: message.held(account).map(|(id, _)| id.clone()),
+                    ..before
+                };
+                let settled = before.next(event, settle_id, now)?;
+                let draft = |payload| self.draft(settle_id, &before, payload, elapsed_ms, now);
+                plan.drafts.extend(settled.receipt.map(draft));
+                plan.actions.push(settled.action);
+            }
+        }
+        if !released.is_empty() {
+            plan.tenant = account.tenant.as_ref().map(|tenant| tenant.released(&released));
+        }
+        let mut given_back = BTreeSet::new();
+        for (message, fate) in self.messages.iter().zip(&mut fates) {
+            // Two messages that ask for the same action have the same fate.
+            if *fate == Fate::Later {
+                given_back.insert(message.action_id());
+            } else if given_back.contains(message.action_id()) {
+                *fate = Fate::Later;
+            }
+        }
+        Ok((plan, fates))
+    }
+
+    fn draft(
+        &self,
+        receipt_id: Uuid,
+        action: &Action,
+        payload: Payload,
+        duration_ms: u64,
+        now: Timestamp,
+    ) -> Draft {
+        Draft {
+            receipt_id,
+            account_id: self.account_id.to_owned(),
+            occurred_at: now,
+            duration_ms,
+            policy_hash: (!action.policy_hash.is_empty()).then(|| action.policy_hash.clone()),
+            payload,
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use domain::account::{AccountId, PlanType, SkuId};
-    use domain::action::ActionState;
-    use domain::control::Switches;
-    use domain::entitlement::{Entitlement, EventOrder, Isolation, Offer};
-    use domain::tenant::{Lifecycle, PolicyPin, Quota};
-    use receipts::ledger::Head;
-    use serde_json::json;
-    use uuid::Uuid;
-
-    use super::*;
-
-    const POLICY: &str = include_str!("../../../policies/marketplace-sku-456/professional.yaml");
-
-    fn enforcer() -> Enforcer {
-        Enforcer::load(&policy::compile(POLICY).unwrap().bytes).unwrap()
-    }
-
-    fn control() -> Control {
-        let switches = Switches {
-            armed: true,
-            automation_enabled: true,
-            safe_mode: false,
-            rollout_tier: 2,
-            disabled_templates: vec![],
-        };
-        Control {
-            switches,
-            ..Control::default()
-        }
-    }
-
-    fn loaded(enforcer: &Enforcer) -> Enforcers {
-        let again = Enforcer::load(&policy::compile(POLICY).unwrap().bytes).unwrap();
-        assert_eq!(again.hash(), enforcer.hash());
-        [(again.hash().to_owned(), Arc::new(again))].into()
-    }
-
-    fn account(enforcer: &Enforcer, concurrent: u64) -> Account {
-        let at = Timestamp::UNIX_EPOCH;
-        let offer = Offer {
-            sku_id: SkuId::parse("s").unwrap(),
-            plan_type: PlanType::parse("p").unwrap(),
-            policy: PolicyPin {
-                version: "1.0.0".to_owned(),
-                hash: enforcer.hash().to_owned(),
-            },
-            quota: Quota {
-                monthly_actions: 100,
-                concurrent_actions: concurrent,
-            },
-            isolation: Isolation::Pool,
-        };
-        let order = EventOrder { version: None, at };
-        let mut tenant = Tenant::absent(AccountId::parse("c").unwrap(), at);
-        tenant.lifecycle = Lifecycle::Active;
-        let held = Entitlement::granted(&offer, "us-east-1", None, order, at);
-        tenant
-            .entitlements
-            .insert(EntitlementId::parse("s").unwrap(), held);
-        Account {
-            partition: "c".to_owned(),
-            tenant: Some(tenant),
-            head: Head::empty(),
-            actions: BTreeMap::new(),
-            own_actions: BTreeSet::new(),
-            delivery: None,
-            once: BTreeSet::new(),
-        }
-    }
-
-    fn message(enforcer: &Enforcer, id: &str, template: &str, parameters: Value) -> Message {
-        let Value::Object(parameters) = parameters else {
-            panic!()
-        };
-        let signal = Signal {
-            action_id: id.to_owned().try_into().unwrap(),
-            account_id: AccountId::parse("c").unwrap(),
-            sku_id: None,
-            entitlement_id: None,
-            template: template.to_owned(),
-            parameters,
-            policy_hash: enforcer.hash().to_owned(),
-        };
-        Message {
-            message_id: id.to_owned(),
-            receipt_handle: String::new(),
-            sent_at: Timestamp::UNIX_EPOCH,
-            deliveries: 1,
-            asked: Asked::Signal(signal),
-        }
-    }
-
-    fn name(step: &Step) -> String {
-        match step {
-            Step::Settle(ActionEvent::Refused { code, rules, .. }) => {
-                format!("{} {}", code.name(), rules.join(","))
-            }
-            Step::Settle(ActionEvent::Routed { code }) => code.name().to_owned(),
-            Step::Execute(_) => "Execute".to_owned(),
-            other => format!("{other:?}"),
-        }
-    }
-
-    #[track_caller]
-    fn check(template: &str, parameters: Value, expected: &str) {
-        let enforcer = enforcer();
-        let batch = [message(&enforcer, "a", template, parameters)];
-        let now = Timestamp::UNIX_EPOCH;
-        let steps = decide(
-            &batch,
-            &account(&enforcer, 5),
-            Some(&control()),
-            &loaded(&enforcer),
-            now,
-        );
-        assert_eq!(steps.iter().map(name).collect::<Vec<_>>(), [expected]);
-    }
-
-    #[test]
-    fn the_sample_policy_decides() {
-        check("restart-service", json!({"service": "api"}), "Execute");
-        check(
-            "scale-service",
-            json!({"service": "api", "replicas": 10}),
-            "Execute",
-        );
-        check(
-            "scale-service",
-            json!({"service": "api", "replicas": 11}),
-            "DENIED replicas-within-plan",
-        );
-        check(
-            "restart-service",
-            json!({"service": 5}),
-            "DENIED parameter-schema",
-        );
-        check(
-            "rotate-credentials",
-            json!({"service": "api"}),
-            "NO_DETERMINISTIC_MATCH",
-        );
-        check("drop-database", json!({}), "UNKNOWN_ACTION ");
-    }
-
-    #[test]
-    fn a_batch_never_exceeds_what_is_left_and_repeats_are_acknowledged() {
-        let enforcer = enforcer();
-        let ids = ["a", "b", "a", "c", "d"];
-        let batch: Vec<Message> = ids
-            .iter()
-            .map(|id| message(&enforcer, id, "restart-service", json!({"service": "x"})))
-            .collect();
-        let now = Timestamp::UNIX_EPOCH;
-        let steps = decide(
-            &batch,
-            &account(&enforcer, 2),
-            Some(&control()),
-            &loaded(&enforcer),
-            now,
-        );
-        assert_eq!(
-            steps.iter().map(name).collect::<Vec<_>>(),
-            ["Execute", "Execute", "Acknowledge", "Later", "Later"]
-        );
-    }
-
-    /// Each entitlement has limits of its own, and a signal says which one it is for.
-    #[test]
-    fn entitlements_do_not_share_their_limits() {
-        let enforcer = enforcer();
-        let mut account = account(&enforcer, 1);
-        let tenant = account.tenant.as_mut().unwrap();
-        let mut other = tenant.entitlements.values().next().unwrap().clone();
-        other.sku_id = SkuId::parse("t").unwrap();
-        tenant
-            .entitlements
-            .insert(EntitlementId::parse("t").unwrap(), other);
-        let for_sku = |id: &str, sku: Option<&str>| {
-            let mut message = message(&enforcer, id, "restart-service", json!({"service": "x"}));
-            let Asked::Signal(signal) = &mut message.asked else {
-                panic!()
-            };
-            signal.sku_id = sku.map(|sku| SkuId::parse(sku).unwrap());
-            message
-        };
-        let batch = [
-            for_sku("a", Some("s")),
-            for_sku("b", Some("t")),
-            for_sku("c", Some("t")),
-            for_sku("d", None),
-            for_sku("e", Some("u")),
-        ];
-        let now = Timestamp::UNIX_EPOCH;
-        let steps = decide(&batch, &account, Some(&control()), &loaded(&enforcer), now);
-        assert_eq!(
-            steps.iter().map(name).collect::<Vec<_>>(),
-            [
-                "Execute",
-                "Execute",
-                "Later",
-                "AMBIGUOUS_ENTITLEMENT ",
-                "NO_ENTITLEMENT "
-            ]
-        );
-        assert!(matches!(&steps[1], Step::Execute(id) if id.as_str() == "t"));
-    }
-
-    #[test]
-    fn known_actions_do_not_pass_the_gate_again() {
-        let enforcer = enforcer();
-        let now = Timestamp::from_second(1_000).unwrap();
-        let batch = [message(
-            &enforcer,
-            "a",
-            "restart-service",
-            json!({"service": "x"}),
-        )];
-        for (state, lease, expected) in [
-            (ActionState::Complete, 0, "Acknowledge"),
-            (ActionState::Running, 1_001, "Later"),
-            (ActionState::Running, 1_000, "Undo"),
-            (ActionState::TimedOut, 999, "Undo"),
-        ] {
-            let mut account = account(&enforcer, 2);
-            let lease = Timestamp::from_second(lease).unwrap();
-            let action = Action {
-                state,
-                ..action_of(&batch[0], &account, now)
-            }
-            .owned_by(Uuid::nil(), lease);
-            account.actions.insert(action.action_id.clone(), action);
-            let steps = decide(&batch, &account, None, &Enforcers::new(), now);
-            assert_eq!(
-                steps.iter().map(name).collect::<Vec<_>>(),
-                [expected],
-                "{state:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn malformed_messages_and_missing_tenants_are_refused() {
-        let enforcer = enforcer();
-        let action_id: ActionId = "m-1".to_owned().try_into().unwrap();
-        let malformed = Message {
-            message_id: "m-1".to_owned(),
-            receipt_handle: String::new(),
-            sent_at: Timestamp::UNIX_EPOCH,
-            deliveries: 1,
-            asked: Asked::Malformed {
-                action_id,
-                detail: "x".to_owned(),
-            },
-        };
-        let now = Timestamp::UNIX_EPOCH;
-        let steps = decide(
-            &[malformed],
-            &account(&enforcer, 2),
-            Some(&control()),
-            &loaded(&enforcer),
-            now,
-        );
-        assert_eq!(steps.iter().map(name).collect::<Vec<_>>(), ["MALFORMED_SIGNAL "]);
-        let mut nobody = account(&enforcer, 2);
-        nobody.tenant = None;
-        let batch = [message(
-            &enforcer,
-            "a",
-            "restart-service",
-            Value::Object(Map::new()),
-        )];
-        let steps = decide(&batch, &nobody, Some(&control()), &Enforcers::new(), now);
-        assert_eq!(steps.iter().map(name).collect::<Vec<_>>(), ["NOT_FOUND "]);
-    }
-
-    #[test]
-    fn the_sample_event_asks_the_github_tenant_for_an_action_of_its_policy() {
-        let event: Value =
-            serde_json::from_str(include_str!("../../../events/governor/signal.json")).unwrap();
-        let record = &event["Records"][0];
-        let signal = Signal::parse(record["body"].as_str().unwrap()).unwrap();
-        let queue = record["eventSourceARN"]
-            .as_str()
-            .unwrap()
-            .rsplit(':')
-            .next()
-            .unwrap();
-        assert!(domain::names::queue_belongs_to(
-            queue,
-            "governor",
-            &signal.account_id
-        ));
-        let basic = policy::compile(include_str!("../../../policies/github-marketplace/basic.yaml")).unwrap();
-        assert_eq!(signal.policy_hash, basic.hash);
-        let enforcer = Enforcer::load(&basic.bytes).unwrap();
-        let decided = enforcer.decide(signal.account_id.as_str(), &signal.template, &signal.parameters);
-        assert!(decided.is_allowed(), "{decided:?}");
-    }
-}
+mod simulation;
+#[cfg(test)]
+mod tests;

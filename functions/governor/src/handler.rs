@@ -12,33 +12,37 @@ use aws::queues::Messages;
 use aws::registry::{Registry, RegistryError};
 use aws::secrets::{Secrets, SecretsError};
 use aws::spool::{Spool, SpoolError};
-use aws::store::{Account, Keys, Plan, Store, StoreError};
+use aws::store::{Account, Keys, Store, StoreError};
 use aws::telemetry;
 use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage};
 use domain::account::AccountId;
 use domain::action::{self, Action, ActionEvent, ActionState};
+use domain::admission::Enforcers;
 use domain::control::Control;
 use domain::gate::RefusalCode;
 use domain::names;
 use domain::names::printable;
 use domain::signal::{ActionId, Signal};
-use domain::tenant::Released;
 use domain::webhook::signature::Secret;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use lambda_runtime::Error;
 use receipts::key::Signer;
 use receipts::receipt::{Draft, Payload};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use crate::batch::{Asked, Enforcers, Message, Step, action_of, decide};
+use crate::batch::{Asked, Batch, Fate, Message, Run, Step, decide};
 
 /// How soon a signal that has to wait comes back, in seconds: after its first delivery, and at most.
 const RETRY_SECONDS: (u32, u32) = (2, 60);
+
+/// Messages that are claimed, and settled, in one transaction: each takes four of its hundred items at the most. SQS hands
+/// out ten at a time.
+const AT_ONCE: usize = 20;
 
 /// Everything `governor` needs, made once per process.
 pub struct Governor {
@@ -115,34 +119,18 @@ struct Boot {
     policy_hash: String,
 }
 
-/// What became of one message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    /// Settled: SQS may delete it.
-    Acknowledged,
-    /// Comes back soon.
-    Later,
-}
-
-/// A claimed action on its way through the handler.
-struct Run {
-    action: Action,
-    /// Receipts so far, in order, with how long each took.
-    records: Vec<(Uuid, Payload, u64)>,
-}
-
 impl Governor {
     /// Reads the environment and makes the clients.
     ///
     /// # Errors
-    /// [`ConfigError`] naming the variable that is missing.
+    /// [`ConfigError`] naming the variable that is missing or makes no sense.
     pub async fn from_env() -> Result<Self, ConfigError> {
         let stack = Stack::from_env()?;
         let registry = config::required(config::REGISTRY_BUCKET)?;
         let control = config::required(config::CONTROL_BUCKET)?;
         let audit = config::required(config::AUDIT_BUCKET)?;
         let handler_secret = config::required(config::HANDLER_SECRET_ID)?;
-        let handler = HandlerClient::new(&config::required(config::HANDLER_BASE_URL)?);
+        let handler = HandlerClient::new(config::handler_target()?, config::rollback_budget()?);
         let queue_prefix = config::required(config::QUEUE_PREFIX)?;
         let sdk = clients::load().await;
         let s3 = clients::s3(&sdk);
@@ -208,8 +196,7 @@ impl Governor {
             let fates = match Box::pin(self.govern(&queue, &messages)).await {
                 Ok(fates) => fates,
                 Err(e) => {
-                    telemetry::count("governor", "batch_failed", ("error", e.kind()));
-                    error!(queue, error = %e, "batch goes back to the queue");
+                    goes_back(&queue, &e);
                     vec![Fate::Later; messages.len()]
                 }
             };
@@ -268,38 +255,187 @@ impl Governor {
             return self.refuse_all(&signer, messages).await;
         }
         let (account_id, partition) = self.owner(queue, messages).await?;
+        // SQS hands out no more than one group. Where there are several, what is claimed is called and settled, whatever
+        // becomes of the others.
+        let mut fates = Vec::with_capacity(messages.len());
+        let mut claimed = Vec::new();
+        for (group, messages) in messages.chunks(AT_ONCE).enumerate() {
+            let claim = self.claim(&signer, &account_id, &partition, messages, control.as_ref());
+            let claim = Box::pin(claim).await.inspect_err(|e| goes_back(queue, e));
+            claimed.extend(claim.ok().map(|claimed| (group, claimed)));
+            fates.push(vec![Fate::Later; messages.len()]);
+        }
+        let runs = self.run(claimed.iter().map(|(_, claimed)| claimed)).await?;
+        for (group, claimed) in claimed {
+            let (queue_url, messages) = (claimed.queue_url(), claimed.messages);
+            let settled = Box::pin(self.commit(&signer, claimed, &runs)).await;
+            let Ok(settled) = settled.inspect_err(|e| goes_back(queue, e)) else {
+                continue;
+            };
+            if let Some(queue_url) = queue_url {
+                self.hand_back(&queue_url, messages, &settled).await;
+            }
+            if let Some(fates) = fates.get_mut(group) {
+                *fates = settled;
+            }
+        }
+        Ok(fates.concat())
+    }
+
+    /// Reads what the messages are about, decides, and claims what is to run or to be undone. Messages with neither write
+    /// nothing here.
+    async fn claim<'m>(
+        &self,
+        signer: &Signer,
+        account_id: &str,
+        partition: &str,
+        messages: &'m [Message],
+        control: Option<&Control>,
+    ) -> Result<Claimed<'m>, BatchError> {
+        let started = Instant::now();
         let keys = Keys {
             actions: messages.iter().map(|m| m.action_id().clone()).collect(),
             ..Keys::default()
         };
-        let account = self.store.load(&partition, &keys).await?;
+        let account = self.store.load(partition, &keys).await?;
         let enforcers = self.enforcers(&account).await?;
-        let batch = Batch {
-            governor: self,
-            signer: &signer,
-            account_id: &account_id,
-            partition: &partition,
-            keys: &keys,
-            messages,
-            control: control.as_ref(),
-            enforcers: &enforcers,
-            owner: Uuid::now_v7(),
-            started: Instant::now(),
-        };
-        if batch
-            .decided(&account, Timestamp::now())
-            .iter()
-            .any(Step::calls_handler)
-        {
+        let decided = |account: &Account, now| decide(messages, account, control, &enforcers, now);
+        let calls = decided(&account, Timestamp::now());
+        let secret = match calls.iter().any(Step::calls_handler) {
             // Before anything is claimed: a claim whose call cannot be made ends as a timeout.
-            self.ready_to_call().await?;
+            true => Some(self.ready_to_call().await?),
+            false => None,
+        };
+        let owner = Uuid::now_v7();
+        let ids: Vec<(Uuid, Uuid)> = messages
+            .iter()
+            .map(|_| (Uuid::now_v7(), Uuid::now_v7()))
+            .collect();
+        let batch = Batch {
+            account_id,
+            messages,
+            owner,
+            ids: &ids,
+        };
+        let mut steps = Vec::new();
+        let plan = |account: &Account| {
+            let now = Timestamp::now();
+            steps = decided(account, now);
+            Ok::<_, BatchError>(batch.claim(&steps, account, now)?)
+        };
+        let committed = self.store.transact(signer, partition, &keys, Some(account), plan);
+        let account = committed.await?.account;
+        Ok(Claimed {
+            account_id: account_id.to_owned(),
+            messages,
+            keys,
+            owner,
+            ids,
+            steps,
+            account,
+            enforcers,
+            secret,
+            started,
+        })
+    }
+
+    /// Calls the handler for every claimed action at once. What is lost here is found again when its claim is over.
+    async fn run<'c>(
+        &self,
+        claimed: impl Iterator<Item = &'c Claimed<'c>>,
+    ) -> Result<BTreeMap<ActionId, Run>, BatchError> {
+        let mut calls = JoinSet::new();
+        for (claimed, message) in claimed.flat_map(Claimed::to_call) {
+            let Some(action) = claimed.account.actions.get(message.action_id()).cloned() else {
+                continue;
+            };
+            let enforcer = claimed.enforcers.get(&action.policy_hash);
+            let Some(spec) = enforcer.and_then(|e| e.action(&action.template)) else {
+                // Only an undo can find its enforcer gone; a person has to undo it.
+                calls.spawn(async move { no_rollback_route(action) });
+                continue;
+            };
+            // Those the claim was made with: a repeated signal may say others.
+            let parameters = action.parameters.clone().or_else(|| message.parameters());
+            let call = Call {
+                action_id: action.action_id.as_str().to_owned(),
+                account_id: claimed.account_id.clone(),
+                template: action.template.clone(),
+                parameters: parameters.unwrap_or_default(),
+            };
+            let (act, undo) = (spec.handler.clone(), spec.rollback.clone());
+            let handler = Arc::clone(&self.handler);
+            let secret = match &claimed.secret {
+                Some(secret) => secret.clone(),
+                None => self.ready_to_call().await?,
+            };
+            calls.spawn(async move { carry_out(&handler, &secret, &act, &undo, &call, action).await });
         }
-        let (steps, account) = batch.claim(account).await?;
-        let runs = batch.run(&steps, &account).await?;
-        let (fates, account) = batch.commit(&steps, account, &runs).await?;
-        if let Some(tenant) = &account.tenant {
-            self.hand_back(&tenant.resources.queue_url, messages, &fates)
-                .await;
+        let mut runs = BTreeMap::new();
+        while let Some(joined) = calls.join_next().await {
+            match joined.map_err(|e| BatchError::Lost(e.to_string())).flatten() {
+                Ok(run) => {
+                    runs.insert(run.action.action_id.clone(), run);
+                }
+                Err(e) => {
+                    telemetry::count("governor", "call_lost", ("error", e.kind()));
+                    error!(error = %e, "an action is left to whoever finds its claim over");
+                }
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Commits every outcome and its receipts as one group, and says what becomes of each message.
+    async fn commit(
+        &self,
+        signer: &Signer,
+        claimed: Claimed<'_>,
+        runs: &BTreeMap<ActionId, Run>,
+    ) -> Result<Vec<Fate>, BatchError> {
+        let Claimed {
+            account_id,
+            messages,
+            keys,
+            owner,
+            ids,
+            steps,
+            account,
+            started,
+            ..
+        } = claimed;
+        let partition = account.partition.clone();
+        let batch = Batch {
+            account_id: &account_id,
+            messages,
+            owner,
+            ids: &ids,
+        };
+        let mut fates = Vec::new();
+        let mut escalated = Vec::new();
+        let plan = |account: &Account| {
+            let (plan, each) = batch.settle(&steps, runs, account, millis(started), Timestamp::now())?;
+            fates = each;
+            let actions = plan.actions.iter();
+            escalated = actions
+                .filter_map(|action| Some((action.action_id.clone(), action.escalation.clone()?)))
+                .collect();
+            Ok::<_, BatchError>(plan)
+        };
+        let committed = self
+            .store
+            .transact(signer, &partition, &keys, Some(account), plan);
+        let committed = committed.await?;
+        for sealed in &committed.sealed {
+            telemetry::count("governor", sealed.operation, ("stage", "ledger"));
+        }
+        for (action_id, escalation) in escalated {
+            let (action_id, error_code) = (action_id.as_str(), escalation.error_code);
+            telemetry::count("governor", "action_escalated", ("stage", "ledger"));
+            error!(
+                account = account_id,
+                action_id, error_code, "escalated: a person has to look"
+            );
         }
         Ok(fates)
     }
@@ -412,236 +548,45 @@ fn retry_in(deliveries: u32) -> u32 {
         .min(most)
 }
 
-/// One batch of one tenant.
-struct Batch<'a> {
-    governor: &'a Governor,
-    signer: &'a Signer,
-    account_id: &'a str,
-    partition: &'a str,
-    keys: &'a Keys,
-    messages: &'a [Message],
-    control: Option<&'a Control>,
-    enforcers: &'a Enforcers,
+/// Messages that were decided, and what of them is claimed.
+struct Claimed<'m> {
+    account_id: String,
+    messages: &'m [Message],
+    keys: Keys,
     /// This invocation's claim.
     owner: Uuid,
+    ids: Vec<(Uuid, Uuid)>,
+    steps: Vec<Step>,
+    account: Account,
+    enforcers: Enforcers,
+    /// What signs the calls, when there are some.
+    secret: Option<Secret>,
     started: Instant,
 }
 
-impl Batch<'_> {
-    fn decided(&self, account: &Account, now: Timestamp) -> Vec<Step> {
-        decide(self.messages, account, self.control, self.enforcers, now)
+impl<'m> Claimed<'m> {
+    /// Those of its messages for which the handler is called.
+    fn to_call(&self) -> impl Iterator<Item = (&Self, &'m Message)> {
+        let called = self.messages.iter().zip(&self.steps);
+        called
+            .filter(|(_, step)| step.calls_handler())
+            .map(move |(message, _)| (self, message))
     }
 
-    /// Decides, and claims what is to run or to be undone. A batch with neither writes nothing here.
-    async fn claim(&self, account: Account) -> Result<(Vec<Step>, Account), BatchError> {
-        let mut steps = Vec::new();
-        let plan = |account: &Account| {
-            let now = Timestamp::now();
-            let lease = now
-                .saturating_add(SignedDuration::from_secs(action::LEASE_SECONDS))
-                .unwrap_or(now);
-            steps = self.decided(account, now);
-            let mut plan = Plan::default();
-            let mut executing = BTreeMap::new();
-            for (message, step) in self.messages.iter().zip(&steps) {
-                let before = action_of(message, account, now);
-                let claimed = match step {
-                    Step::Execute(id) => {
-                        let count = executing.entry(id.clone()).or_default();
-                        *count += 1u64;
-                        let before = Action {
-                            entitlement_id: Some(id.clone()),
-                            parameters: message.parameters(),
-                            ..before
-                        };
-                        before.next(&ActionEvent::Claimed, Uuid::nil())?
-                    }
-                    // Its governor is gone: the deadline it did not report is over.
-                    Step::Undo if before.state == ActionState::Running => {
-                        let receipt_id = Uuid::now_v7();
-                        let expired = before.next(&ActionEvent::LeaseExpired, receipt_id)?;
-                        if let Some(payload) = expired.receipt.clone() {
-                            plan.drafts
-                                .push(self.draft(receipt_id, &before.policy_hash, payload, 0));
-                        }
-                        expired
-                    }
-                    Step::Undo => action::Transition {
-                        action: before,
-                        receipt: None,
-                    },
-                    Step::Acknowledge | Step::Later | Step::Settle(_) => continue,
-                };
-                plan.actions.push(claimed.action.owned_by(self.owner, lease));
-            }
-            // Also what is undone has a claim that ends: the sweep waits for it.
-            if !plan.actions.is_empty() {
-                plan.tenant = account
-                    .tenant
-                    .as_ref()
-                    .map(|tenant| tenant.claimed(&executing, now, lease));
-            }
-            Ok::<_, BatchError>(plan)
-        };
-        let store = &self.governor.store;
-        let committed = store
-            .transact(self.signer, self.partition, self.keys, Some(account), plan)
-            .await?;
-        Ok((steps, committed.account))
+    fn queue_url(&self) -> Option<String> {
+        let tenant = self.account.tenant.as_ref();
+        tenant.map(|tenant| tenant.resources.queue_url.clone())
     }
+}
 
-    /// Calls the handler for every claimed action at once.
-    async fn run(&self, steps: &[Step], account: &Account) -> Result<BTreeMap<usize, Run>, BatchError> {
-        if !steps.iter().any(Step::calls_handler) {
-            return Ok(BTreeMap::new());
-        }
-        let secret = self.governor.ready_to_call().await?;
-        let mut calls = JoinSet::new();
-        for (index, (message, step)) in self.messages.iter().zip(steps).enumerate() {
-            if !step.calls_handler() {
-                continue;
-            }
-            let Some(action) = account.actions.get(message.action_id()).cloned() else {
-                continue;
-            };
-            let enforcer = self.enforcers.get(&action.policy_hash);
-            let Some(spec) = enforcer.and_then(|e| e.action(&action.template)) else {
-                // Only an undo can find its enforcer gone; in the end a person has to undo it.
-                calls.spawn(async move { (index, no_rollback_route(action)) });
-                continue;
-            };
-            // Those the claim was made with: a repeated signal may say others.
-            let parameters = action.parameters.clone().or_else(|| message.parameters());
-            let call = Call {
-                action_id: action.action_id.as_str().to_owned(),
-                account_id: self.account_id.to_owned(),
-                template: action.template.clone(),
-                parameters: parameters.unwrap_or_default(),
-            };
-            let (act, undo) = (spec.handler.clone(), spec.rollback.clone());
-            let handler = Arc::clone(&self.governor.handler);
-            let secret = secret.clone();
-            calls.spawn(async move {
-                (
-                    index,
-                    carry_out(&handler, &secret, &act, &undo, &call, action).await,
-                )
-            });
-        }
-        let mut runs = BTreeMap::new();
-        while let Some(joined) = calls.join_next().await {
-            let (index, run) = joined.map_err(|e| BatchError::Lost(e.to_string()))?;
-            runs.insert(index, run?);
-        }
-        Ok(runs)
-    }
+/// Says why messages go back to the queue that nobody decided about.
+fn goes_back(queue: &str, e: &BatchError) {
+    telemetry::count("governor", "batch_failed", ("error", e.kind()));
+    error!(queue, error = %e, "batch goes back to the queue");
+}
 
-    /// Commits every outcome and its receipts as one group, and says what becomes of each message.
-    async fn commit(
-        &self,
-        steps: &[Step],
-        account: Account,
-        runs: &BTreeMap<usize, Run>,
-    ) -> Result<(Vec<Fate>, Account), BatchError> {
-        let settle_ids: Vec<Uuid> = steps.iter().map(|_| Uuid::now_v7()).collect();
-        let mut fates = Vec::new();
-        let plan = |account: &Account| {
-            let now = Timestamp::now();
-            let mut plan = Plan::default();
-            let mut released = Vec::new();
-            fates = Vec::with_capacity(steps.len());
-            for (index, (message, step)) in self.messages.iter().zip(steps).enumerate() {
-                fates.push(match (step, runs.get(&index)) {
-                    (Step::Acknowledge, _) => Fate::Acknowledged,
-                    (Step::Settle(event), _) => {
-                        // Another governor may have settled the same signal first.
-                        if !account.actions.contains_key(message.action_id()) {
-                            let receipt_id = settle_ids.get(index).copied().unwrap_or_default();
-                            let before = action_of(message, account, now);
-                            let settled = before.next(event, receipt_id)?;
-                            if let Some(payload) = settled.receipt {
-                                plan.drafts.push(self.draft(
-                                    receipt_id,
-                                    &before.policy_hash,
-                                    payload,
-                                    self.elapsed(),
-                                ));
-                            }
-                            plan.actions.push(settled.action);
-                        }
-                        Fate::Acknowledged
-                    }
-                    (Step::Execute(_) | Step::Undo, Some(run)) => {
-                        let ours = account
-                            .actions
-                            .get(message.action_id())
-                            .is_some_and(|a| a.owner == self.owner);
-                        if ours {
-                            for (receipt_id, payload, duration_ms) in &run.records {
-                                let draft = self.draft(
-                                    *receipt_id,
-                                    &run.action.policy_hash,
-                                    payload.clone(),
-                                    *duration_ms,
-                                );
-                                plan.drafts.push(draft);
-                            }
-                            if run.action.state.is_final() {
-                                released.push(Released {
-                                    entitlement_id: run.action.entitlement_id.clone(),
-                                    completed: run.action.state == ActionState::Complete,
-                                });
-                            }
-                            // The claim ends here: what still has to be undone may be taken up at once.
-                            plan.actions.push(run.action.owned_by(run.action.owner, now));
-                        }
-                        if ours && run.action.state.is_final() {
-                            Fate::Acknowledged
-                        } else {
-                            Fate::Later
-                        }
-                    }
-                    (Step::Later | Step::Execute(_) | Step::Undo, _) => Fate::Later,
-                });
-            }
-            if !released.is_empty() {
-                plan.tenant = account.tenant.as_ref().map(|tenant| tenant.released(&released));
-            }
-            Ok::<_, BatchError>(plan)
-        };
-        let store = &self.governor.store;
-        let committed = store
-            .transact(self.signer, self.partition, self.keys, Some(account), plan)
-            .await?;
-        for sealed in &committed.sealed {
-            telemetry::count("governor", sealed.operation, ("stage", "ledger"));
-        }
-        let mut given_back = BTreeSet::new();
-        for (message, fate) in self.messages.iter().zip(&mut fates) {
-            // Two messages that ask for the same action have the same fate.
-            if *fate == Fate::Later {
-                given_back.insert(message.action_id());
-            } else if given_back.contains(message.action_id()) {
-                *fate = Fate::Later;
-            }
-        }
-        Ok((fates, committed.account))
-    }
-
-    fn elapsed(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn draft(&self, receipt_id: Uuid, policy_hash: &str, payload: Payload, duration_ms: u64) -> Draft {
-        Draft {
-            receipt_id,
-            account_id: self.account_id.to_owned(),
-            occurred_at: Timestamp::now(),
-            duration_ms,
-            policy_hash: (!policy_hash.is_empty()).then(|| policy_hash.to_owned()),
-            payload,
-        }
-    }
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Runs or undoes one claimed action.
@@ -653,55 +598,33 @@ async fn carry_out(
     call: &Call,
     action: Action,
 ) -> Result<Run, BatchError> {
-    let mut run = Run {
-        action,
-        records: Vec::new(),
-    };
+    let mut run = Run::new(action);
     if run.action.state == ActionState::Running {
         let started = Instant::now();
         let event = handler
             .act(secret, act, call, Duration::from_millis(action::DEADLINE_MS))
             .await;
-        run.take(&event, started)?;
+        run.take(&event, Uuid::now_v7(), millis(started), Timestamp::now())?;
     }
     if run.action.state.undo_due() {
+        // Those that are over at the same moment all let go of their connections before the first of them is undone.
+        yield_now().await;
         let started = Instant::now();
-        let event = handler
-            .undo(
-                secret,
-                undo,
-                call,
-                Duration::from_millis(action::ROLLBACK_BUDGET_MS),
-            )
-            .await;
-        run.take(&event, started)?;
+        let attempt = run.action.rollback_attempts + 1;
+        let event = handler.undo(secret, undo, call, attempt).await;
+        run.take(&event, Uuid::now_v7(), millis(started), Timestamp::now())?;
     }
     Ok(run)
 }
 
-/// An action whose policy cannot say how to undo it: every attempt counts as failed, and it is escalated in the end.
+/// An action whose policy cannot say any more how to undo it.
 fn no_rollback_route(action: Action) -> Result<Run, BatchError> {
-    let mut run = Run {
-        action,
-        records: Vec::new(),
-    };
+    let mut run = Run::new(action);
     if run.action.state.undo_due() {
-        run.take(&ActionEvent::UndoFailed, Instant::now())?;
+        let never = ActionEvent::UndoFailed { recoverable: false };
+        run.take(&never, Uuid::now_v7(), 0, Timestamp::now())?;
     }
     Ok(run)
-}
-
-impl Run {
-    fn take(&mut self, event: &ActionEvent, started: Instant) -> Result<(), BatchError> {
-        let receipt_id = Uuid::now_v7();
-        let next = self.action.next(event, receipt_id)?;
-        self.action = next.action;
-        if let Some(payload) = next.receipt {
-            let taken = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            self.records.push((receipt_id, payload, taken));
-        }
-        Ok(())
-    }
 }
 
 /// The refusal of a signal while the system is degraded. The same signal always makes the same receipt id, so that a

@@ -3,7 +3,7 @@
 //! The schedule's finest grain is a minute, so one invocation spaces several probes. Everything a probe leaves to do is
 //! in the control object, so a crash is finished by the next probe.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::time::Duration;
 
 use aws::clients::S3;
@@ -15,11 +15,12 @@ use aws::spool::{Spool, SpoolError};
 use aws::store::{Account, Keys, Plan, Store, StoreError};
 use aws::{clients, telemetry};
 use domain::account::AccountId;
-use domain::action::Action;
+use domain::action::{Action, ActionState};
 use domain::control::{Control, Probe, Recovery};
 use domain::gate::RefusalCode;
 use domain::names::{self, printable};
 use domain::signal::ActionId;
+use domain::tenant::{Lifecycle, Tenant};
 use jiff::Timestamp;
 use receipts::key::{KeyRing, Signer};
 use receipts::ledger;
@@ -93,6 +94,9 @@ impl Finding {
         self.good && self.mode == Some("normal")
     }
 }
+
+/// How keys of the spool end behind the receipt id that hold a refusal, by the governor or at the front door.
+const REFUSALS: [&str; 2] = ["-action_refused.json", "-signal_refused.json"];
 
 /// Everything `health` needs, made once per process.
 pub struct Health {
@@ -277,24 +281,24 @@ impl Health {
         self.secrets.signer(&self.stack.signing_key_secret).await
     }
 
-    /// Counts the refusals in the spool before any is taken out, once for each recovery.
+    /// Counts the refusals in the spool before any is taken out, once for each recovery. One that was repeated waits under
+    /// several keys, and is one.
     async fn counted(&self, recovery: &Recovery) -> Result<Recovery, BookError> {
         if recovery.actions_refused.is_some() {
             return Ok(recovery.clone());
         }
-        let mut refused = 0u64;
+        // 16 bytes for each, however long the keys are.
+        let mut ids = HashSet::new();
         let mut after = None;
         loop {
             let keys = self.spool.list(after).await?;
-            refused += keys
-                .iter()
-                .map(|key| u64::from(key.ends_with("-action_refused.json")))
-                .sum::<u64>();
+            ids.extend(keys.iter().filter_map(|key| refusal_of(key)));
             after = keys.last().cloned();
             if after.is_none() {
                 break;
             }
         }
+        let refused = u64::try_from(ids.len()).unwrap_or(u64::MAX);
         let control = self
             .control
             .change(|control| control.counted(recovery, refused))
@@ -405,20 +409,30 @@ impl Health {
             once: group.iter().map(|(_, draft)| draft.receipt_id).collect(),
             delivery: None,
         };
+        let mut dropped = 0usize;
         let plan = |account: &Account| {
             let mut plan = Plan::default();
+            dropped = 0;
             for (_, draft) in group {
+                if !takes(account.tenant.as_ref(), draft) {
+                    dropped += 1;
+                    continue;
+                }
                 if account.once.contains(&draft.receipt_id) || plan.once.contains(&draft.receipt_id) {
                     continue;
                 }
-                // A refused signal must stay refused: a repeat of it finds its action final.
+                // A refused signal must stay refused: a repeat of it finds its action final. One that was begun is
+                // brought to its end by whoever finds it.
                 let known = |id: &ActionId| {
-                    account.actions.contains_key(id) || plan.actions.iter().any(|a| a.action_id == *id)
+                    let begun = account.actions.get(id);
+                    begun.is_some_and(|action| action.state != ActionState::Pending)
+                        || plan.actions.iter().any(|a| a.action_id == *id)
                 };
                 if let Some((id, template)) = action_of(draft).filter(|(id, _)| !known(id)) {
                     let code = RefusalCode::Unavailable;
-                    let (refused, _) =
-                        Action::refused(id, &template, code, "", draft.receipt_id, draft.occurred_at);
+                    let before = account.actions.get(&id);
+                    let at = draft.occurred_at;
+                    let (refused, _) = Action::refused(before, id, &template, code, "", draft.receipt_id, at);
                     plan.actions.push(refused);
                 }
                 plan.drafts.push(draft.clone());
@@ -427,6 +441,12 @@ impl Health {
             Ok::<_, BookError>(plan)
         };
         let committed = self.store.transact(signer, partition, &keys, None, plan).await?;
+        if dropped > 0 {
+            warn!(
+                account = partition,
+                dropped, "refusals at the door of a tenant that is not active are on no ledger"
+            );
+        }
         for (key, _) in group {
             self.spool.remove(key).await?;
         }
@@ -469,12 +489,28 @@ impl Health {
     }
 }
 
+/// The receipt id in a key of the spool, where it holds a refusal.
+fn refusal_of(key: &str) -> Option<Uuid> {
+    let key = REFUSALS.iter().find_map(|end| key.strip_suffix(end))?;
+    let (_, id) = key.strip_prefix(names::SPOOL_PREFIX)?.split_once('-')?;
+    Uuid::try_parse(id).ok()
+}
+
+/// Whether a ledger takes a spooled receipt. While storage fails the door can't see whose tenant is active, and anybody who
+/// may sign can be refused: then as always a refusal at the door is only on an active tenant's record.
+fn takes(tenant: Option<&Tenant>, draft: &Draft) -> bool {
+    let at_the_door = matches!(draft.payload, Payload::SignalRefused { .. });
+    !at_the_door || tenant.is_some_and(|tenant| tenant.lifecycle == Lifecycle::Active)
+}
+
 /// The tables' key of the ledger a spooled receipt belongs to. A customer may be called `_system` too: what is about an
 /// action is always a customer's, whatever it is called.
 fn partition(draft: &Draft) -> String {
-    let system =
-        draft.account_id == names::SYSTEM_ACCOUNT && !matches!(draft.payload, Payload::ActionRefused { .. });
-    if system {
+    let customers = matches!(
+        draft.payload,
+        Payload::ActionRefused { .. } | Payload::SignalRefused { .. }
+    );
+    if draft.account_id == names::SYSTEM_ACCOUNT && !customers {
         return names::SYSTEM_ACCOUNT.to_owned();
     }
     AccountId::parse(draft.account_id.as_str())
@@ -496,15 +532,65 @@ fn system_draft(receipt_id: Uuid, occurred_at: Timestamp, duration_ms: u64, payl
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_customer_called_system_keeps_a_ledger_of_its_own() {
-        let refused = Payload::ActionRefused {
+    fn refused() -> Payload {
+        Payload::ActionRefused {
             action_id: "a".to_owned(),
             template: "t".to_owned(),
             code: RefusalCode::Unavailable.name().to_owned(),
             detail: None,
             rules: Vec::new(),
-        };
+        }
+    }
+
+    fn at_the_door() -> Payload {
+        Payload::SignalRefused {
+            action_id: "a".to_owned(),
+            template: "t".to_owned(),
+            code: RefusalCode::Unavailable.name().to_owned(),
+            detail: None,
+            rules: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_refusal_that_waits_under_several_keys_is_one() {
+        let at = |millis| Timestamp::from_millisecond(millis).unwrap();
+        let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(u128::MAX));
+        let mut keys = Vec::new();
+        for (id, millis) in [(one, 0), (two, 5), (one, 7), (two, 1_800_000_000_000)] {
+            for payload in [refused(), at_the_door()] {
+                keys.push(names::spool_key(at(millis), id, payload.operation()));
+            }
+        }
+        let ids: HashSet<Uuid> = keys.iter().filter_map(|key| refusal_of(key)).collect();
+        assert_eq!(ids, HashSet::from([one, two]));
+        for key in [
+            names::spool_key(at(0), one, "action_complete"),
+            names::spool_key(at(0), one, "degraded_mode"),
+            "_spool/1-x-signal_refused.json".to_owned(),
+            "_spool/-signal_refused.json".to_owned(),
+            "_log/1-00000000-0000-0000-0000-000000000001-signal_refused.json".to_owned(),
+        ] {
+            assert_eq!(refusal_of(&key), None, "{key}");
+        }
+    }
+
+    #[test]
+    fn refusals_at_the_door_are_on_active_tenants_record_only() {
+        let of = |payload| system_draft(Uuid::nil(), Timestamp::UNIX_EPOCH, 0, payload);
+        let mut tenant = Tenant::absent(AccountId::parse("c").unwrap(), Timestamp::UNIX_EPOCH);
+        for lifecycle in Lifecycle::ALL {
+            tenant.lifecycle = lifecycle;
+            let active = lifecycle == Lifecycle::Active;
+            assert_eq!(takes(Some(&tenant), &of(at_the_door())), active, "{lifecycle:?}");
+            assert!(takes(Some(&tenant), &of(refused())), "{lifecycle:?}");
+        }
+        assert!(!takes(None, &of(at_the_door())));
+        assert!(takes(None, &of(refused())));
+    }
+
+    #[test]
+    fn a_customer_called_system_keeps_a_ledger_of_its_own() {
         let cleared = Payload::DegradedModeCleared {
             reason: "r".to_owned(),
             downtime_seconds: 1,
@@ -512,6 +598,7 @@ mod tests {
         };
         let of = |payload| system_draft(Uuid::nil(), Timestamp::UNIX_EPOCH, 0, payload);
         assert_eq!(partition(&of(cleared)), names::SYSTEM_ACCOUNT);
-        assert_eq!(partition(&of(refused)), "___system");
+        assert_eq!(partition(&of(refused())), "___system");
+        assert_eq!(partition(&of(at_the_door())), "___system");
     }
 }

@@ -1,7 +1,7 @@
 //! A sweep: what [`domain::sweep`] says is done, beside the probes and in a bounded time. What fails is told, and the next
 //! sweep finds it again: nothing that it does is remembered but in what it mends.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use aws::clients::SdkConfig;
@@ -9,44 +9,58 @@ use aws::config::{self, ConfigError, Stack};
 use aws::entitlements::Order;
 use aws::functions::{Functions, InvokeError};
 use aws::inventory::{Inventory, InventoryError, Listed};
-use aws::queues::{Messages, QueueError};
+use aws::queues::{DeadLetters, Left, Messages, QueueError};
 use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Account, Keys, Plan, Store, StoreError};
 use aws::telemetry;
 use domain::account::AccountId;
-use domain::action::{Action, ActionEvent, IllegalTransition};
+use domain::action::{Action, ActionEvent, DEAD_LETTERED, IllegalTransition};
+use domain::gate::RefusalCode;
 use domain::names::{self, printable};
-use domain::signal::Signal;
-use domain::sweep::{self, Due, Expected, Missing, Orphan, Patience, Resource, Scope, Stuck};
+use domain::signal::{ActionId, Signal};
+use domain::sweep::{self, Due, Expected, Letter, Missing, Orphan, Patience, Resource, Scope, Stuck};
 use domain::tenant::{BUSY, Lifecycle, Released, Tenant, UNSETTLED};
 use jiff::Timestamp;
-use receipts::receipt::Draft;
+use receipts::receipt::{Draft, Payload};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, timeout_at};
 use tracing::{error, warn};
 use uuid::Uuid;
 
 /// How long a sweep may take, so that it ends well before its function does.
-const BUDGET: Duration = Duration::from_secs(20);
+const BUDGET: Duration = Duration::from_secs(25);
 /// How long listing the tenants in one state may take.
 const LOOK_BUDGET: Duration = Duration::from_secs(4);
 /// How long what is due may take to be handed over.
 const DUE_BUDGET: Duration = Duration::from_secs(5);
 /// How long stuck actions may take.
 const WAKE_BUDGET: Duration = Duration::from_secs(5);
+/// How long dead letters may take: well below [`HIDDEN`].
+const LETTERS_BUDGET: Duration = Duration::from_secs(5);
+/// How long a letter that is looked at is hidden from whoever else works on letters.
+const HIDDEN: Duration = Duration::from_secs(30);
+/// Dead-letter queues that one sweep asks for what they hold, and how many of them at one time.
+const LETTER_QUEUES_AT_ONCE: (usize, usize) = (1_000, 16);
+/// Tenants whose dead letters one sweep looks at.
+const LETTER_TENANTS_AT_ONCE: usize = 50;
+/// Looks at one tenant's letters, ten at a time.
+const LETTER_LOOKS: u64 = 5;
 /// Tenants that one sweep looks at.
 const TENANTS: usize = 5_000;
 /// Tenants that one sweep hands over to who goes on with them.
 const DUE_AT_ONCE: usize = 50;
 /// Tenants whose actions one sweep looks at.
 const WOKEN_AT_ONCE: usize = 50;
-/// Stuck actions of one tenant that one sweep takes up: a transaction has room for them.
-const ACTIONS_AT_ONCE: usize = 40;
+/// Stuck actions of one tenant that one sweep takes up: a transaction has room for them, with a receipt and a mark each.
+const ACTIONS_AT_ONCE: usize = 30;
 /// Tenants that one sweep has repaired.
 const REPAIRS_AT_ONCE: usize = 50;
 /// Orphans that one sweep looks at.
 const ORPHANS_AT_ONCE: usize = 50;
+/// The operation of an escalated action's receipt.
+const ESCALATED: &str = "action_failed";
 /// Names and errors that a report holds.
 const TOLD: usize = 20;
 
@@ -83,6 +97,8 @@ pub struct Swept {
     nudged: u64,
     /// Actions given up.
     escalated: u64,
+    /// Dead letters put on record: their actions given up, or refused where a letter is no signal.
+    dead_letters: u64,
     /// Tenants whose counters were set right.
     recounted: u64,
     /// What active tenants lacked, and are given again.
@@ -112,6 +128,8 @@ enum SweepError {
     Illegal(#[from] IllegalTransition),
     #[error("writing a message: {0}")]
     Form(#[from] serde_json::Error),
+    #[error("a look at a queue was broken off: {0}")]
+    BrokenOff(#[from] JoinError),
     #[error("there was no more time for it")]
     Late,
 }
@@ -123,6 +141,7 @@ pub struct Sweeper {
     signing_key: String,
     functions: Functions,
     messages: Messages,
+    dead_letters: DeadLetters,
     inventory: Inventory,
     entitlement: String,
     decommission_queue: String,
@@ -142,6 +161,7 @@ impl Sweeper {
             signing_key: stack.signing_key_secret.clone(),
             functions: Functions::new(sdk),
             messages: Messages::new(sdk),
+            dead_letters: DeadLetters::new(sdk),
             inventory: Inventory::new(sdk, governor, &prefix),
             entitlement: config::required(config::ENTITLEMENT_FUNCTION)?,
             decommission_queue: config::required(config::DECOMMISSION_QUEUE_URL)?,
@@ -159,6 +179,7 @@ impl Sweeper {
             looked: 0,
             due: Vec::new(),
             suspects: BTreeSet::new(),
+            letters: BTreeMap::new(),
             expected: Vec::new(),
             swept: Swept::default(),
         };
@@ -185,6 +206,8 @@ struct Sweep<'a> {
     due: Vec<Handed>,
     /// Partitions of tenants that may have stuck actions.
     suspects: BTreeSet<String>,
+    /// Dead-letter queues of active tenants, by partition.
+    letters: BTreeMap<String, String>,
     expected: Vec<Expected>,
     swept: Swept,
 }
@@ -205,6 +228,8 @@ impl Sweep<'_> {
         let ended = within(self.deadline, WAKE_BUDGET, self.wake()).await;
         self.note("stuck actions", ended);
         if self.scope == Scope::Everything {
+            let ended = within(self.deadline, LETTERS_BUDGET, self.read_letters()).await;
+            self.note("dead letters", ended);
             let ended = within(self.deadline, BUDGET, self.take_stock()).await;
             self.note("resources", ended);
         }
@@ -273,6 +298,12 @@ impl Sweep<'_> {
         if self.scope == Scope::Everything {
             let expected = Expected::of(tenant, self.now, &self.patience);
             self.expected.extend(expected);
+            // One that leaves has its letters kept, and put on record, by whoever decommissions it.
+            if tenant.lifecycle == Lifecycle::Active {
+                let queue_url = tenant.resources.dead_letter_queue_url.clone();
+                self.letters
+                    .insert(names::partition_key(&tenant.account_id), queue_url);
+            }
         }
     }
 
@@ -345,7 +376,7 @@ impl Sweep<'_> {
         let mut after = None;
         loop {
             let (actions, next) = store.actions(partition, after).await?;
-            unfinished.extend(actions.into_iter().filter(|action| !action.state.is_final()));
+            unfinished.extend(actions.into_iter().filter(|action| action.state.in_flight()));
             after = next;
             if after.is_none() {
                 break;
@@ -375,7 +406,7 @@ impl Sweep<'_> {
     }
 
     async fn nudge(&mut self, tenant: &Tenant, action: &Action) -> Result<(), SweepError> {
-        let body = serde_json::to_string(&signal(tenant, action))?;
+        let body = serde_json::to_string(&Signal::again(&tenant.account_id, action))?;
         let queue = &tenant.resources.queue_url;
         self.sweeper.messages.send(queue, body).await?;
         self.swept.nudged += 1;
@@ -451,7 +482,7 @@ impl Sweep<'_> {
                     continue;
                 }
                 let abandoned = ActionEvent::Abandoned { error_code: "STUCK" };
-                let ended = action.next(&abandoned, *receipt_id)?;
+                let ended = action.next(&abandoned, *receipt_id, now)?;
                 plan.drafts.extend(ended.receipt.map(|payload| Draft {
                     receipt_id: *receipt_id,
                     account_id: tenant.account_id.as_str().to_owned(),
@@ -478,7 +509,153 @@ impl Sweep<'_> {
             self.swept.escalated += 1;
             repaired("escalated");
             telemetry::count("health", sealed.operation, ("stage", "sweep"));
+            escalated("stuck");
             error!(partition, receipt_id = %sealed.receipt_id, "an action was given up: a person has to look");
+        }
+        Ok(())
+    }
+
+    /// Has the actions of dead letters escalated, on record. The letters stay where they are: a person decides about them.
+    async fn read_letters(&mut self) -> Result<(), SweepError> {
+        let queues = std::mem::take(&mut self.letters).into_iter().collect();
+        let (most, at_one_time) = LETTER_QUEUES_AT_ONCE;
+        let (queues, left) = sweep::turn(queues, most, self.scope.round(self.now));
+        self.swept.left += left;
+        let (mut looking, mut found) = (JoinSet::new(), BTreeMap::new());
+        for (partition, queue_url) in queues {
+            if looking.len() >= at_one_time
+                && let Some(looked) = looking.join_next().await
+            {
+                self.note_backlog(looked?, &mut found);
+            }
+            let letters = self.sweeper.dead_letters.clone();
+            looking.spawn(async move {
+                let waiting = letters.backlog(&queue_url).await.map(|backlog| backlog.waiting);
+                (partition, queue_url, waiting)
+            });
+        }
+        while let Some(looked) = looking.join_next().await {
+            self.note_backlog(looked?, &mut found);
+        }
+        let found = found.into_iter().collect();
+        let (found, left) = sweep::turn(found, LETTER_TENANTS_AT_ONCE, self.scope.round(self.now));
+        self.swept.left += left;
+        for (partition, (queue_url, waiting)) in found {
+            let read = Box::pin(self.read_letters_of(&partition, &queue_url, waiting)).await;
+            self.note(&partition, read);
+        }
+        Ok(())
+    }
+
+    /// Notes a dead-letter queue that holds something.
+    fn note_backlog(
+        &mut self,
+        (partition, queue_url, waiting): (String, String, Result<u64, QueueError>),
+        found: &mut BTreeMap<String, (String, u64)>,
+    ) {
+        match waiting {
+            Ok(0) => {}
+            Ok(waiting) => {
+                found.insert(partition, (queue_url, waiting));
+            }
+            Err(e) => self.failed(&partition, &e.into()),
+        }
+    }
+
+    async fn read_letters_of(
+        &mut self,
+        partition: &str,
+        queue_url: &str,
+        waiting: u64,
+    ) -> Result<(), SweepError> {
+        let (mut read, mut looks) = (0, 0);
+        while read < waiting && looks < LETTER_LOOKS {
+            let letters = self.sweeper.dead_letters.receive(queue_url, HIDDEN).await?;
+            if letters.is_empty() {
+                break;
+            }
+            (read, looks) = (read + letters.len() as u64, looks + 1);
+            if let Err(e) = self.put_on_record(partition, queue_url, &letters).await {
+                // One that can't be written must not keep the others off the record.
+                warn!(partition, error = %e, "dead letters one by one");
+                for letter in &letters {
+                    let alone = self.put_on_record(partition, queue_url, std::slice::from_ref(letter));
+                    if let Err(e) = alone.await {
+                        self.failed(partition, &e);
+                    }
+                }
+            }
+        }
+        self.swept.left += usize::try_from(waiting.saturating_sub(read)).unwrap_or(usize::MAX);
+        Ok(())
+    }
+
+    async fn put_on_record(
+        &mut self,
+        partition: &str,
+        queue_url: &str,
+        letters: &[Left],
+    ) -> Result<(), SweepError> {
+        let account_id = names::account_of(partition);
+        let dead: Vec<Dead> = letters
+            .iter()
+            .map(|letter| Dead::read(letter, account_id.as_ref()))
+            .collect();
+        let ids: Vec<Uuid> = dead.iter().map(|_| Uuid::now_v7()).collect();
+        let keys = Keys {
+            actions: dead.iter().map(|dead| dead.action_id.clone()).collect(),
+            ..Keys::default()
+        };
+        let signer = self.signer().await?;
+        let now = self.now;
+        let plan = |account: &Account| {
+            let (mut plan, mut released) = (Plan::default(), Vec::new());
+            let theirs = |tenant: &&Tenant| {
+                tenant.lifecycle == Lifecycle::Active && tenant.resources.dead_letter_queue_url == queue_url
+            };
+            let Some(tenant) = account.tenant.as_ref().filter(theirs) else {
+                return Ok(plan);
+            };
+            let mut seen = BTreeSet::new();
+            for (dead, receipt_id) in dead.iter().zip(&ids) {
+                let known = account.actions.get(&dead.action_id);
+                let on_record = match seen.insert(&dead.action_id) {
+                    true => dead.on_record(known, tenant, *receipt_id, now)?,
+                    false => None,
+                };
+                let Some((action, payload)) = on_record else {
+                    continue;
+                };
+                if known.is_some_and(|action| action.state.in_flight()) {
+                    released.push(Released {
+                        entitlement_id: action.entitlement_id.clone(),
+                        completed: false,
+                    });
+                }
+                plan.drafts.push(Draft {
+                    receipt_id: *receipt_id,
+                    account_id: tenant.account_id.as_str().to_owned(),
+                    occurred_at: now,
+                    duration_ms: 0,
+                    policy_hash: (!action.policy_hash.is_empty()).then(|| action.policy_hash.clone()),
+                    payload,
+                });
+                plan.actions.push(action);
+            }
+            if !released.is_empty() {
+                plan.tenant = Some(tenant.released(&released));
+            }
+            Ok::<_, SweepError>(plan)
+        };
+        let store = &self.sweeper.store;
+        let committed = store.transact(&signer, partition, &keys, None, plan).await?;
+        for sealed in &committed.sealed {
+            self.swept.dead_letters += 1;
+            telemetry::count("health", sealed.operation, ("stage", "dead_letters"));
+            if sealed.operation == ESCALATED {
+                escalated("dead_letters");
+            }
+            error!(partition, receipt_id = %sealed.receipt_id, "a dead letter: a person has to look");
         }
         Ok(())
     }
@@ -579,6 +756,11 @@ async fn within(
         .unwrap_or(Err(SweepError::Late))
 }
 
+/// Counts an action that a person has to look at.
+fn escalated(found_as: &str) {
+    telemetry::count("health", "action_escalated", ("stage", found_as));
+}
+
 fn repaired(kind: &str) {
     telemetry::count("health", "sweep_repaired", ("kind", kind));
 }
@@ -591,16 +773,56 @@ fn scope_name(scope: Scope) -> &'static str {
     }
 }
 
-/// The signal that asked for an action, as far as it is known.
-fn signal(tenant: &Tenant, action: &Action) -> Signal {
-    Signal {
-        action_id: action.action_id.clone(),
-        account_id: tenant.account_id.clone(),
-        sku_id: None,
-        entitlement_id: action.entitlement_id.clone(),
-        template: action.template.clone(),
-        parameters: action.parameters.clone().unwrap_or_default(),
-        policy_hash: action.policy_hash.clone(),
+/// A dead letter, read.
+struct Dead {
+    /// The action it asks for or, of one that is no signal, the one that it is kept as.
+    action_id: ActionId,
+    /// What it asks for, or what is wrong with it.
+    asked: Result<Signal, String>,
+}
+
+impl Dead {
+    /// Reads a letter of an account's own queue.
+    fn read(letter: &Left, account_id: Option<&AccountId>) -> Self {
+        let asked = match Signal::parse(&letter.body) {
+            Ok(signal) if account_id == Some(&signal.account_id) => Ok(signal),
+            Ok(_) => Err("signal field `account_id`: is not the tenant of this queue".to_owned()),
+            Err(e) => Err(printable(&e.for_the_record(), 512)),
+        };
+        let action_id = match &asked {
+            Ok(signal) => signal.action_id.clone(),
+            Err(_) => ActionId::of_message(&letter.message_id),
+        };
+        Self { action_id, asked }
+    }
+
+    /// The action as it is once its letter is on record, and what is put there; `None` where there is nothing to do.
+    fn on_record(
+        &self,
+        known: Option<&Action>,
+        tenant: &Tenant,
+        receipt_id: Uuid,
+        now: Timestamp,
+    ) -> Result<Option<(Action, Payload)>, IllegalTransition> {
+        match (sweep::letter(self.asked.is_ok(), known, now), &self.asked) {
+            (Letter::Escalate, Ok(signal)) => {
+                let before = sweep::action_of_letter(signal, known, tenant, now);
+                let abandoned = ActionEvent::Abandoned {
+                    error_code: DEAD_LETTERED,
+                };
+                let ended = before.next(&abandoned, receipt_id, now)?;
+                // Nobody's claim is in force any more: who comes late can't finish it.
+                let action = ended.action.owned_by(Uuid::nil(), now);
+                Ok(ended.receipt.map(|payload| (action, payload)))
+            }
+            (Letter::Refuse, Err(detail)) => {
+                let (id, code) = (self.action_id.clone(), RefusalCode::MalformedSignal);
+                Ok(Some(Action::refused(
+                    known, id, "", code, detail, receipt_id, now,
+                )))
+            }
+            (Letter::Known | Letter::Busy | Letter::Escalate | Letter::Refuse, _) => Ok(None),
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! `ggen handler`: the sample action handler, for development, the story and tests.
 //!
 //! It is what a seller writes for real: an HTTP service that applies an action once however often it is asked, and that
-//! undoes it. The signal's parameters steer it: `outcome` (`succeed`, `fail`, `fail-unrecoverable`) and `delay_ms`.
+//! undoes it. The signal's parameters steer it: `outcome` (`succeed`, `fail`, `fail-unrecoverable`, and `fail-rollback`,
+//! which fails and then can't be undone) and `delay_ms`.
 
 mod journal;
 
@@ -183,6 +184,7 @@ enum Outcome {
     Succeed,
     Fail,
     FailUnrecoverable,
+    FailRollback,
 }
 
 type Incoming = Result<Bytes, BytesRejection>;

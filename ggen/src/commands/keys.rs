@@ -1,5 +1,6 @@
 //! `ggen keys`: signing keys for receipts and secrets for webhooks.
 
+mod producer;
 mod trail;
 
 use std::fmt;
@@ -35,6 +36,9 @@ Example:
 pub enum KeysCommand {
     /// Make an Ed25519 key pair that signs receipts
     Generate(GenerateArgs),
+    /// Print the secret that an account's producers sign with
+    #[command(after_help = producer::help())]
+    Producer(producer::ProducerArgs),
     /// Revoke a key that does not sign any more, on record
     #[command(after_help = trail::revoke_help())]
     Revoke(trail::RevokeArgs),
@@ -91,6 +95,9 @@ pub enum KeysError {
     /// A key cannot be written as PEM.
     #[error("cannot write the new key")]
     Encode(#[from] KeyError),
+    /// There is no producer's secret.
+    #[error(transparent)]
+    Producer(#[from] producer::ProducerError),
     /// The key could not pass on, or be revoked.
     #[error(transparent)]
     Trail(#[from] trail::TrailCommandError),
@@ -142,6 +149,7 @@ pub fn run(command: KeysCommand, out: &mut Out) -> Result<Verdict, KeysError> {
                 public: &public,
             })?;
         }
+        KeysCommand::Producer(args) => out.show(&cloud::block_on(producer::run(args))??)?,
         KeysCommand::Revoke(args) => out.show(&cloud::block_on(trail::revoke(args))??)?,
         KeysCommand::Rotate(args) => out.show(&cloud::block_on(trail::rotate(args))??)?,
         KeysCommand::Show(ShowArgs { public }) => {

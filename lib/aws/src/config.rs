@@ -1,8 +1,12 @@
 //! Every environment variable the product reads, by name, once, at start.
 
 use std::env;
+use std::time::Duration;
+
+use domain::scale::{Costs, Usd};
 
 use crate::audit;
+use crate::handler::{self, NetworksError, Target, TargetError};
 
 /// A variable that is missing or not of its form.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,6 +25,22 @@ pub enum ConfigError {
         expected: &'static str,
         /// What it is.
         found: String,
+    },
+    /// The variable is no list of networks.
+    #[error("environment variable {name} lists something else than networks: {source}")]
+    Networks {
+        /// The variable.
+        name: &'static str,
+        /// What.
+        source: NetworksError,
+    },
+    /// The variable names an address that may not be called.
+    #[error("environment variable {name} is refused: {source}")]
+    Target {
+        /// The variable.
+        name: &'static str,
+        /// Why; without the address, which may hold a password.
+        source: TargetError,
     },
 }
 
@@ -77,6 +97,65 @@ fn check_days(found: String) -> Result<u32, ConfigError> {
     }
 }
 
+/// Where the action handler is, and the networks it may be in besides the public internet.
+///
+/// # Errors
+/// [`ConfigError`] when no address is set, one of the networks is none, or the address may not be called: it must be https,
+/// or http with a loopback address, and a literal address must be public or in one of the networks.
+pub fn handler_target() -> Result<Target, ConfigError> {
+    let networks = optional(HANDLER_NETWORKS).unwrap_or_default();
+    check_target(&required(HANDLER_BASE_URL)?, &networks)
+}
+
+fn check_target(base_url: &str, networks: &str) -> Result<Target, ConfigError> {
+    let networks = networks.parse().map_err(|source| ConfigError::Networks {
+        name: HANDLER_NETWORKS,
+        source,
+    })?;
+    Target::new(base_url, networks).map_err(|source| ConfigError::Target {
+        name: HANDLER_BASE_URL,
+        source,
+    })
+}
+
+/// How long one rollback call may take.
+///
+/// # Errors
+/// [`ConfigError`] when it is not set, or would not fit into an invocation beside the call before it.
+pub fn rollback_budget() -> Result<Duration, ConfigError> {
+    check_rollback_budget(required(ROLLBACK_BUDGET_MS)?)
+}
+
+fn check_rollback_budget(found: String) -> Result<Duration, ConfigError> {
+    match found.parse() {
+        Ok(ms) if handler::ROLLBACK_BUDGET_MS.contains(&ms) => Ok(Duration::from_millis(ms)),
+        _ => Err(ConfigError::Invalid {
+            name: ROLLBACK_BUDGET_MS,
+            expected: "milliseconds from 100 to 10000",
+            found,
+        }),
+    }
+}
+
+/// What concurrency costs a month, and may cost each tenant.
+///
+/// # Errors
+/// [`ConfigError`] when one of the amounts is not set, or is none.
+pub fn concurrency_costs() -> Result<Costs, ConfigError> {
+    Ok(Costs {
+        per_action: check_amount(CONCURRENCY_COST_USD, required(CONCURRENCY_COST_USD)?)?,
+        budget: check_amount(SCALE_BUDGET_USD, required(SCALE_BUDGET_USD)?)?,
+    })
+}
+
+fn check_amount(name: &'static str, found: String) -> Result<Usd, ConfigError> {
+    Usd::parse(&found).map_err(|_| ConfigError::Invalid {
+        name,
+        expected: "an amount in US dollars such as 1.0950",
+        found,
+    })
+}
+
 macro_rules! variables {
     ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
         $($(#[$doc])* pub const $name: &str = $text;)*
@@ -104,8 +183,14 @@ variables! {
     GITHUB_WEBHOOK_SECRET_ID = "GITHUB_WEBHOOK_SECRET_ID";
     /// Secret shared with the action handler.
     HANDLER_SECRET_ID = "HANDLER_SECRET_ID";
+    /// Secret that the secrets of accounts' producers are derived from.
+    PRODUCER_SECRET_ID = "PRODUCER_SECRET_ID";
     /// Base of the action handler's address; a policy adds the path.
     HANDLER_BASE_URL = "HANDLER_BASE_URL";
+    /// Networks, in CIDR notation with commas between, that the action handler may be in besides the public internet.
+    HANDLER_NETWORKS = "HANDLER_NETWORKS";
+    /// How long one rollback call may take, in milliseconds.
+    ROLLBACK_BUDGET_MS = "ROLLBACK_BUDGET_MS";
     /// First part of every tenant queue's name.
     QUEUE_PREFIX = "QUEUE_PREFIX";
     /// ARN of the governor, target of every tenant's mapping.
@@ -118,6 +203,12 @@ variables! {
     POLICY_UPGRADE_FUNCTION = "POLICY_UPGRADE_FUNCTION";
     /// Name of the checkpoint function.
     CHECKPOINT_FUNCTION = "CHECKPOINT_FUNCTION";
+    /// Name of the scale function.
+    SCALE_FUNCTION = "SCALE_FUNCTION";
+    /// What one action at a time more costs a month, in US dollars.
+    CONCURRENCY_COST_USD = "CONCURRENCY_COST_USD";
+    /// What a tenant's concurrency above the free part may cost a month, in US dollars.
+    SCALE_BUDGET_USD = "SCALE_BUDGET_USD";
     /// First part of the origin of every checkpoint.
     RECEIPTS_DOMAIN = "RECEIPTS_DOMAIN";
     /// For how many days archives, checkpoints and the key trail can't be deleted by anybody.
@@ -174,5 +265,58 @@ mod tests {
         check("0", true, None);
         check("-1", true, None);
         check("7 years", false, None);
+    }
+
+    #[test]
+    fn amounts_are_decimals() {
+        for (found, good) in [
+            ("1.0950", true),
+            ("0", true),
+            ("1.09501", false),
+            ("-1", false),
+            ("1,5", false),
+        ] {
+            let amount = check_amount(SCALE_BUDGET_USD, found.to_owned());
+            assert_eq!(amount.is_ok(), good, "{found}");
+        }
+    }
+
+    #[test]
+    fn rollback_budgets_fit_into_an_invocation() {
+        for (found, ms) in [
+            ("100", Some(100)),
+            ("2000", Some(2_000)),
+            ("10000", Some(10_000)),
+            ("99", None),
+            ("10001", None),
+            ("0", None),
+            ("-1", None),
+            ("2s", None),
+            ("2000.0", None),
+        ] {
+            let budget = check_rollback_budget(found.to_owned()).ok();
+            assert_eq!(budget, ms.map(Duration::from_millis), "{found}");
+        }
+    }
+
+    /// The variable is named, so that whoever reads the log knows what to change; a password is not repeated.
+    #[test]
+    fn a_handler_that_may_not_be_called_is_not_started_with() {
+        let https = "https://handlers.example.com";
+        assert!(check_target(https, "").is_ok());
+        assert!(check_target("http://127.0.0.1:8080", "127.0.0.0/8").is_ok());
+        for (base_url, networks, variable) in [
+            ("http://handlers.example.com", "", HANDLER_BASE_URL),
+            ("https://169.254.169.254/latest", "", HANDLER_BASE_URL),
+            ("http://127.0.0.1:8080", "", HANDLER_BASE_URL),
+            ("https://ann:hunter2@handlers.example.com", "", HANDLER_BASE_URL),
+            (https, "10.0.0.0", HANDLER_NETWORKS),
+            (https, "10.0.0.1/8", HANDLER_NETWORKS),
+        ] {
+            let error = check_target(base_url, networks).unwrap_err().to_string();
+            let names = format!("environment variable {variable} ");
+            assert!(error.starts_with(&names), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
     }
 }

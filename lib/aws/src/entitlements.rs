@@ -7,7 +7,7 @@ use domain::entitlement::Offer;
 use domain::entitlement::decide::{DEFERRED_SECONDS, Decision, Heard, Surroundings, decide, keep};
 use domain::names::{self, LedgerId};
 use domain::provisioning::Asked;
-use domain::tenant::{Deferred, Lifecycle, Tenant};
+use domain::tenant::{Deferred, Lifecycle, Pace, Tenant};
 use domain::webhook::event::{Change, EntitlementEvent, PlanReference, ProductReference};
 use domain::webhook::provider::PROVIDERS;
 use jiff::{SignedDuration, Timestamp};
@@ -100,8 +100,8 @@ pub enum Taken {
     Answered {
         /// The answer.
         record: DeliveryRecord,
-        /// When what may run at once changed: the id of the tenant's mapping, and how many actions that is now.
-        pace: Option<(String, u64)>,
+        /// When what may run at once changed: the id of the tenant's mapping, and its pace now.
+        pace: Option<(String, Pace)>,
     },
     /// Something has to be made: the account with the intent. `fresh` when it was recorded just now.
     Begun {
@@ -209,9 +209,9 @@ impl Entitlements {
         };
         let receipt_id = Uuid::now_v7();
         let mut end = End::Waits;
-        let mut before = 0;
+        let mut before = None;
         let plan = |account: &Account| {
-            before = account.tenant.as_ref().map_or(0, Tenant::concurrent_actions);
+            before = account.tenant.as_ref().map(Tenant::pace);
             let (next, plan) = self.plan(account, task, &heard, unknown, receipt_id, now)?;
             end = next;
             Ok::<_, Stop>(plan)
@@ -487,10 +487,10 @@ impl Entitlements {
 }
 
 /// How a tenant's mapping has to change, if it has.
-fn pace_of(before: u64, tenant: Option<&Tenant>) -> Option<(String, u64)> {
+fn pace_of(before: Option<Pace>, tenant: Option<&Tenant>) -> Option<(String, Pace)> {
     let tenant = tenant.filter(|tenant| tenant.lifecycle == Lifecycle::Active)?;
-    let now = tenant.concurrent_actions();
-    (now != before).then(|| (tenant.resources.mapping_id.clone(), now))
+    let now = tenant.pace();
+    (before != Some(now)).then(|| (tenant.resources.mapping_id.clone(), now))
 }
 
 /// The receipt of what happened just now.

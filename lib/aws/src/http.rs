@@ -1,4 +1,4 @@
-//! The envelope of webhooks: API Gateway's event in, JSON or problem details (RFC 9457) out.
+//! The envelope of what comes over HTTP: API Gateway's event in, JSON or problem details (RFC 9457) out.
 
 use aws_lambda_events::apigw::{ApiGatewayV2httpRequest, ApiGatewayV2httpResponse};
 use aws_lambda_events::encodings::Body;
@@ -9,11 +9,13 @@ use domain::webhook::signature::Headers;
 use serde_json::{Value, json};
 
 /// When a sender that is turned away for now should come back, in seconds.
-const RETRY_AFTER_SECONDS: &str = "10";
+const RETRY_AFTER_SECONDS: u64 = 10;
 
-/// A request as it came: path, headers by lower-case name, raw bytes.
+/// A request as it came: method, path, headers by lower-case name, raw bytes.
 #[derive(Debug)]
 pub struct Request {
+    /// Method, such as `POST`.
+    pub method: String,
     /// Path without the stage, such as `/webhooks/github`.
     pub path: String,
     /// Headers by lower-case name.
@@ -31,6 +33,12 @@ pub struct Problem {
     pub title: &'static str,
     /// What was wrong this time.
     pub detail: String,
+    /// What a machine reads of it, beside the members above.
+    pub members: Vec<(&'static str, Value)>,
+    /// When to come back, in seconds. Where a 503 says nothing, it is ten.
+    pub retry_after: Option<u64>,
+    /// The methods that the path takes, of a 405.
+    pub allow: Option<&'static str>,
 }
 
 impl Problem {
@@ -41,7 +49,17 @@ impl Problem {
             status,
             title,
             detail: detail.into(),
+            members: Vec::new(),
+            retry_after: (status == 503).then_some(RETRY_AFTER_SECONDS),
+            allow: None,
         }
+    }
+
+    /// The problem with one member more.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+        self.members.push((name, value.into()));
+        self
     }
 
     /// Something we depend on does not answer now: status 503.
@@ -53,17 +71,24 @@ impl Problem {
     /// The problem as `application/problem+json`.
     #[must_use]
     pub fn response(&self) -> ApiGatewayV2httpResponse {
-        let body = json!({
+        let mut body = json!({
             "type": "about:blank",
             "title": self.title,
             "status": self.status,
             "detail": self.detail,
         });
+        if let Some(body) = body.as_object_mut() {
+            // What RFC 9457 names stays as it is.
+            for (name, value) in &self.members {
+                body.entry(*name).or_insert_with(|| value.clone());
+            }
+        }
         let mut response = answer(self.status, "application/problem+json", body.to_string());
-        if self.status == 503
-            && let Ok(seconds) = RETRY_AFTER_SECONDS.parse()
-        {
-            response.headers.insert("retry-after", seconds);
+        if let Some(seconds) = self.retry_after {
+            response.headers.insert("retry-after", seconds.into());
+        }
+        if let Some(Ok(allow)) = self.allow.map(str::parse) {
+            response.headers.insert("allow", allow);
         }
         response
     }
@@ -85,6 +110,16 @@ pub fn answered(status: u16, receipt: String) -> ApiGatewayV2httpResponse {
         "receipt": receipt,
     });
     answer(status, "application/problem+json", body.to_string())
+}
+
+/// The answer to what is done later: where to look for it, relative to where it was asked for.
+#[must_use]
+pub fn accepted(body: &Value, location: &str) -> ApiGatewayV2httpResponse {
+    let mut response = answer(202, "application/json", body.to_string());
+    if let Ok(location) = location.parse() {
+        response.headers.insert("location", location);
+    }
+    response
 }
 
 fn answer(status: u16, content_type: &str, body: String) -> ApiGatewayV2httpResponse {
@@ -127,6 +162,7 @@ pub fn request(event: Value) -> Result<Request, Problem> {
         headers.insert(name.as_str().to_ascii_lowercase(), value.into_owned());
     }
     Ok(Request {
+        method: event.request_context.http.method.to_string(),
         path: event.raw_path.unwrap_or_default(),
         headers,
         body,
@@ -201,5 +237,70 @@ mod tests {
         let got = request(sample(json!({"headers": {"Webhook-ID": "m1"}}))).unwrap();
         assert_eq!(got.headers.get("webhook-id").map(String::as_str), Some("m1"));
         assert_eq!(got.path, "/webhooks/github");
+        assert_eq!(got.method, "POST");
+    }
+
+    /// Status, body, and the headers besides the content type.
+    #[track_caller]
+    fn check_response(
+        response: &ApiGatewayV2httpResponse,
+        status: i64,
+        body: &Value,
+        headers: &[(&str, &str)],
+    ) {
+        assert_eq!(response.status_code, status);
+        let Some(Body::Text(text)) = &response.body else {
+            panic!("{response:?}");
+        };
+        assert_eq!(&serde_json::from_str::<Value>(text).unwrap(), body);
+        assert_eq!(
+            response.headers.len(),
+            headers.len() + 1,
+            "{:?}",
+            response.headers
+        );
+        for (name, value) in headers {
+            assert_eq!(
+                response.headers.get(*name).unwrap().to_str().unwrap(),
+                *value,
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn problems_say_more_and_when_to_come_back() {
+        let problem = Problem::new(429, "Quota exceeded", "used up")
+            .with("code", "QUOTA_EXCEEDED")
+            .with("status", 200);
+        let body = json!({
+            "type": "about:blank", "title": "Quota exceeded", "status": 429, "detail": "used up", "code": "QUOTA_EXCEEDED",
+        });
+        let later = Problem {
+            retry_after: Some(86_400),
+            ..problem.clone()
+        };
+        check_response(&problem.response(), 429, &body, &[]);
+        check_response(&later.response(), 429, &body, &[("retry-after", "86400")]);
+        let body = json!({ "type": "about:blank", "title": "Not available", "status": 503, "detail": "d" });
+        check_response(
+            &Problem::unavailable("d").response(),
+            503,
+            &body,
+            &[("retry-after", "10")],
+        );
+        let body = json!({ "type": "about:blank", "title": "t", "status": 405, "detail": "d" });
+        let method = Problem {
+            allow: Some("POST"),
+            ..Problem::new(405, "t", "d")
+        };
+        check_response(&method.response(), 405, &body, &[("allow", "POST")]);
+        let body = json!({ "action_id": "a" });
+        check_response(
+            &accepted(&body, "actions/a"),
+            202,
+            &body,
+            &[("location", "actions/a")],
+        );
     }
 }

@@ -3,7 +3,7 @@
 //! Each module is one part of the outside: `store` the tables, `registry` the enforcers, `control` the mode and
 //! switches, `queues` the tenants' queues, `spool` receipts that wait, `log` checkpoints and tiles, `archive` the way out,
 //! `audit` the bucket under both, `entitlements` what becomes of a webhook, `tables` tenants' own, `inventory` what there is
-//! of tenants' resources, `handler` the seller's action handler, `http` the webhooks' envelope.
+//! of tenants' resources, `handler` the seller's action handler, `http` the envelope of what comes over HTTP.
 
 pub mod archive;
 pub mod audit;

@@ -8,6 +8,7 @@ use aws_sdk_lambda::types::{FunctionResponseType, ScalingConfig};
 use aws_sdk_sqs::types::{
     ChangeMessageVisibilityBatchRequestEntry, MessageSystemAttributeName, QueueAttributeName,
 };
+use domain::action::MAX_DELIVERIES;
 use domain::names;
 use domain::tenant::Pace;
 use serde_json::json;
@@ -18,9 +19,6 @@ use crate::clients::explain;
 /// How long a message stays hidden once a governor has it, in seconds: longer than a claim's lease, so that a
 /// redelivery after a crash finds the lease expired.
 const VISIBILITY_SECONDS: u32 = 30;
-/// Deliveries before a message goes to the dead-letter queue: SQS's most. A signal waits for a free place or for storage
-/// by being delivered again, up to a minute apart, and a day of waiting must not lose it.
-const MAX_RECEIVE_COUNT: u32 = 1000;
 /// How long messages are kept, in seconds: SQS's longest.
 const RETENTION_SECONDS: u32 = 14 * 24 * 3600;
 /// How long AWS may not know a queue that was made just now.
@@ -110,7 +108,7 @@ impl TenantQueues {
     pub async fn signal_queue(&self, queue: &str) -> Result<String, QueueError> {
         let redrive = json!({
             "deadLetterTargetArn": format!("{}:{}", self.arn_prefix, names::dead_letter_queue_name(queue)),
-            "maxReceiveCount": MAX_RECEIVE_COUNT,
+            "maxReceiveCount": MAX_DELIVERIES,
         });
         let mut attributes = kept_long();
         attributes.insert(
@@ -145,9 +143,8 @@ impl TenantQueues {
     ///
     /// # Errors
     /// [`QueueError`] when Lambda does not do it.
-    pub async fn mapping(&self, queue: &str, concurrent_actions: u64) -> Result<String, QueueError> {
+    pub async fn mapping(&self, queue: &str, pace: Pace) -> Result<String, QueueError> {
         let source = self.arn(queue);
-        let pace = Pace::of(concurrent_actions);
         let deadline = Instant::now() + KNOWN_WITHIN;
         loop {
             let create = self
@@ -203,25 +200,12 @@ impl TenantQueues {
         Ok(there.filter_map(|mapping| mapping.uuid).collect())
     }
 
-    /// Has a mapping follow what a tenant's plans allow now.
+    /// Has a mapping feed the governor at a tenant's pace.
     ///
     /// # Errors
     /// [`QueueError`] when Lambda does not do it.
-    pub async fn pace_mapping(&self, mapping_id: &str, concurrent_actions: u64) -> Result<(), QueueError> {
-        let pace = Pace::of(concurrent_actions);
-        self.lambda
-            .update_event_source_mapping()
-            .uuid(mapping_id)
-            .batch_size(pace.batch_size)
-            .scaling_config(
-                ScalingConfig::builder()
-                    .maximum_concurrency(pace.maximum_concurrency)
-                    .build(),
-            )
-            .send()
-            .await
-            .map(|_| ())
-            .map_err(|e| call("UpdateEventSourceMapping", mapping_id, explain(&e)))
+    pub async fn pace_mapping(&self, mapping_id: &str, pace: Pace) -> Result<(), QueueError> {
+        pace_mapping(&self.lambda, mapping_id, pace).await
     }
 
     /// Deletes the mappings from a queue, and says whether there was one. None is needed for that to be known by its id.
@@ -258,6 +242,26 @@ impl TenantQueues {
     fn arn(&self, queue: &str) -> String {
         format!("{}:{queue}", self.arn_prefix)
     }
+}
+
+async fn pace_mapping(
+    lambda: &aws_sdk_lambda::Client,
+    mapping_id: &str,
+    pace: Pace,
+) -> Result<(), QueueError> {
+    lambda
+        .update_event_source_mapping()
+        .uuid(mapping_id)
+        .batch_size(pace.batch_size)
+        .scaling_config(
+            ScalingConfig::builder()
+                .maximum_concurrency(pace.maximum_concurrency)
+                .build(),
+        )
+        .send()
+        .await
+        .map(|_| ())
+        .map_err(|e| call("UpdateEventSourceMapping", mapping_id, explain(&e)))
 }
 
 /// The URL of a queue; `None` when there is no such queue.
@@ -339,6 +343,64 @@ impl Backlog {
     }
 }
 
+async fn backlog(sqs: &aws_sdk_sqs::Client, queue_url: &str) -> Result<Backlog, QueueError> {
+    let names = [
+        QueueAttributeName::ApproximateNumberOfMessages,
+        QueueAttributeName::ApproximateNumberOfMessagesNotVisible,
+        QueueAttributeName::ApproximateNumberOfMessagesDelayed,
+    ];
+    let get = sqs.get_queue_attributes().queue_url(queue_url);
+    let answer = match get.set_attribute_names(Some(names.to_vec())).send().await {
+        Ok(answer) => answer,
+        Err(e) if queue_is_gone(e.code()) => return Ok(Backlog::default()),
+        Err(e) => return Err(call("GetQueueAttributes", queue_url, explain(&e))),
+    };
+    let attributes = answer.attributes.unwrap_or_default();
+    let read = |name: &QueueAttributeName, what: &'static str| {
+        let count = attributes.get(name).and_then(|text| text.parse().ok());
+        count.ok_or_else(|| missing("GetQueueAttributes", queue_url, what))
+    };
+    let [waiting, in_flight, delayed] = &names;
+    Ok(Backlog {
+        waiting: read(waiting, "ApproximateNumberOfMessages")?,
+        in_flight: read(in_flight, "ApproximateNumberOfMessagesNotVisible")?,
+        delayed: read(delayed, "ApproximateNumberOfMessagesDelayed")?,
+    })
+}
+
+/// Looks at tenants' queues, and sets how fast they are fed to the governor.
+pub struct Feeds {
+    sqs: aws_sdk_sqs::Client,
+    lambda: aws_sdk_lambda::Client,
+}
+
+impl Feeds {
+    /// The feeds of this account.
+    #[must_use]
+    pub fn new(sdk: &aws_config::SdkConfig) -> Self {
+        Self {
+            sqs: aws_sdk_sqs::Client::new(sdk),
+            lambda: aws_sdk_lambda::Client::new(sdk),
+        }
+    }
+
+    /// What a queue holds; nothing when there is no such queue.
+    ///
+    /// # Errors
+    /// [`QueueError`] when SQS does not answer.
+    pub async fn backlog(&self, queue_url: &str) -> Result<Backlog, QueueError> {
+        backlog(&self.sqs, queue_url).await
+    }
+
+    /// Has a mapping feed the governor at a tenant's pace.
+    ///
+    /// # Errors
+    /// [`QueueError`] when Lambda does not do it.
+    pub async fn pace(&self, mapping_id: &str, pace: Pace) -> Result<(), QueueError> {
+        pace_mapping(&self.lambda, mapping_id, pace).await
+    }
+}
+
 /// A message left on a queue.
 #[derive(Debug, Clone)]
 pub struct Left {
@@ -350,6 +412,92 @@ pub struct Left {
     pub receipt_handle: String,
     /// When it was put on the tenant's queue, in milliseconds since 1970.
     pub sent_at_ms: Option<String>,
+}
+
+/// Takes up to ten messages that nobody feeds to the governor, hidden from others for as long as is said, or for the queue's
+/// own time; none when there are none, or no queue.
+async fn receive(
+    sqs: &aws_sdk_sqs::Client,
+    queue_url: &str,
+    hidden: Option<Duration>,
+) -> Result<Vec<Left>, QueueError> {
+    let hidden = hidden.map(|hidden| i32::try_from(hidden.as_secs()).unwrap_or(i32::MAX));
+    // A wait makes SQS ask all of its servers, so that an empty answer means an empty queue.
+    let receive = sqs
+        .receive_message()
+        .queue_url(queue_url)
+        .max_number_of_messages(10)
+        .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp)
+        .set_visibility_timeout(hidden)
+        .wait_time_seconds(1);
+    let answer = match receive.send().await {
+        Ok(answer) => answer,
+        Err(e) if queue_is_gone(e.code()) => return Ok(Vec::new()),
+        Err(e) => return Err(call("ReceiveMessage", queue_url, explain(&e))),
+    };
+    let messages = answer.messages.unwrap_or_default().into_iter();
+    Ok(messages
+        .map(|m| Left {
+            sent_at_ms: m
+                .attributes
+                .and_then(|mut known| known.remove(&MessageSystemAttributeName::SentTimestamp)),
+            message_id: m.message_id.unwrap_or_default(),
+            body: m.body.unwrap_or_default(),
+            receipt_handle: m.receipt_handle.unwrap_or_default(),
+        })
+        .collect())
+}
+
+async fn delete_message(
+    sqs: &aws_sdk_sqs::Client,
+    queue_url: &str,
+    receipt_handle: &str,
+) -> Result<(), QueueError> {
+    let delete = sqs.delete_message().queue_url(queue_url);
+    let deleted = delete.receipt_handle(receipt_handle).send().await;
+    deleted
+        .map(|_| ())
+        .map_err(|e| call("DeleteMessage", queue_url, explain(&e)))
+}
+
+/// Looks at dead letters, and takes away those that are dealt with. Whoever works on letters hides them from others first.
+#[derive(Clone)]
+pub struct DeadLetters {
+    sqs: aws_sdk_sqs::Client,
+}
+
+impl DeadLetters {
+    /// A reader of dead letters.
+    #[must_use]
+    pub fn new(sdk: &aws_config::SdkConfig) -> Self {
+        Self {
+            sqs: aws_sdk_sqs::Client::new(sdk),
+        }
+    }
+
+    /// What a dead-letter queue holds; nothing when there is no such queue.
+    ///
+    /// # Errors
+    /// [`QueueError`] when SQS does not answer.
+    pub async fn backlog(&self, queue_url: &str) -> Result<Backlog, QueueError> {
+        backlog(&self.sqs, queue_url).await
+    }
+
+    /// Takes up to ten letters, hidden from others for this long; none when there are none, or no queue.
+    ///
+    /// # Errors
+    /// [`QueueError`] when SQS does not answer.
+    pub async fn receive(&self, queue_url: &str, hidden: Duration) -> Result<Vec<Left>, QueueError> {
+        receive(&self.sqs, queue_url, Some(hidden)).await
+    }
+
+    /// Deletes a letter that is dealt with.
+    ///
+    /// # Errors
+    /// [`QueueError`] when SQS does not do it.
+    pub async fn delete(&self, queue_url: &str, receipt_handle: &str) -> Result<(), QueueError> {
+        delete_message(&self.sqs, queue_url, receipt_handle).await
+    }
 }
 
 /// Takes tenants' queues away.
@@ -371,28 +519,7 @@ impl Teardown {
     /// # Errors
     /// [`QueueError`] when SQS does not answer.
     pub async fn backlog(&self, queue_url: &str) -> Result<Backlog, QueueError> {
-        let names = [
-            QueueAttributeName::ApproximateNumberOfMessages,
-            QueueAttributeName::ApproximateNumberOfMessagesNotVisible,
-            QueueAttributeName::ApproximateNumberOfMessagesDelayed,
-        ];
-        let get = self.sqs.get_queue_attributes().queue_url(queue_url);
-        let answer = match get.set_attribute_names(Some(names.to_vec())).send().await {
-            Ok(answer) => answer,
-            Err(e) if queue_is_gone(e.code()) => return Ok(Backlog::default()),
-            Err(e) => return Err(call("GetQueueAttributes", queue_url, explain(&e))),
-        };
-        let attributes = answer.attributes.unwrap_or_default();
-        let read = |name: &QueueAttributeName, what: &'static str| {
-            let count = attributes.get(name).and_then(|text| text.parse().ok());
-            count.ok_or_else(|| missing("GetQueueAttributes", queue_url, what))
-        };
-        let [waiting, in_flight, delayed] = &names;
-        Ok(Backlog {
-            waiting: read(waiting, "ApproximateNumberOfMessages")?,
-            in_flight: read(in_flight, "ApproximateNumberOfMessagesNotVisible")?,
-            delayed: read(delayed, "ApproximateNumberOfMessagesDelayed")?,
-        })
+        backlog(&self.sqs, queue_url).await
     }
 
     /// Takes up to ten messages that nobody feeds to the governor any more; none when there are none, or no queue.
@@ -400,30 +527,7 @@ impl Teardown {
     /// # Errors
     /// [`QueueError`] when SQS does not answer.
     pub async fn receive(&self, queue_url: &str) -> Result<Vec<Left>, QueueError> {
-        // A wait makes SQS ask all of its servers, so that an empty answer means an empty queue.
-        let receive = self
-            .sqs
-            .receive_message()
-            .queue_url(queue_url)
-            .max_number_of_messages(10)
-            .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp)
-            .wait_time_seconds(1);
-        let answer = match receive.send().await {
-            Ok(answer) => answer,
-            Err(e) if queue_is_gone(e.code()) => return Ok(Vec::new()),
-            Err(e) => return Err(call("ReceiveMessage", queue_url, explain(&e))),
-        };
-        let messages = answer.messages.unwrap_or_default().into_iter();
-        Ok(messages
-            .map(|m| Left {
-                sent_at_ms: m
-                    .attributes
-                    .and_then(|mut known| known.remove(&MessageSystemAttributeName::SentTimestamp)),
-                message_id: m.message_id.unwrap_or_default(),
-                body: m.body.unwrap_or_default(),
-                receipt_handle: m.receipt_handle.unwrap_or_default(),
-            })
-            .collect())
+        receive(&self.sqs, queue_url, None).await
     }
 
     /// Deletes a message that is settled.
@@ -431,16 +535,7 @@ impl Teardown {
     /// # Errors
     /// [`QueueError`] when SQS does not do it.
     pub async fn delete_message(&self, queue_url: &str, receipt_handle: &str) -> Result<(), QueueError> {
-        let delete = self
-            .sqs
-            .delete_message()
-            .queue_url(queue_url)
-            .receipt_handle(receipt_handle);
-        delete
-            .send()
-            .await
-            .map(|_| ())
-            .map_err(|e| call("DeleteMessage", queue_url, explain(&e)))
+        delete_message(&self.sqs, queue_url, receipt_handle).await
     }
 
     /// Deletes a queue; one that is gone is fine.
@@ -488,6 +583,14 @@ impl Messages {
     /// # Errors
     /// [`QueueError`] when SQS does not do it; the messages then come back after the queue's own time.
     pub async fn retry_in(&self, queue_url: &str, handles: &[(String, u32)]) -> Result<(), QueueError> {
+        // SQS takes ten at a time.
+        for handles in handles.chunks(10) {
+            self.retry_ten(queue_url, handles).await?;
+        }
+        Ok(())
+    }
+
+    async fn retry_ten(&self, queue_url: &str, handles: &[(String, u32)]) -> Result<(), QueueError> {
         let operation = "ChangeMessageVisibilityBatch";
         let mut entries = Vec::with_capacity(handles.len());
         for (n, (handle, seconds)) in handles.iter().enumerate() {

@@ -16,7 +16,7 @@ use aws_sdk_dynamodb::operation::transact_write_items::{TransactWriteItemsError,
 use aws_sdk_dynamodb::types::{
     AttributeValue, ConditionCheck, KeysAndAttributes, Put, ReturnConsumedCapacity, TransactWriteItem,
 };
-use domain::action::Action;
+use domain::action::{Action, ActionState};
 use domain::names::{self, LedgerId};
 use domain::signal::ActionId;
 use domain::tenant::{BUSY, Lifecycle, Tables, Tenant};
@@ -39,6 +39,9 @@ use crate::config::Stack;
 const ATTEMPTS: u32 = 48;
 /// How long a delivery's answer is kept, in seconds: senders retry for days.
 const DELIVERY_KEPT_SECONDS: i64 = 7 * 24 * 3600;
+
+/// How long an action that nobody began is kept, in seconds: as long as SQS keeps its signal, and a day.
+const PENDING_KEPT_SECONDS: i64 = 15 * 24 * 3600;
 
 /// An item, or where a page goes on.
 pub type Item = HashMap<String, AttributeValue>;
@@ -155,6 +158,9 @@ pub struct Plan {
     pub queue: Option<String>,
     /// Whether the ledger must end where it was read to end, though nothing is appended.
     pub ledger_stands: bool,
+    /// An action that was escalated and stands in no table any more, as it is now: its mark is taken off and nothing else
+    /// of it is written. Conditioned on the mark being there.
+    pub unmarked: Option<Action>,
 }
 
 /// The answer to a delivery, before its receipt is sealed.
@@ -226,6 +232,10 @@ fn action_sk(id: &ActionId) -> String {
     format!("{ACTION}{}", id.as_str())
 }
 
+fn escalation_sk(id: &ActionId) -> String {
+    format!("ESCALATION#{}", id.as_str())
+}
+
 /// The table key of a delivery's answer. Deliveries are not filed under the account they name: the same id with another
 /// account in its body is still the same id.
 fn delivery_partition(delivery: &str) -> String {
@@ -245,6 +255,9 @@ const ACTION: &str = "ACTION#";
 const TENANT: &str = "TENANT";
 const HEAD: &str = "HEAD";
 const WEBHOOK: &str = "WEBHOOK";
+
+/// What marks of escalated actions have as their `lifecycle`, so that the index of tenants by lifecycle lists them too.
+const ESCALATED: &str = "escalated";
 
 /// What ledger heads have as their `lifecycle`, so that the index of tenants by lifecycle lists them too: ledgers of
 /// accounts that were never a tenant, and the system's, have no other item to be found by.
@@ -438,20 +451,64 @@ impl Store {
         };
         for attempt in 1..=ATTEMPTS {
             let wanted = plan(&account)?;
-            // Boxed, as are the reads: a function's future would hold several of them by value.
-            let commit = Box::pin(self.commit(signer, &account, &wanted, Timestamp::now()));
-            if let Some(committed) = commit.await? {
+            if let Some(committed) = self.commit_or_wait(signer, &account, &wanted, attempt).await? {
                 return Ok(committed);
             }
-            warn!(account = partition, attempt, "another writer was first");
-            // Full jitter: writers that lost together do not come back together.
-            tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=longest_wait(attempt)))).await;
             account = Box::pin(self.load(partition, keys)).await?;
         }
         Err(StoreError::Contended {
             account: partition.to_owned(),
         }
         .into())
+    }
+
+    /// As [`Store::transact`], about one action that may be escalated and stand in no table any more, as its tenant's own
+    /// went with the tenant: `plan` is also given the action as it was marked, if it ever was.
+    ///
+    /// # Errors
+    /// As [`Store::transact`].
+    pub async fn transact_marked<E: From<StoreError>>(
+        &self,
+        signer: &Signer,
+        partition: &str,
+        id: &ActionId,
+        mut plan: impl FnMut(&Account, Option<&Action>) -> Result<Plan, E>,
+    ) -> Result<Committed, E> {
+        let keys = Keys {
+            actions: BTreeSet::from([id.clone()]),
+            ..Keys::default()
+        };
+        for attempt in 1..=ATTEMPTS {
+            let account = Box::pin(self.load(partition, &keys)).await?;
+            let marked = self.escalation(partition, id).await?;
+            let wanted = plan(&account, marked.as_ref())?;
+            if let Some(committed) = self.commit_or_wait(signer, &account, &wanted, attempt).await? {
+                return Ok(committed);
+            }
+        }
+        Err(StoreError::Contended {
+            account: partition.to_owned(),
+        }
+        .into())
+    }
+
+    /// Commits a plan. `None`, after a while, when a condition failed.
+    async fn commit_or_wait(
+        &self,
+        signer: &Signer,
+        account: &Account,
+        plan: &Plan,
+        attempt: u32,
+    ) -> Result<Option<Committed>, StoreError> {
+        // Boxed, as are the reads: a function's future would hold several of them by value.
+        let commit = Box::pin(self.commit(signer, account, plan, Timestamp::now()));
+        if let Some(committed) = commit.await? {
+            return Ok(Some(committed));
+        }
+        warn!(account = account.partition, attempt, "another writer was first");
+        // Full jitter: writers that lost together do not come back together.
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=longest_wait(attempt)))).await;
+        Ok(None)
     }
 
     /// Commits a plan. `None` when a condition failed.
@@ -478,6 +535,11 @@ impl Store {
         let tables = tenant.and_then(|tenant| tenant.tables.as_ref());
         for action in &plan.actions {
             writes.push(self.put_action(account, tables, action)?);
+            writes.extend(self.mark_escalation(account, action)?);
+        }
+        if let Some(action) = &plan.unmarked {
+            let marked = [(":escalated".to_owned(), text(ESCALATED))].into();
+            writes.push(self.put_mark(&account.partition, action, "lifecycle = :escalated", marked)?);
         }
         if !appended.sealed.is_empty() {
             writes.push(self.put_head(account, &appended.head)?);
@@ -709,6 +771,14 @@ impl Store {
         ];
         let mut item = key(&account.partition, &action_sk(id));
         item.extend(fields);
+        if action.state == ActionState::Pending {
+            // No signal lives longer than its queue keeps it.
+            let expires = action
+                .lease_until
+                .as_second()
+                .saturating_add(PENDING_KEPT_SECONDS);
+            item.insert("expires_at".to_owned(), number(expires.unsigned_abs()));
+        }
         let (condition, values) = match account.actions.get(id) {
             None => ("attribute_not_exists(sk)", Item::new()),
             Some(read) => {
@@ -720,6 +790,38 @@ impl Store {
             }
         };
         self.put_into(table, &account.partition, item, condition, values)
+    }
+
+    /// Marks an action that is escalated now, or is so no more, where all tenants' are found: actions may stand in a
+    /// tenant's own table, and that goes with the tenant.
+    fn mark_escalation(
+        &self,
+        account: &Account,
+        action: &Action,
+    ) -> Result<Option<TransactWriteItem>, StoreError> {
+        let escalated = |action: &Action| action.state == ActionState::Escalated;
+        let before = account.actions.get(&action.action_id).is_some_and(escalated);
+        if before == escalated(action) {
+            return Ok(None);
+        }
+        self.put_mark(&account.partition, action, "", Item::new())
+            .map(Some)
+    }
+
+    fn put_mark(
+        &self,
+        partition: &str,
+        action: &Action,
+        condition: &str,
+        values: Item,
+    ) -> Result<TransactWriteItem, StoreError> {
+        let mut fields: Item = [("action".to_owned(), encode(partition, "action", action)?)].into();
+        // Without the attribute an item is in no index: nobody has to look any more.
+        if action.state == ActionState::Escalated {
+            fields.insert("lifecycle".to_owned(), text(ESCALATED));
+        }
+        let sk = escalation_sk(&action.action_id);
+        self.put(partition, &sk, fields, condition, values)
     }
 
     fn put_head(&self, account: &Account, head: &Head) -> Result<TransactWriteItem, StoreError> {
@@ -1115,6 +1217,54 @@ impl Store {
         }
     }
 
+    /// One page of the escalated actions of all tenants, as they were when that happened, each with its account's table
+    /// key; and where to go on, when there are more. One that was dealt with a moment ago may still be listed.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the index or the table does not answer, or an item is not of its form.
+    pub async fn escalations(
+        &self,
+        after: Option<Item>,
+    ) -> Result<(Vec<(String, Action)>, Option<Item>), StoreError> {
+        let table = &self.stack.tenants_table;
+        let query = self.by_index("by-lifecycle", "lifecycle", ESCALATED, after);
+        let answer = query.limit(LEDGERS_PAGE).send().await;
+        let answer = answer.map_err(|e| Self::call_error("Query", table, ESCALATED, e))?;
+        let listed = answer.items.unwrap_or_default().into_iter();
+        let wanted = listed.filter_map(|mut item| {
+            let (account, sk) = (item.remove("account_id")?, item.remove("sk")?);
+            Some([("account_id".to_owned(), account), ("sk".to_owned(), sk)].into())
+        });
+        let mut found = Vec::new();
+        for item in self.read(table, ESCALATED, wanted.collect()).await? {
+            let named = |name: &str| item.get(name).and_then(|value| value.as_s().ok()).cloned();
+            // The index lags behind the table.
+            if named("lifecycle").as_deref() != Some(ESCALATED) {
+                continue;
+            }
+            let (partition, sk) = (
+                named("account_id").unwrap_or_default(),
+                named("sk").unwrap_or_default(),
+            );
+            let action = attribute(&partition, &sk, "action", Some(item))?;
+            found.extend(action.map(|action| (partition, action)));
+        }
+        Ok((found, answer.last_evaluated_key))
+    }
+
+    /// An action as it was marked when it was escalated, or when it no longer was; `None` when it never was.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the table does not answer, or the item is not of its form.
+    pub async fn escalation(&self, partition: &str, id: &ActionId) -> Result<Option<Action>, StoreError> {
+        let (table, sk) = (&self.stack.tenants_table, escalation_sk(id));
+        let item = self
+            .read(table, partition, vec![key(partition, &sk)])
+            .await?
+            .pop();
+        attribute(partition, &sk, "action", item)
+    }
+
     /// Asks an index of the tenants table for what has this value, one page at a time.
     fn by_index(&self, index: &str, attribute: &str, value: &str, after: Option<Item>) -> QueryFluentBuilder {
         self.client
@@ -1182,9 +1332,22 @@ impl Store {
         after: Option<Item>,
     ) -> Result<(Vec<Result<Tenant, StoreError>>, Option<Item>), StoreError> {
         let (partitions, next) = self.tenants_in(state, after).await?;
+        Ok((self.tenants(&partitions, state).await?, next))
+    }
+
+    /// The tenants that have these table keys, strongly consistent, in no order; `of` tells which they are when that fails.
+    /// Each that cannot be read stands as its error, one that is not there does not stand at all.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the table does not answer.
+    pub async fn tenants(
+        &self,
+        partitions: &[String],
+        of: &str,
+    ) -> Result<Vec<Result<Tenant, StoreError>>, StoreError> {
         let wanted = partitions.iter().map(|p| key(p, TENANT)).collect();
         let mut tenants = Vec::with_capacity(partitions.len());
-        for item in self.read(&self.stack.tenants_table, state, wanted).await? {
+        for item in self.read(&self.stack.tenants_table, of, wanted).await? {
             let partition = item.get("account_id").and_then(|id| id.as_s().ok()).cloned();
             let partition = partition.unwrap_or_default();
             let tenant = attribute::<Tenant>(&partition, TENANT, "tenant", Some(item));
@@ -1193,7 +1356,7 @@ impl Store {
             }
             tenants.extend(tenant.transpose());
         }
-        Ok((tenants, next))
+        Ok(tenants)
     }
 
     /// How many tenants are active.
@@ -1400,6 +1563,24 @@ mod tests {
         );
         assert_eq!(put.item()["seq"], text("00000000000000000007"));
         assert!(write.update().is_none() && write.delete().is_none());
+    }
+
+    #[test]
+    fn a_mark_says_whether_somebody_has_to_look() {
+        let id = ActionId::try_from("a".to_owned()).unwrap();
+        for (state, marked) in [(ActionState::Escalated, true), (ActionState::Resolved, false)] {
+            let action = Action {
+                state,
+                ..Action::pending(id.clone(), "t", "", Timestamp::UNIX_EPOCH)
+            };
+            let write = store()
+                .put_mark("customer-1", &action, "lifecycle = :escalated", Item::new())
+                .unwrap();
+            let put = write.put().unwrap();
+            assert_eq!(put.item()["sk"], text("ESCALATION#a"));
+            assert_eq!(put.item().contains_key("lifecycle"), marked);
+            assert_eq!(put.condition_expression(), Some("lifecycle = :escalated"));
+        }
     }
 
     #[test]

@@ -1,14 +1,17 @@
-//! An action's machine. `next(state, event)` is exhaustive: a pair without meaning is an [`IllegalTransition`].
+//! An action's machine. `next(state, event, now)` is exhaustive: a pair without meaning is an [`IllegalTransition`].
 //!
-//! | state | claimed | handler ok | handler failed | deadline | lease expired | undo ok | undo failed |
+//! | state | claimed | handler ok | handler failed | deadline, lease expired | undo ok | undo failed | abandoned |
 //! |---|---|---|---|---|---|---|---|
-//! | pending | running | – | – | – | – | – | – |
-//! | running | – | complete | failed, or escalated if unrecoverable | timed_out | timed_out | – | – |
-//! | timed_out, failed | – | – | – | – | – | rolled_back | same; escalated when the budget is spent |
-//! | complete, rolled_back, escalated, refused, routed | – | – | – | – | – | – | – |
+//! | pending | running | – | – | – | – | – | escalated |
+//! | running | – | complete | failed, or escalated if unrecoverable | timed_out | – | – | escalated |
+//! | timed_out, failed | – | – | – | – | rolled_back | same; escalated when that is final or the fifth time | escalated |
+//! | escalated, and all that are final | – | – | – | – | – | – | – |
 //!
-//! `running`, `timed_out` and `failed` also become `escalated` when an action is abandoned: its tenant leaves, or nobody
-//! can say any more what it was to do. `pending` also goes straight to `refused` or `routed` when the gate says so.
+//! `pending` also goes straight to `refused` or `routed` when the gate says so. An action is abandoned when nobody will go
+//! on with it: its tenant leaves, its signal was delivered too often, or nobody can say any more what it was to do.
+//!
+//! What is `escalated` is a person's: `resolved` ends it for good, and `redriven` takes it up again where it was given up,
+//! if there was anything left to do: `pending` if it never began, else to be undone.
 
 use jiff::Timestamp;
 use receipts::receipt::{ActionOutcome, Payload};
@@ -23,10 +26,13 @@ use crate::signal::ActionId;
 
 /// How long a handler has, in milliseconds, from the moment its call starts.
 pub const DEADLINE_MS: u64 = 500;
-/// How long one rollback call has, in milliseconds.
-pub const ROLLBACK_BUDGET_MS: u64 = 2_000;
 /// Rollback calls before an action is escalated.
 pub const ROLLBACK_ATTEMPTS: u64 = 5;
+/// Deliveries before a signal goes to the dead-letter queue: SQS's most. A signal waits for a free place or for storage by
+/// being delivered again, up to a minute apart, and a day of waiting must not lose it.
+pub const MAX_DELIVERIES: u32 = 1000;
+/// Error code of an action whose signal was delivered that often.
+pub const DEAD_LETTERED: &str = "DEAD_LETTERED";
 /// How long a claim holds, in seconds: longer than an invocation of the governor lives (15 s), shorter than a message
 /// stays hidden (30 s), so that a redelivery after a crash finds the claim expired.
 pub const LEASE_SECONDS: i64 = 20;
@@ -62,11 +68,13 @@ pub enum ActionState {
     Refused,
     /// The gate sent it to a person.
     Routed,
+    /// It was escalated, and a person has dealt with it.
+    Resolved,
 }
 
 impl ActionState {
     /// Every state, for tables.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Pending,
         Self::Running,
         Self::Complete,
@@ -76,15 +84,44 @@ impl ActionState {
         Self::Escalated,
         Self::Refused,
         Self::Routed,
+        Self::Resolved,
     ];
 
-    /// Whether nothing more will happen to the action.
+    /// The name used in the table and in answers.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::Complete => "complete",
+            Self::Failed => "failed",
+            Self::TimedOut => "timed_out",
+            Self::RolledBack => "rolled_back",
+            Self::Escalated => "escalated",
+            Self::Refused => "refused",
+            Self::Routed => "routed",
+            Self::Resolved => "resolved",
+        }
+    }
+
+    /// Whether nothing more will happen to the action, unless a person says so.
     #[must_use]
     pub fn is_final(self) -> bool {
         match self {
-            Self::Complete | Self::RolledBack | Self::Escalated | Self::Refused | Self::Routed => true,
+            Self::Complete
+            | Self::RolledBack
+            | Self::Escalated
+            | Self::Refused
+            | Self::Routed
+            | Self::Resolved => true,
             Self::Pending | Self::Running | Self::Failed | Self::TimedOut => false,
         }
+    }
+
+    /// Whether a place among the tenant's concurrent actions is taken.
+    #[must_use]
+    pub fn in_flight(self) -> bool {
+        matches!(self, Self::Running | Self::Failed | Self::TimedOut)
     }
 
     /// Whether the handler's work has to be undone.
@@ -92,6 +129,17 @@ impl ActionState {
     pub fn undo_due(self) -> bool {
         matches!(self, Self::Failed | Self::TimedOut)
     }
+}
+
+/// Why an action was escalated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Escalation {
+    /// The handler's error, or ours.
+    pub error_code: String,
+    /// Where it goes on when it is redriven; none when there is nothing to go on with.
+    pub resume: Option<ActionState>,
+    /// When.
+    pub at: Timestamp,
 }
 
 /// An action as the table holds it.
@@ -113,12 +161,19 @@ pub struct Action {
     pub started_at: Timestamp,
     /// Rollback calls made.
     pub rollback_attempts: u64,
-    /// The last receipt about this action.
-    pub last_receipt_id: Option<Uuid>,
+    /// Those of them that count no more, as a person had it taken up again since.
+    #[serde(default)]
+    pub rollbacks_forgiven: u64,
+    /// The receipts about this action, in order.
+    #[serde(default)]
+    pub receipts: Vec<Uuid>,
+    /// Why and from where it was escalated, while it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub escalation: Option<Escalation>,
     /// The entitlement it runs under; none for what was refused or routed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entitlement_id: Option<EntitlementId>,
-    /// What it was asked for with, kept until it is final: undoing it needs them, and its signal may be lost.
+    /// What it was asked for with, kept while it may be gone on with: undoing it needs them, and its signal may be lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parameters: Option<Map<String, Value>>,
     /// When its signal was put on the queue again because nobody went on with it.
@@ -164,11 +219,26 @@ pub enum ActionEvent {
         rollback_duration_ms: u64,
     },
     /// The rollback route answered otherwise, or not in time.
-    UndoFailed,
+    UndoFailed {
+        /// Whether it makes sense to try again.
+        recoverable: bool,
+    },
     /// Nobody will go on with it: a person has to look.
     Abandoned {
         /// Why, as a machine-readable code.
         error_code: &'static str,
+    },
+    /// A person has it taken up again.
+    Redriven {
+        /// Who.
+        by: String,
+    },
+    /// A person has dealt with it.
+    Resolved {
+        /// Who.
+        by: String,
+        /// How.
+        note: String,
     },
 }
 
@@ -204,16 +274,19 @@ impl Action {
             lease_until: now,
             started_at: now,
             rollback_attempts: 0,
-            last_receipt_id: None,
+            rollbacks_forgiven: 0,
+            receipts: Vec::new(),
+            escalation: None,
             entitlement_id: None,
             parameters: None,
             nudged_at: None,
         }
     }
 
-    /// An action that is refused without having been begun, and what is put on record.
+    /// An action that is refused without having been begun, and what is put on record. `before` is what was known of it.
     #[must_use]
     pub fn refused(
+        before: Option<&Self>,
         action_id: ActionId,
         template: &str,
         code: RefusalCode,
@@ -230,7 +303,12 @@ impl Action {
         };
         let action = Self {
             state: ActionState::Refused,
-            last_receipt_id: Some(receipt_id),
+            receipts: before
+                .map(|before| before.receipts.clone())
+                .unwrap_or_default()
+                .into_iter()
+                .chain([receipt_id])
+                .collect(),
             ..Self::pending(action_id, template, "", now)
         };
         (action, payload)
@@ -246,11 +324,28 @@ impl Action {
         }
     }
 
+    /// The last receipt about it.
+    #[must_use]
+    pub fn last_receipt(&self) -> Option<Uuid> {
+        self.receipts.last().copied()
+    }
+
+    /// Where it goes on when it is redriven; none when it isn't escalated, or there is nothing to go on with.
+    #[must_use]
+    pub fn resumes_at(&self) -> Option<ActionState> {
+        self.escalation.as_ref().and_then(|escalation| escalation.resume)
+    }
+
     /// The action after an event. `receipt_id` names the receipt this event leaves, if any.
     ///
     /// # Errors
     /// [`IllegalTransition`] when the event has no meaning now.
-    pub fn next(&self, event: &ActionEvent, receipt_id: Uuid) -> Result<Transition, IllegalTransition> {
+    pub fn next(
+        &self,
+        event: &ActionEvent,
+        receipt_id: Uuid,
+        now: Timestamp,
+    ) -> Result<Transition, IllegalTransition> {
         let id = || self.action_id.as_str().to_owned();
         let failed = |code: &str, is_recoverable: bool| Payload::ActionFailed {
             action_id: id(),
@@ -309,30 +404,52 @@ impl Action {
                 ActionState::RolledBack,
                 Some(Payload::ActionRolledBack {
                     action_id: id(),
-                    previous_action_receipt_id: self.last_receipt_id.unwrap_or_default(),
+                    previous_action_receipt_id: self.last_receipt().unwrap_or_default(),
                     rollback_duration_ms: *rollback_duration_ms,
                 }),
             ),
-            (ActionState::Failed | ActionState::TimedOut, ActionEvent::UndoFailed) => {
-                if attempts >= ROLLBACK_ATTEMPTS {
-                    (ActionState::Escalated, Some(failed("ROLLBACK_EXHAUSTED", false)))
-                } else {
-                    (self.state, None)
+            (ActionState::Failed | ActionState::TimedOut, ActionEvent::UndoFailed { recoverable }) => {
+                let spent = attempts.saturating_sub(self.rollbacks_forgiven) >= ROLLBACK_ATTEMPTS;
+                match (recoverable, spent) {
+                    (false, _) => (ActionState::Escalated, Some(failed("ROLLBACK_REFUSED", false))),
+                    (true, true) => (ActionState::Escalated, Some(failed("ROLLBACK_EXHAUSTED", false))),
+                    (true, false) => (self.state, None),
                 }
             }
             (
-                ActionState::Running | ActionState::Failed | ActionState::TimedOut,
+                ActionState::Pending | ActionState::Running | ActionState::Failed | ActionState::TimedOut,
                 ActionEvent::Abandoned { error_code },
             ) => (ActionState::Escalated, Some(failed(error_code, false))),
+            (ActionState::Escalated, ActionEvent::Redriven { by }) => {
+                let Some(resume) = self.resumes_at() else {
+                    return Err(self.illegal(event));
+                };
+                let payload = Payload::ActionRedriven {
+                    action_id: id(),
+                    previous_action_receipt_id: self.last_receipt().unwrap_or_default(),
+                    who: by.clone(),
+                };
+                (resume, Some(payload))
+            }
+            (ActionState::Escalated, ActionEvent::Resolved { by, note }) => (
+                ActionState::Resolved,
+                Some(Payload::ActionResolved {
+                    action_id: id(),
+                    previous_action_receipt_id: self.last_receipt().unwrap_or_default(),
+                    who: by.clone(),
+                    note: note.clone(),
+                }),
+            ),
             (
                 ActionState::Pending,
-                ActionEvent::Abandoned { .. }
-                | ActionEvent::HandlerOk
+                ActionEvent::HandlerOk
                 | ActionEvent::HandlerFailed { .. }
                 | ActionEvent::DeadlineExceeded
                 | ActionEvent::LeaseExpired
                 | ActionEvent::UndoOk { .. }
-                | ActionEvent::UndoFailed,
+                | ActionEvent::UndoFailed { .. }
+                | ActionEvent::Redriven { .. }
+                | ActionEvent::Resolved { .. },
             )
             | (
                 ActionState::Running,
@@ -340,7 +457,9 @@ impl Action {
                 | ActionEvent::Routed { .. }
                 | ActionEvent::Claimed
                 | ActionEvent::UndoOk { .. }
-                | ActionEvent::UndoFailed,
+                | ActionEvent::UndoFailed { .. }
+                | ActionEvent::Redriven { .. }
+                | ActionEvent::Resolved { .. },
             )
             | (
                 ActionState::Failed | ActionState::TimedOut,
@@ -350,39 +469,94 @@ impl Action {
                 | ActionEvent::HandlerOk
                 | ActionEvent::HandlerFailed { .. }
                 | ActionEvent::DeadlineExceeded
-                | ActionEvent::LeaseExpired,
+                | ActionEvent::LeaseExpired
+                | ActionEvent::Redriven { .. }
+                | ActionEvent::Resolved { .. },
+            )
+            | (
+                ActionState::Escalated,
+                ActionEvent::Refused { .. }
+                | ActionEvent::Routed { .. }
+                | ActionEvent::Claimed
+                | ActionEvent::HandlerOk
+                | ActionEvent::HandlerFailed { .. }
+                | ActionEvent::DeadlineExceeded
+                | ActionEvent::LeaseExpired
+                | ActionEvent::UndoOk { .. }
+                | ActionEvent::UndoFailed { .. }
+                | ActionEvent::Abandoned { .. },
             )
             | (
                 ActionState::Complete
                 | ActionState::RolledBack
-                | ActionState::Escalated
                 | ActionState::Refused
-                | ActionState::Routed,
-                _,
-            ) => {
-                return Err(IllegalTransition {
-                    state: self.state,
-                    event: event.clone(),
-                });
-            }
+                | ActionState::Routed
+                | ActionState::Resolved,
+                ActionEvent::Refused { .. }
+                | ActionEvent::Routed { .. }
+                | ActionEvent::Claimed
+                | ActionEvent::HandlerOk
+                | ActionEvent::HandlerFailed { .. }
+                | ActionEvent::DeadlineExceeded
+                | ActionEvent::LeaseExpired
+                | ActionEvent::UndoOk { .. }
+                | ActionEvent::UndoFailed { .. }
+                | ActionEvent::Abandoned { .. }
+                | ActionEvent::Redriven { .. }
+                | ActionEvent::Resolved { .. },
+            ) => return Err(self.illegal(event)),
         };
-        let undo_tried = matches!(event, ActionEvent::UndoOk { .. } | ActionEvent::UndoFailed);
+        let redriven = matches!(event, ActionEvent::Redriven { .. });
+        let undo_tried = matches!(event, ActionEvent::UndoOk { .. } | ActionEvent::UndoFailed { .. });
+        let mut receipts = self.receipts.clone();
+        receipts.extend(receipt.is_some().then_some(receipt_id));
+        let escalation = match (state, &receipt) {
+            (ActionState::Escalated, Some(Payload::ActionFailed { error_code, .. })) => Some(Escalation {
+                error_code: error_code.clone(),
+                resume: self.resumable(event),
+                at: now,
+            }),
+            _ => None,
+        };
+        let resumable = escalation.as_ref().is_some_and(|e| e.resume.is_some());
         let action = Self {
             state,
-            rollback_attempts: if undo_tried {
-                attempts
-            } else {
-                self.rollback_attempts
+            rollback_attempts: match undo_tried {
+                true => attempts,
+                false => self.rollback_attempts,
             },
-            last_receipt_id: if receipt.is_some() {
-                Some(receipt_id)
-            } else {
-                self.last_receipt_id
+            rollbacks_forgiven: match redriven {
+                true => self.rollback_attempts,
+                false => self.rollbacks_forgiven,
             },
-            parameters: self.parameters.clone().filter(|_| !state.is_final()),
+            receipts,
+            escalation,
+            // Nobody's claim is in force behind a person's word: who comes late can't finish it.
+            owner: if redriven { Uuid::nil() } else { self.owner },
+            lease_until: if redriven { now } else { self.lease_until },
+            nudged_at: self.nudged_at.filter(|_| !redriven),
+            parameters: self.parameters.clone().filter(|_| !state.is_final() || resumable),
             ..self.clone()
         };
         Ok(Transition { action, receipt })
+    }
+
+    /// Where an action goes on that this event escalates now.
+    fn resumable(&self, event: &ActionEvent) -> Option<ActionState> {
+        match (self.state, event) {
+            // The handler said that there is nothing to undo by.
+            (_, ActionEvent::HandlerFailed { .. }) => None,
+            // What the handler did is unknown.
+            (ActionState::Running, _) => Some(ActionState::TimedOut),
+            (state, _) => Some(state),
+        }
+    }
+
+    fn illegal(&self, event: &ActionEvent) -> IllegalTransition {
+        IllegalTransition {
+            state: self.state,
+            event: event.clone(),
+        }
     }
 }
 
@@ -423,8 +597,31 @@ mod tests {
         let id = ActionId::try_from("a-1".to_owned()).unwrap();
         Action {
             state,
+            escalation: (state == ActionState::Escalated).then(|| Escalation {
+                error_code: "ROLLBACK_EXHAUSTED".to_owned(),
+                resume: Some(ActionState::TimedOut),
+                at: Timestamp::UNIX_EPOCH,
+            }),
             ..Action::pending(id, "restart-service", "00", Timestamp::UNIX_EPOCH)
         }
+    }
+
+    fn event(name: &str) -> ActionEvent {
+        let mut known = events().into_iter();
+        known.find(|(known, _)| *known == name).unwrap().1
+    }
+
+    /// The action after these events, in this order, with its receipts.
+    #[track_caller]
+    fn after(events: &[&str]) -> (Action, Vec<&'static str>) {
+        let (mut now, mut receipts) = (action(ActionState::Pending), Vec::new());
+        for (n, name) in events.iter().enumerate() {
+            let id = Uuid::from_u128(n as u128 + 1);
+            let next = now.next(&event(name), id, Timestamp::UNIX_EPOCH).unwrap();
+            receipts.extend(next.receipt.map(|payload| payload.operation()));
+            now = next.action;
+        }
+        (now, receipts)
     }
 
     fn events() -> Vec<(&'static str, ActionEvent)> {
@@ -467,11 +664,20 @@ mod tests {
                     rollback_duration_ms: 5,
                 },
             ),
-            ("undo-failed", ActionEvent::UndoFailed),
+            ("undo-failed", ActionEvent::UndoFailed { recoverable: true }),
+            ("undo-refused", ActionEvent::UndoFailed { recoverable: false }),
             (
                 "abandoned",
                 ActionEvent::Abandoned {
                     error_code: "DECOMMISSIONED",
+                },
+            ),
+            ("redriven", ActionEvent::Redriven { by: "ops".to_owned() }),
+            (
+                "resolved",
+                ActionEvent::Resolved {
+                    by: "ops".to_owned(),
+                    note: "done by hand".to_owned(),
                 },
             ),
         ]
@@ -483,34 +689,41 @@ mod tests {
         for state in ActionState::ALL {
             let row: Vec<String> = events()
                 .iter()
-                .map(|(name, event)| match action(state).next(event, Uuid::nil()) {
-                    Ok(t) => {
-                        let receipt = t.receipt.map_or("no receipt", |p| p.operation());
-                        format!("{name}={:?}/{receipt}", t.action.state)
-                    }
-                    Err(_) => format!("{name}=-"),
-                })
+                .map(
+                    |(name, event)| match action(state).next(event, Uuid::nil(), Timestamp::UNIX_EPOCH) {
+                        Ok(t) => {
+                            let receipt = t.receipt.map_or("no receipt", |p| p.operation());
+                            format!("{name}={:?}/{receipt}", t.action.state)
+                        }
+                        Err(_) => format!("{name}=-"),
+                    },
+                )
                 .filter(|cell| !cell.ends_with("=-"))
                 .collect();
             table.push_str(&format!("{state:?}: {}\n", row.join(" ")));
         }
         let golden = "\
-Pending: refused=Refused/action_refused routed=Routed/action_routed claimed=Running/no receipt
+Pending: refused=Refused/action_refused routed=Routed/action_routed claimed=Running/no receipt abandoned=Escalated/action_failed
 Running: ok=Complete/action_complete failed=Failed/action_failed fatal=Escalated/action_failed deadline=TimedOut/action_timeout expired=TimedOut/action_timeout abandoned=Escalated/action_failed
 Complete: \n\
-Failed: undone=RolledBack/action_rolled_back undo-failed=Failed/no receipt abandoned=Escalated/action_failed
-TimedOut: undone=RolledBack/action_rolled_back undo-failed=TimedOut/no receipt abandoned=Escalated/action_failed
+Failed: undone=RolledBack/action_rolled_back undo-failed=Failed/no receipt undo-refused=Escalated/action_failed abandoned=Escalated/action_failed
+TimedOut: undone=RolledBack/action_rolled_back undo-failed=TimedOut/no receipt undo-refused=Escalated/action_failed abandoned=Escalated/action_failed
 RolledBack: \n\
-Escalated: \n\
+Escalated: redriven=TimedOut/action_redriven resolved=Resolved/action_resolved
 Refused: \n\
-Routed: \n";
+Routed: \n\
+Resolved: \n";
         assert_eq!(table, golden);
     }
 
     #[test]
     fn a_rollback_names_the_receipt_it_answers() {
         let timed_out = action(ActionState::Running)
-            .next(&ActionEvent::DeadlineExceeded, Uuid::from_u128(1))
+            .next(
+                &ActionEvent::DeadlineExceeded,
+                Uuid::from_u128(1),
+                Timestamp::UNIX_EPOCH,
+            )
             .unwrap()
             .action;
         let undone = timed_out
@@ -519,6 +732,7 @@ Routed: \n";
                     rollback_duration_ms: 7,
                 },
                 Uuid::from_u128(2),
+                Timestamp::UNIX_EPOCH,
             )
             .unwrap();
         let Some(Payload::ActionRolledBack {
@@ -535,12 +749,86 @@ Routed: \n";
     fn undo_is_tried_five_times_and_then_escalated() {
         let mut now = action(ActionState::TimedOut);
         for _ in 0..4 {
-            now = now.next(&ActionEvent::UndoFailed, Uuid::nil()).unwrap().action;
+            now = now
+                .next(
+                    &ActionEvent::UndoFailed { recoverable: true },
+                    Uuid::nil(),
+                    Timestamp::UNIX_EPOCH,
+                )
+                .unwrap()
+                .action;
             assert_eq!(now.state, ActionState::TimedOut);
         }
-        let last = now.next(&ActionEvent::UndoFailed, Uuid::nil()).unwrap();
+        let last = now
+            .next(
+                &ActionEvent::UndoFailed { recoverable: true },
+                Uuid::nil(),
+                Timestamp::UNIX_EPOCH,
+            )
+            .unwrap();
         assert_eq!(last.action.state, ActionState::Escalated);
         assert_eq!(last.receipt.unwrap().operation(), "action_failed");
+    }
+
+    /// What is redriven goes on where it was given up, with a budget of its own.
+    #[track_caller]
+    fn check_redrive(until: &[&str], resumes: Option<ActionState>) {
+        let (escalated, _) = after(until);
+        assert_eq!(escalated.state, ActionState::Escalated, "{until:?}");
+        assert_eq!(escalated.resumes_at(), resumes, "{until:?}");
+        let redriven = escalated.next(&event("redriven"), Uuid::max(), Timestamp::UNIX_EPOCH);
+        match resumes {
+            None => assert!(redriven.is_err(), "{until:?}"),
+            Some(state) => {
+                let action = redriven.unwrap().action;
+                assert_eq!(action.state, state, "{until:?}");
+                // Attempts are counted on: handlers may go by their number.
+                let counted = (action.rollback_attempts, action.rollbacks_forgiven);
+                let before = escalated.rollback_attempts;
+                assert_eq!(counted, (before, before), "{until:?}");
+                assert_eq!(
+                    (action.escalation, action.owner),
+                    (None, Uuid::nil()),
+                    "{until:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn where_redriven_actions_go_on() {
+        let exhausted = ["claimed", "deadline"].into_iter().chain(["undo-failed"; 5]);
+        check_redrive(&exhausted.collect::<Vec<_>>(), Some(ActionState::TimedOut));
+        check_redrive(&["abandoned"], Some(ActionState::Pending));
+        check_redrive(&["claimed", "abandoned"], Some(ActionState::TimedOut));
+        check_redrive(&["claimed", "failed", "abandoned"], Some(ActionState::Failed));
+        check_redrive(&["claimed", "fatal"], None);
+        check_redrive(&["claimed", "failed", "undo-refused"], Some(ActionState::Failed));
+    }
+
+    #[test]
+    fn an_escalated_action_keeps_what_undoing_it_needs() {
+        let asked = Some(Map::from_iter([("service".to_owned(), Value::from("web"))]));
+        let keeps = |state, event_name: &str| {
+            let before = Action {
+                parameters: asked.clone(),
+                ..action(state)
+            };
+            let next = before.next(&event(event_name), Uuid::nil(), Timestamp::UNIX_EPOCH);
+            next.unwrap().action.parameters.is_some()
+        };
+        assert!(keeps(ActionState::TimedOut, "abandoned"));
+        assert!(keeps(ActionState::Escalated, "redriven"));
+        assert!(!keeps(ActionState::Running, "fatal"));
+        assert!(!keeps(ActionState::Running, "ok"));
+        assert!(!keeps(ActionState::Escalated, "resolved"));
+    }
+
+    #[test]
+    fn every_receipt_about_an_action_is_known_in_order() {
+        let (action, receipts) = after(&["claimed", "deadline", "undone"]);
+        assert_eq!(receipts, ["action_timeout", "action_rolled_back"]);
+        assert_eq!(action.receipts, [Uuid::from_u128(2), Uuid::from_u128(3)]);
     }
 
     #[test]
@@ -569,18 +857,26 @@ Routed: \n";
 
     proptest! {
         #[test]
-        fn a_final_state_never_changes_and_receipts_end_with_it(picks in proptest::collection::vec(0usize..10, 0..30)) {
+        fn a_final_state_changes_by_a_persons_word_only_and_leaves_a_receipt(
+            picks in proptest::collection::vec(0usize..14, 0..60),
+        ) {
             let events = events();
             let mut now = action(ActionState::Pending);
-            let mut receipts = 0;
-            for pick in picks {
-                let was_final = now.state.is_final();
-                if let Ok(t) = now.next(&events[pick].1, Uuid::nil()) {
-                    prop_assert!(!was_final);
-                    receipts += usize::from(t.receipt.is_some());
-                    now = t.action;
-                }
-                prop_assert_eq!(now.state.is_final() && receipts == 0, false, "a final state leaves a receipt");
+            for (n, pick) in picks.into_iter().enumerate() {
+                let (name, event) = &events[pick];
+                let Ok(t) = now.next(event, Uuid::from_u128(n as u128), Timestamp::UNIX_EPOCH) else {
+                    continue;
+                };
+                let person = ["redriven", "resolved"].contains(name);
+                prop_assert!(!now.state.is_final() || (now.state == ActionState::Escalated && person));
+                prop_assert_eq!(t.action.receipts.len(), now.receipts.len() + usize::from(t.receipt.is_some()));
+                prop_assert!(!t.action.state.is_final() || t.receipt.is_some(), "a final state leaves a receipt");
+                prop_assert_eq!(t.action.escalation.is_some(), t.action.state == ActionState::Escalated);
+                let counted = t.action.rollback_attempts - t.action.rollbacks_forgiven;
+                prop_assert!(counted <= ROLLBACK_ATTEMPTS);
+                // A place is taken by a claim, and given back with the end.
+                prop_assert!(!t.action.state.is_final() || !t.action.state.in_flight());
+                now = t.action;
             }
         }
     }

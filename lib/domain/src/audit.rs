@@ -10,7 +10,7 @@ use receipts::receipt::{Payload, Receipt};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use crate::action::{Action, LEASE_SECONDS, ROLLBACK_ATTEMPTS};
+use crate::action::{Action, ActionState, LEASE_SECONDS, ROLLBACK_ATTEMPTS};
 
 /// How long a message of a tenant's queue stays hidden after a delivery, in seconds: the time between two attempts.
 const VISIBILITY_SECONDS: i64 = 30;
@@ -58,6 +58,20 @@ pub enum ActionError {
         expected: Option<Uuid>,
         /// What the receipt names.
         found: Uuid,
+    },
+    /// A person's word about an action that was not theirs to decide.
+    #[error(
+        "receipt {receipt_id} at place {seq}: expected action {action_id:?} to be escalated before `{found}`"
+    )]
+    NotEscalated {
+        /// The receipt.
+        receipt_id: Uuid,
+        /// Its place.
+        seq: u64,
+        /// The action.
+        action_id: String,
+        /// The receipt's operation.
+        found: &'static str,
     },
     /// Begun, and never brought to an end.
     #[error(
@@ -114,11 +128,16 @@ pub struct Actions {
     pub in_progress: u64,
 }
 
+/// The operation by which an action is taken up again.
+const REDRIVEN: &str = "action_redriven";
+
 struct Last {
     receipt_id: Uuid,
     seq: u64,
     timestamp: Timestamp,
     operation: &'static str,
+    /// Refused since: by the gate, or because storage failed while it was to be undone.
+    refused: bool,
 }
 
 /// The receipts about actions, as far as they were read.
@@ -126,6 +145,8 @@ struct Last {
 pub struct ActionAudit {
     open: BTreeMap<String, Last>,
     finished: HashSet<u128>,
+    /// Those of the finished that wait for a person.
+    escalated: HashSet<u128>,
     /// Refused, and nothing else heard of: while storage fails, the repeat of a signal is refused whose action may be
     /// running, and ends afterwards.
     refused: HashSet<u128>,
@@ -154,11 +175,23 @@ impl ActionAudit {
             // A repeat of a signal may be refused while its action runs or is over: nothing happens to the action then.
             Payload::ActionRefused { action_id, .. } => {
                 let digest = digest(action_id);
-                if !self.open.contains_key(action_id) && !self.finished.contains(&digest) {
+                // One that a person had taken up again meets the gate again.
+                let open = self.open.get_mut(action_id);
+                let redriven = open.as_ref().is_none_or(|last| last.operation == REDRIVEN);
+                if redriven && !self.finished.contains(&digest) {
                     self.refused.insert(digest);
+                    if let Some(last) = open {
+                        last.refused = true;
+                    }
                 }
                 return Ok(());
             }
+            Payload::ActionRedriven { action_id, .. } => {
+                self.persons_word(action_id, receipt)?;
+                self.finished.remove(&digest(action_id));
+                (action_id, false)
+            }
+            Payload::ActionResolved { action_id, .. } => return self.persons_word(action_id, receipt),
             Payload::ActionComplete(outcome) | Payload::ActionRouted(outcome) => (&outcome.action_id, true),
             Payload::ActionRolledBack {
                 action_id,
@@ -194,6 +227,9 @@ impl ActionAudit {
             });
         }
         self.refused.remove(&digest(action_id));
+        if is_final && matches!(receipt.payload, Payload::ActionFailed { .. }) {
+            self.escalated.insert(digest(action_id));
+        }
         if is_final {
             self.open.remove(action_id);
             self.finished.insert(digest(action_id));
@@ -203,10 +239,24 @@ impl ActionAudit {
                 seq: receipt.seq,
                 timestamp: receipt.timestamp,
                 operation: receipt.payload.operation(),
+                refused: false,
             };
             self.open.insert(action_id.clone(), last);
         }
         Ok(())
+    }
+
+    /// A person decides about an escalated action, and once.
+    fn persons_word(&mut self, action_id: &str, receipt: &Receipt) -> Result<(), ActionError> {
+        if self.escalated.remove(&digest(action_id)) {
+            return Ok(());
+        }
+        Err(ActionError::NotEscalated {
+            receipt_id: receipt.receipt_id,
+            seq: receipt.seq,
+            action_id: action_id.to_owned(),
+            found: receipt.payload.operation(),
+        })
     }
 
     /// Holds an action of the table, read after the receipts, against them.
@@ -221,6 +271,10 @@ impl ActionAudit {
         let in_ledger = self.finished.contains(&digest);
         let found = format!("{:?}", action.state).to_lowercase();
         let recent = |since: Timestamp| read_until.duration_since(since) < patience();
+        if action.state == ActionState::Pending && (!in_ledger || self.escalated.contains(&digest)) {
+            // Its signal waits on the queue, or for a place; what is delivered too often is escalated.
+            return Ok(());
+        }
         match (action.state.is_final(), in_ledger) {
             (true, false) if !self.refused.contains(&digest) && !recent(action.lease_until) => {
                 Err(ActionError::Unreceipted {
@@ -228,6 +282,8 @@ impl ActionAudit {
                     found,
                 })
             }
+            // Taken up again since the receipts were read.
+            (false, true) if self.escalated.contains(&digest) && recent(action.lease_until) => Ok(()),
             (false, true) => Err(ActionError::NotFinal {
                 action_id: action_id.to_owned(),
                 found,
@@ -246,7 +302,9 @@ impl ActionAudit {
     /// # Errors
     /// [`ActionError::Open`] for the first action, in the order of their last receipts, that is on its way for too long.
     pub fn end(&self, now: Timestamp) -> Result<Actions, ActionError> {
-        let late = |last: &&Last| now.duration_since(last.timestamp) >= patience();
+        // What was taken up again may wait for a place, as long as it takes; the table tells when it is stuck.
+        let waits = |last: &&Last| last.refused || last.operation == REDRIVEN;
+        let late = |last: &&Last| !waits(last) && now.duration_since(last.timestamp) >= patience();
         let first = self
             .open
             .iter()
@@ -262,7 +320,7 @@ impl ActionAudit {
         }
         Ok(Actions {
             finished: (self.finished.len() + self.refused.len()) as u64,
-            in_progress: self.open.len() as u64,
+            in_progress: self.open.values().filter(|last| !last.refused).count() as u64,
         })
     }
 }
@@ -272,7 +330,6 @@ mod tests {
     use receipts::receipt::{ActionOutcome, Status};
 
     use super::*;
-    use crate::action::ActionState;
     use crate::signal::ActionId;
 
     const BEGIN: Timestamp = Timestamp::UNIX_EPOCH;
@@ -311,6 +368,23 @@ mod tests {
             code: "c".to_owned(),
             detail: None,
             rules: vec![],
+        }
+    }
+
+    fn redriven() -> Payload {
+        Payload::ActionRedriven {
+            action_id: "a".to_owned(),
+            previous_action_receipt_id: Uuid::nil(),
+            who: "ops".to_owned(),
+        }
+    }
+
+    fn resolved() -> Payload {
+        Payload::ActionResolved {
+            action_id: "a".to_owned(),
+            previous_action_receipt_id: Uuid::nil(),
+            who: "ops".to_owned(),
+            note: "by hand".to_owned(),
         }
     }
 
@@ -401,6 +475,38 @@ mod tests {
     }
 
     #[test]
+    fn a_person_decides_about_escalated_actions_only() {
+        let late = patience().as_secs();
+        let escalated = || failed(false);
+        check(&[escalated(), resolved()], late, Ok((1, 0)));
+        check(&[escalated(), redriven(), undone(1)], late, Ok((1, 0)));
+        check(&[escalated(), redriven(), complete()], late, Ok((1, 0)));
+        check(&[escalated(), redriven(), refused()], late, Ok((1, 0)));
+        check(&[escalated(), redriven()], late, Ok((0, 1)));
+        // Refused while storage failed, and undone afterwards.
+        check(&[escalated(), redriven(), refused(), undone(1)], late, Ok((1, 0)));
+        check(
+            &[escalated(), redriven(), timeout()],
+            late,
+            Err("has no final receipt"),
+        );
+        check(
+            &[escalated(), redriven(), escalated(), resolved()],
+            late,
+            Ok((1, 0)),
+        );
+        for word in [resolved(), redriven()] {
+            let never = "to be escalated before";
+            check(std::slice::from_ref(&word), 0, Err(never));
+            check(&[complete(), word.clone()], 0, Err(never));
+            check(&[failed(true), word.clone()], 0, Err(never));
+            check(&[escalated(), resolved(), word], 0, Err(never));
+        }
+        check(&[escalated(), complete()], 0, Err("was final before"));
+        check(&[escalated(), resolved(), complete()], 0, Err("was final before"));
+    }
+
+    #[test]
     fn the_table_and_the_ledger_agree() {
         let id = ActionId::try_from("a".to_owned()).unwrap();
         let late = BEGIN + patience();
@@ -429,6 +535,13 @@ mod tests {
             "expected a final state in the table, found running",
         );
         check(&[], ActionState::Running, BEGIN, "good");
+        // It waits on the queue, for as long as it takes.
+        check(&[], ActionState::Pending, late, "good");
+        check(&[complete()], ActionState::Pending, late, "found pending");
+        // A person had it taken up again while the ledger was being read.
+        check(&[failed(false)], ActionState::Pending, late, "good");
+        check(&[failed(false)], ActionState::TimedOut, BEGIN, "good");
+        check(&[failed(false)], ActionState::TimedOut, late, "found timedout");
         check(
             &[],
             ActionState::Running,

@@ -5,12 +5,15 @@
 
 pub mod account;
 pub mod action;
+pub mod admission;
 pub mod audit;
 pub mod control;
+pub mod door;
 pub mod entitlement;
 pub mod gate;
 pub mod names;
 pub mod provisioning;
+pub mod scale;
 pub mod signal;
 pub mod sweep;
 pub mod tenant;

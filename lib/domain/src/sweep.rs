@@ -8,6 +8,8 @@
 //! | decommissioning that nobody went on with | ordered again, now and then |
 //! | an action whose claim is long over | its signal is put on the queue again, so that the governor undoes it |
 //! | such an action that can't be undone, or wasn't after an hour | escalated, on record |
+//! | a dead letter whose action nobody goes on with | escalated, on record; the letter stays for a person |
+//! | a dead letter that is no signal | refused, on record; it stays as well |
 //! | counters that are not what the actions say | set right |
 //! | an active tenant's resource that is not there | `entitlement` makes it again |
 //! | a resource that is no living tenant's | `cancel` takes it away |
@@ -20,8 +22,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::account::AccountId;
-use crate::action::Action;
+use crate::action::{Action, ActionState, Standing, standing};
+use crate::admission;
 use crate::names;
+use crate::signal::Signal;
 use crate::tenant::{Lifecycle, Pace, Tenant};
 
 /// Minutes between two looks at everything there is.
@@ -166,7 +170,7 @@ pub fn stuck(action: &Action, now: Timestamp, patience: &Patience) -> Option<Stu
     let nudged = action.nudged_at.map(|at| seconds(at, now));
     let waits = seconds(action.lease_until, now) < patience.action
         || nudged.is_some_and(|ago| ago < NUDGE_AGAIN_SECONDS);
-    if action.state.is_final() || waits {
+    if !action.state.in_flight() || waits {
         return None;
     }
     let in_vain = nudged.is_some() && seconds(action.started_at, now) >= GIVE_UP_SECONDS;
@@ -174,6 +178,55 @@ pub fn stuck(action: &Action, now: Timestamp, patience: &Patience) -> Option<Stu
         true => Stuck::Escalate,
         false => Stuck::Nudge,
     })
+}
+
+/// What is to be done about a dead letter. It is left where it is in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Letter {
+    /// Its action is over, or a person's already: nothing.
+    Known,
+    /// Somebody is at work on its action: a later look tells.
+    Busy,
+    /// Nobody goes on with its action: a person has to look.
+    Escalate,
+    /// It is no signal: refused, on record.
+    Refuse,
+}
+
+/// What is due of a dead letter. `action` is what is known of the action it asks for or, of one that is no signal, of the
+/// one that it is kept as.
+#[must_use]
+pub fn letter(is_signal: bool, action: Option<&Action>, now: Timestamp) -> Letter {
+    match (standing(action, now), is_signal) {
+        (Standing::Done, _) => Letter::Known,
+        (Standing::Busy, _) => Letter::Busy,
+        (Standing::New | Standing::Undo, true) => Letter::Escalate,
+        (Standing::New, false) => Letter::Refuse,
+        // It is another signal's action, which brings it to its end.
+        (Standing::Undo, false) => Letter::Known,
+    }
+}
+
+/// The action that a dead letter asks for, as far as it is known: one that never began is known by its letter alone.
+#[must_use]
+pub fn action_of_letter(signal: &Signal, known: Option<&Action>, tenant: &Tenant, now: Timestamp) -> Action {
+    if let Some(begun) = known.filter(|action| action.state != ActionState::Pending) {
+        return begun.clone();
+    }
+    let held = admission::held(signal, Some(tenant));
+    let policy_hash = held.map(|(_, held)| held.policy.hash.as_str());
+    let template = names::printable(&signal.template, 64);
+    Action {
+        receipts: known.map(|action| action.receipts.clone()).unwrap_or_default(),
+        entitlement_id: held.map(|(id, _)| id.clone()),
+        parameters: Some(signal.parameters.clone()),
+        ..Action::pending(
+            signal.action_id.clone(),
+            &template,
+            policy_hash.unwrap_or_default(),
+            now,
+        )
+    }
 }
 
 /// The tenant with counters that are what its unfinished actions say; `None` when they are. Only right for a tenant that
@@ -264,7 +317,7 @@ impl Expected {
         Some(Self {
             account_id: tenant.account_id.clone(),
             queue: tenant.fsm_id.clone(),
-            pace: Pace::of(tenant.concurrent_actions()),
+            pace: tenant.pace(),
             needs,
         })
     }
@@ -424,11 +477,11 @@ fn seconds(then: Timestamp, now: Timestamp) -> i64 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::Map;
+    use serde_json::{Map, json};
     use uuid::Uuid;
 
     use super::*;
-    use crate::action::ActionState;
+    use crate::action::{ActionEvent, DEAD_LETTERED};
     use crate::entitlement::{Entitlement, EventOrder};
     use crate::provisioning::{Asked, Provisioning};
     use crate::signal::ActionId;
@@ -605,10 +658,75 @@ mod tests {
                 at(80),
                 &Patience::default(),
             );
-            assert_eq!(stuck.is_none(), state.is_final(), "{state:?}");
+            assert_eq!(stuck.is_none(), !state.in_flight(), "{state:?}");
         }
         // A claim that was taken over is in force again.
         check_stuck(&action.owned_by(Uuid::nil(), at(10_000)), 9_000, None);
+    }
+
+    #[test]
+    fn dead_letters_of_unfinished_actions_are_escalated_or_refused() {
+        let running = |until: i64| action("a").owned_by(Uuid::nil(), at(until));
+        let of = |state| Action {
+            state,
+            ..running(100)
+        };
+        let check = |action: Option<&Action>, signal: Letter, other: Letter| {
+            let found = [true, false].map(|is_signal| letter(is_signal, action, at(100)));
+            assert_eq!(found, [signal, other], "{:?}", action.map(|action| action.state));
+        };
+        check(None, Letter::Escalate, Letter::Refuse);
+        check(Some(&running(101)), Letter::Busy, Letter::Busy);
+        for state in ActionState::ALL {
+            let (signal, other) = match state {
+                ActionState::Pending => (Letter::Escalate, Letter::Refuse),
+                state if state.in_flight() => (Letter::Escalate, Letter::Known),
+                _ => (Letter::Known, Letter::Known),
+            };
+            check(Some(&of(state)), signal, other);
+        }
+    }
+
+    /// What is escalated can be taken up again by the letter, and without it.
+    #[test]
+    fn a_letters_action_says_what_it_was_to_do() {
+        let tenant = standing(Lifecycle::Active);
+        let text = json!({
+            "action_id": "a", "account_id": "c", "template": "t", "parameters": { "n": 1 }, "policy_hash": "hash-p",
+        });
+        let signal = Signal::parse(&text.to_string()).unwrap();
+        let unknown = action_of_letter(&signal, None, &tenant, at(5));
+        let abandoned = ActionEvent::Abandoned {
+            error_code: DEAD_LETTERED,
+        };
+        let escalated = unknown
+            .next(&abandoned, Uuid::from_u128(1), at(5))
+            .unwrap()
+            .action;
+        assert_eq!(escalated.resumes_at(), Some(ActionState::Pending));
+        let again = Signal {
+            entitlement_id: Some(id("s")),
+            ..signal.clone()
+        };
+        assert_eq!(Signal::again(&tenant.account_id, &escalated), again);
+        let waited = Action {
+            receipts: vec![Uuid::from_u128(7)],
+            ..unknown.clone()
+        };
+        let known = action_of_letter(&signal, Some(&waited), &tenant, at(9));
+        assert_eq!(known.receipts, waited.receipts);
+        // What has begun is what the table says.
+        let begun = Action {
+            template: "another".to_owned(),
+            ..action("a")
+        };
+        assert_eq!(action_of_letter(&signal, Some(&begun), &tenant, at(9)), begun);
+        let nobodys = Tenant {
+            entitlements: BTreeMap::new(),
+            ..tenant
+        };
+        let unknown = action_of_letter(&signal, None, &nobodys, at(5));
+        assert_eq!((unknown.entitlement_id, unknown.policy_hash.as_str()), (None, ""));
     }
 
     #[track_caller]

@@ -19,6 +19,7 @@ use crate::account::{AccountId, EntitlementId, SkuId};
 use crate::entitlement::{Entitlement, Offer, Tombstones};
 use crate::names;
 use crate::provisioning::{Asked, Failure, Provisioning};
+use crate::scale::Scale;
 use crate::webhook::event::EntitlementEvent;
 
 /// What the index says of tenants that something is under way or waits for.
@@ -249,6 +250,9 @@ pub struct Tenant {
     /// Events that wait.
     #[serde(default)]
     pub deferred: Vec<Deferred>,
+    /// How far its governor is scaled.
+    #[serde(default)]
+    pub scale: Scale,
     /// Actions claimed and not final, of live and of cancelled entitlements.
     pub in_flight: u64,
     /// When the last claim ends. Actions that are in flight later than that are stuck.
@@ -334,6 +338,7 @@ impl Tenant {
             table_attempts: 0,
             provisioning: None,
             deferred: Vec::new(),
+            scale: Scale::default(),
             in_flight: 0,
             lease_until: None,
             actions_completed: 0,
@@ -361,6 +366,27 @@ impl Tenant {
         let mut all = self.entitlements.values().chain(waiting);
         all.try_fold(0u64, |sum, e| sum.checked_add(e.quota.concurrent_actions))
             .unwrap_or(u64::MAX)
+    }
+
+    /// Actions that may run at one time, as far as it is scaled and never more than the plans allow: a plan that shrinks
+    /// takes it along. At least one, unless no plan allows any.
+    #[must_use]
+    pub fn in_flight_action_limit(&self) -> u64 {
+        self.scale.wanted().max(1).min(self.concurrent_actions())
+    }
+
+    /// Actions of an entitlement that may start now: within its own quota, and within what the tenant may run at one time.
+    #[must_use]
+    pub fn concurrent_left(&self, id: &EntitlementId) -> u64 {
+        let of_all = self.in_flight_action_limit().saturating_sub(self.in_flight);
+        let of_one = self.entitlements.get(id).map_or(0, Entitlement::concurrent_left);
+        of_all.min(of_one)
+    }
+
+    /// How fast its queue is fed to the governor.
+    #[must_use]
+    pub fn pace(&self) -> Pace {
+        Pace::of(self.in_flight_action_limit())
     }
 
     /// The tenant as the next write leaves it.
@@ -446,6 +472,22 @@ impl Tenant {
         next
     }
 
+    /// The tenant after one of its actions that was given up is taken up again, to be undone; `None` while no place among
+    /// its concurrent actions is free, or what it ran under is gone. The month's quota is not asked again.
+    #[must_use]
+    pub fn taken_up(&self, id: &EntitlementId, now: Timestamp) -> Option<Self> {
+        if self.concurrent_left(id) == 0 {
+            return None;
+        }
+        let mut next = self.written();
+        let held = next.entitlements.get_mut(id)?;
+        held.in_flight = held.in_flight.saturating_add(1);
+        next.in_flight = next.in_flight.saturating_add(1);
+        next.actions_failed = next.actions_failed.saturating_sub(1);
+        next.lease_until = next.lease_until.max(Some(now));
+        Some(next)
+    }
+
     /// The tenant after an event of its life.
     ///
     /// # Errors
@@ -514,6 +556,7 @@ impl Tenant {
             fsm_id,
             tables: None,
             provisioning: Some(provisioning),
+            scale: Scale::default(),
             in_flight: 0,
             lease_until: None,
             actions_completed: 0,
@@ -803,6 +846,99 @@ decommissioned Archived -
         };
         assert_eq!([0, 1, 3, 10].map(pace), [(1, 2), (1, 2), (3, 2), (10, 2)]);
         assert_eq!([25, 9_999, u64::MAX].map(pace), [(10, 3), (10, 1000), (10, 1000)]);
+    }
+
+    #[test]
+    fn what_may_run_is_scaled_within_the_plans() {
+        let scaled = |quota, limit, floor, in_flight| {
+            let mut tenant = tenant();
+            let held = tenant.entitlements.get_mut(&id("s")).unwrap();
+            held.quota.concurrent_actions = quota;
+            held.in_flight = in_flight;
+            tenant.in_flight = in_flight;
+            tenant.scale.limit = limit;
+            tenant.scale.floor = floor;
+            (tenant.in_flight_action_limit(), tenant.concurrent_left(&id("s")))
+        };
+        assert_eq!(scaled(3, None, None, 1), (3, 2));
+        assert_eq!(scaled(100, None, None, 1), (10, 9));
+        assert_eq!(scaled(100, None, Some(30), 30), (30, 0));
+        assert_eq!(scaled(100, Some(40), Some(30), 50), (40, 0));
+        assert_eq!(scaled(20, Some(40), None, 0), (20, 20));
+        assert_eq!(scaled(20, Some(0), Some(0), 0), (1, 1));
+        assert_eq!(scaled(0, None, None, 0), (0, 0));
+        assert_eq!(tenant().concurrent_left(&id("other")), 0);
+    }
+
+    #[test]
+    fn what_is_taken_up_again_needs_a_place() {
+        let now = Timestamp::UNIX_EPOCH;
+        let mut tenant = tenant();
+        tenant
+            .entitlements
+            .get_mut(&id("s"))
+            .unwrap()
+            .quota
+            .concurrent_actions = 1;
+        tenant.actions_failed = 1;
+        let used = tenant.entitlements[&id("s")].monthly_left(now);
+        let taken = tenant.taken_up(&id("s"), now).unwrap();
+        assert_eq!((taken.in_flight, taken.actions_failed), (1, 0));
+        assert_eq!(taken.entitlements[&id("s")].monthly_left(now), used);
+        assert_eq!(taken.taken_up(&id("s"), now), None);
+        assert_eq!(tenant.taken_up(&id("other"), now), None);
+        let released = taken.released(&[Released {
+            entitlement_id: Some(id("s")),
+            completed: false,
+        }]);
+        assert_eq!((released.in_flight, released.actions_failed), (0, 1));
+        assert_eq!(released.entitlements[&id("s")].in_flight, 0);
+    }
+
+    #[test]
+    fn a_new_generation_is_not_scaled() {
+        let at = Timestamp::from_second(200).unwrap();
+        let mut gone = tenant();
+        gone.lifecycle = Lifecycle::Decommissioned;
+        gone.scale.floor = Some(40);
+        let order = EventOrder { version: None, at };
+        let provisioning = Provisioning {
+            entitlement_id: id("s"),
+            entitlement: Entitlement::granted(&offer("p"), "r", None, order, at),
+            event: event(Change::Suspended),
+            asked: Asked {
+                provider: "standard".to_owned(),
+                delivery_id: "d".to_owned(),
+                body_sha256: String::new(),
+            },
+            new_tenant: true,
+            dedicated: false,
+            received_at: at,
+            due_since: at,
+            attempts: 0,
+            waited: false,
+            table_attempt: 0,
+            began_at: at,
+            failure: None,
+        };
+        let again = gone.begun(provisioning, "mg", at).unwrap();
+        assert_eq!((again.generation, again.scale), (2, Scale::default()));
+    }
+
+    /// Actions of cancelled entitlements, and those of others, take places as well.
+    #[test]
+    fn all_actions_share_the_tenants_places() {
+        let mut tenant = tenant();
+        let held = tenant.entitlements.get_mut(&id("s")).unwrap();
+        held.quota.concurrent_actions = 8;
+        let other = held.clone();
+        tenant.entitlements.insert(id("other"), other);
+        tenant.in_flight = 7;
+        assert_eq!(
+            (tenant.in_flight_action_limit(), tenant.concurrent_left(&id("s"))),
+            (10, 3)
+        );
+        assert_eq!(tenant.pace(), Pace::of(10));
     }
 
     #[test]

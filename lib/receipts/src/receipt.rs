@@ -380,6 +380,42 @@ pub enum Payload {
         /// How long undoing took, in milliseconds.
         rollback_duration_ms: u64,
     },
+    /// A person had an escalated action taken up again, where it was given up.
+    ActionRedriven {
+        /// The action.
+        action_id: String,
+        /// The receipt of how it was escalated.
+        #[cfg_attr(test, schemars(schema_with = "crate::schema::uuid"))]
+        previous_action_receipt_id: Uuid,
+        /// Who.
+        who: String,
+    },
+    /// A person dealt with an escalated action.
+    ActionResolved {
+        /// The action.
+        action_id: String,
+        /// The receipt of how it was escalated.
+        #[cfg_attr(test, schemars(schema_with = "crate::schema::uuid"))]
+        previous_action_receipt_id: Uuid,
+        /// Who.
+        who: String,
+        /// How, in their words.
+        note: String,
+    },
+    /// A producer's request for an action was refused at the door: nothing was accepted, and its id is free.
+    SignalRefused {
+        /// The action asked for.
+        action_id: String,
+        /// The template asked for.
+        template: String,
+        /// The gate's code.
+        code: String,
+        /// What the gate adds for people.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        detail: Option<String>,
+        /// The policy rules that decided.
+        rules: Vec<String>,
+    },
     /// A tenant leaves.
     DecommissionStart {
         /// The agreement; absent where none is named.
@@ -516,6 +552,9 @@ impl Payload {
             Self::ActionTimeout { .. } => "action_timeout",
             Self::ActionFailed { .. } => "action_failed",
             Self::ActionRolledBack { .. } => "action_rolled_back",
+            Self::ActionRedriven { .. } => "action_redriven",
+            Self::ActionResolved { .. } => "action_resolved",
+            Self::SignalRefused { .. } => "signal_refused",
             Self::DecommissionStart { .. } => "decommission_start",
             Self::DecommissionComplete { .. } => "decommission_complete",
             Self::SwitchChanged { .. } => "switch_changed",
@@ -544,6 +583,7 @@ impl Payload {
             | Self::DegradedModeCleared { .. }
             | Self::ActionComplete(_)
             | Self::ActionRolledBack { .. }
+            | Self::ActionResolved { .. }
             | Self::DecommissionComplete { .. }
             | Self::SwitchChanged { .. }
             | Self::PolicyDeployed { .. }
@@ -554,11 +594,14 @@ impl Payload {
             | Self::PolicyValidationFailed(_)
             | Self::ActionTimeout { .. }
             | Self::ActionFailed { .. } => Status::Failed,
-            Self::QuotaExceeded(_) | Self::ActionRefused { .. } => Status::Refused,
-            Self::ActionRouted(_) => Status::Routed,
-            Self::DegradedMode { .. } | Self::EntitlementDeferred { .. } | Self::DecommissionStart { .. } => {
-                Status::Started
+            Self::QuotaExceeded(_) | Self::ActionRefused { .. } | Self::SignalRefused { .. } => {
+                Status::Refused
             }
+            Self::ActionRouted(_) => Status::Routed,
+            Self::DegradedMode { .. }
+            | Self::EntitlementDeferred { .. }
+            | Self::ActionRedriven { .. }
+            | Self::DecommissionStart { .. } => Status::Started,
             Self::PolicyUpgradeSkipped(_) | Self::WebhookIgnored { .. } => Status::Ignored,
         }
     }

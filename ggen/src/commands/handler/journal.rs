@@ -122,7 +122,7 @@ impl Journal {
                     record.applied = Some(now);
                     Answer::done("applied", &call.action_id)
                 }
-                Outcome::Fail => Answer::failure(500, "SIMULATED_FAILURE", true),
+                Outcome::Fail | Outcome::FailRollback => Answer::failure(500, "SIMULATED_FAILURE", true),
                 Outcome::FailUnrecoverable => Answer::failure(422, "SIMULATED_FAILURE", false),
             },
         }
@@ -130,6 +130,9 @@ impl Journal {
 
     /// Undoes an action, or makes sure that it never happens.
     pub fn undo(&mut self, call: &Call, now: Timestamp) -> Answer {
+        if call.parameters.outcome == Outcome::FailRollback {
+            return Answer::failure(503, "SIMULATED_FAILURE", true);
+        }
         if !self.actions.contains_key(&call.key) {
             self.remember(call, None);
         }
@@ -244,6 +247,7 @@ mod tests {
             (Outcome::Succeed, 200, &["a"][..]),
             (Outcome::Fail, 500, &[]),
             (Outcome::FailUnrecoverable, 422, &[]),
+            (Outcome::FailRollback, 500, &[]),
         ] {
             let mut journal = Journal::new(10);
             let call = call("a", outcome);
@@ -270,6 +274,18 @@ mod tests {
         assert_eq!(journal.undo(&call, now()).status, 200);
         assert!(matches!(journal.begin(&call), Begin::Refuse(answer) if answer.status == 409));
         check_log(&journal, &[], &[("a", true)]);
+    }
+
+    #[test]
+    fn a_rollback_fails_as_often_as_it_is_asked_to() {
+        let mut journal = Journal::new(10);
+        let call = call("a", Outcome::FailRollback);
+        begin(&mut journal, &call);
+        journal.finish(&call, now());
+        for _ in 0..6 {
+            assert_eq!(journal.undo(&call, now()).status, 503);
+        }
+        check_log(&journal, &[], &[]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use domain::account::{AccountId, EntitlementId};
 use domain::entitlement::{Entitlement, EventOrder, Standing};
 use domain::names;
 use domain::provisioning::{Failure, Provisioning};
+use domain::scale::Scale;
 use domain::tenant::{Deferred, Lifecycle, PolicyPin, Quota, Tables, Tenant, month_of};
 use domain::webhook::event::{EntitlementEvent, PlanReference, ProductReference};
 use jiff::Timestamp;
@@ -162,7 +163,11 @@ struct Shown {
     fsm_id: String,
     revision: u64,
     in_flight: u64,
+    /// That may run at one time: as far as it is scaled, within what its plans allow.
+    in_flight_action_limit: u64,
+    /// That its plans allow at one time.
     concurrent_actions: u64,
+    scale: Scale,
     lease_until: Option<Timestamp>,
     actions_completed: u64,
     actions_failed: u64,
@@ -301,7 +306,9 @@ impl Shown {
             fsm_id: tenant.fsm_id.clone(),
             revision: tenant.revision,
             in_flight: tenant.in_flight,
+            in_flight_action_limit: tenant.in_flight_action_limit(),
             concurrent_actions: tenant.concurrent_actions(),
+            scale: tenant.scale.clone(),
             lease_until: tenant.lease_until,
             actions_completed: tenant.actions_completed,
             actions_failed: tenant.actions_failed,
@@ -319,6 +326,25 @@ impl Shown {
             },
             receipts,
         }
+    }
+
+    /// How far it is scaled.
+    fn limit(&self) -> String {
+        let mut told = format!(
+            "{} at one time, the plans allow {}",
+            self.in_flight_action_limit, self.concurrent_actions
+        );
+        if self.scale.floor.is_some() || self.scale.limit.is_some() {
+            told.push_str(&format!("; base {}", self.scale.base()));
+        }
+        if let Some(trial) = &self.scale.trial {
+            told.push_str(&format!(
+                "; on trial since {}, {} before",
+                when(trial.at),
+                trial.from
+            ));
+        }
+        told
     }
 
     /// What there is one of, a line each.
@@ -342,12 +368,13 @@ impl Shown {
                 format!(
                     "{} in flight of {}{}; {} completed, {} failed",
                     self.in_flight,
-                    self.concurrent_actions,
+                    self.in_flight_action_limit,
                     lease.unwrap_or_default(),
                     self.actions_completed,
                     self.actions_failed
                 ),
             );
+            fact("limit", self.limit());
         }
         fact(
             "tables",
@@ -506,6 +533,7 @@ fn telling(receipt: &Value) -> String {
         "entitlement_id",
         "plan_type",
         "policy_version",
+        "quota_check",
         "archive_path",
     ];
     let said = fields

@@ -11,7 +11,7 @@ use receipts::{Draft, Head, Payload, Sealed, Signer, append, canonical};
 use uuid::Uuid;
 
 /// How many operations there are; `payload` covers each.
-pub const OPERATIONS: usize = 32;
+pub const OPERATIONS: usize = 35;
 
 pub fn signer() -> Signer {
     Signer::generate([42; 32])
@@ -206,6 +206,24 @@ pub fn payload(which: usize, [a, b, c]: [String; 3], [m, n]: [u64; 2], list: Vec
             resource: a,
             finding: b,
             repair: c,
+        },
+        32 => Payload::ActionRedriven {
+            action_id: a,
+            previous_action_receipt_id: Uuid::from_u64_pair(m, n),
+            who: b,
+        },
+        33 => Payload::ActionResolved {
+            action_id: a,
+            previous_action_receipt_id: Uuid::from_u64_pair(n, m),
+            who: b,
+            note: c,
+        },
+        34 => Payload::SignalRefused {
+            detail: optional(&a),
+            action_id: a,
+            template: b,
+            code: c,
+            rules: list,
         },
         other => panic!("there is no operation {other}"),
     }

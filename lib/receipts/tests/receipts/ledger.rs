@@ -113,6 +113,9 @@ fn operations_and_statuses_are_these() {
             "entitlement_cancelled success",
             "entitlement_deferred started",
             "resource_repaired success",
+            "action_redriven started",
+            "action_resolved success",
+            "signal_refused refused",
         ]
     );
 }

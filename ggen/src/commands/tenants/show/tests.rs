@@ -90,6 +90,7 @@ fn tenant() -> Value {
               "due_since": NOW, "due_at": "2026-12-01T00:00:00Z", "attempts": 0 },
         ],
         "in_flight": 4,
+        "scale": { "limit": 40, "floor": 20, "trial": { "from": 20, "lag": 11, "at": NOW } },
         "lease_until": "2026-11-21T17:03:00Z",
         "actions_completed": 15,
         "actions_failed": 1,
@@ -147,7 +148,8 @@ customer-123
   lifecycle   active since 2026-11-21 17:02:54Z
   generation  2 since 2026-11-21 17:02:54Z
   governor    mg-dev-t-customer-123-0f-g2
-  actions     4 in flight of 60, until 2026-11-21 17:03:00Z; 15 completed, 1 failed
+  actions     4 in flight of 40, until 2026-11-21 17:03:00Z; 15 completed, 1 failed
+  limit       40 at one time, the plans allow 60; base 20; on trial since 2026-11-21 17:02:54Z, 20 before
   tables      pool: those of all tenants
   mapping     8f0a
   ledger      size 3, the last receipt 2026-11-21 17:02:54Z, hash abcdef012345

@@ -92,6 +92,31 @@ impl Secret {
     }
 }
 
+/// What the derivation of producers' secrets begins with; no account id continues it to that of another.
+const PRODUCER: &[u8] = b"marketplace-governor/producer/v1\n";
+
+impl Secret {
+    /// The secret of those who ask for actions of one account, derived from this one: HMAC-SHA256 of
+    /// `marketplace-governor/producer/v1`, a line feed and the account id. It tells nothing of this one or of another
+    /// account's.
+    ///
+    /// # Errors
+    /// [`SecretError`] never: 32 bytes are a key.
+    pub fn of_producer(&self, account_id: &AccountId) -> Result<Self, SecretError> {
+        Self::new(&self.producer_key(account_id))
+    }
+
+    /// The same as the producer is given it, `whsec_` and its 32 bytes in base64.
+    #[must_use]
+    pub fn producer_text(&self, account_id: &AccountId) -> String {
+        format!("whsec_{}", STANDARD.encode(self.producer_key(account_id)))
+    }
+
+    fn producer_key(&self, account_id: &AccountId) -> [u8; 32] {
+        self.mac(&[PRODUCER, account_id.as_str().as_bytes()])
+    }
+}
+
 /// Signs as a Standard Webhooks sender does: `v1,` and base64 HMAC-SHA256 of `id.timestamp.body`.
 #[must_use]
 pub fn sign_standard(secret: &Secret, id: &str, timestamp: Timestamp, body: &[u8]) -> String {
@@ -309,5 +334,45 @@ fn unknown(r#type: &str, account_id: Option<AccountId>) -> WebhookEvent {
     WebhookEvent::Ignored {
         account_id,
         reason: format!("unknown event type{}", payload::named(r#type)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MASTER: &str = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+    /// What Python's hmac makes of the derivation, and of a signature with what was derived.
+    #[test]
+    fn a_producers_secret_is_its_accounts() {
+        let master = Secret::standard(MASTER).unwrap();
+        let at = Timestamp::from_second(1_700_000_000).unwrap();
+        let body = br#"{"template":"restart-service"}"#;
+        for (account, text, signature) in [
+            (
+                "customer-123",
+                "whsec_QaGy8NaWSLDidBVh+d94IawUhRuFe1FP8vyEqMgEQeQ=",
+                "v1,9pGQrLRVyDLKBmZ5/O4WiV3Pgjf94CfV7XrNl01WkHw=",
+            ),
+            (
+                "ünïcode/../_system #1",
+                "whsec_7yRIgIU/edAlSIoXOPGIsmbZyTkNgHZDhAoi7QfosDA=",
+                "v1,pHzHNCeghUC3OKHFxX2+2xJ6gx5tAY7gDTFfLtvcksE=",
+            ),
+            (
+                "_system",
+                "whsec_xrBkm0N1u2XZ4g8oLgzujldDsXvbeNe6kor1fGO8SyE=",
+                "v1,J/ihUyILR/G9s9eSonjTFG7hmLwpJoYb+Z4riPdQ7kE=",
+            ),
+        ] {
+            let account = AccountId::parse(account).unwrap();
+            assert_eq!(master.producer_text(&account), text);
+            let derived = master.of_producer(&account).unwrap();
+            let given = Secret::standard(text).unwrap();
+            for secret in [derived, given] {
+                assert_eq!(sign_standard(&secret, "msg_1", at, body), signature, "{account}");
+            }
+        }
     }
 }

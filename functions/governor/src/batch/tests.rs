@@ -1,0 +1,300 @@
+//! Tables of decisions.
+
+use std::sync::Arc;
+
+use domain::account::{AccountId, PlanType, SkuId};
+use domain::control::Switches;
+use domain::entitlement::{Entitlement, EventOrder, Isolation, Offer};
+use domain::tenant::{Lifecycle, PolicyPin, Quota, Tenant};
+use policy::enforcer::Enforcer;
+use receipts::ledger::Head;
+use serde_json::json;
+
+use super::*;
+
+const POLICY: &str = include_str!("../../../../policies/marketplace-sku-456/professional.yaml");
+
+pub(super) fn enforcer() -> Enforcer {
+    Enforcer::load(&policy::compile(POLICY).unwrap().bytes).unwrap()
+}
+
+pub(super) fn control() -> Control {
+    let switches = Switches {
+        armed: true,
+        automation_enabled: true,
+        safe_mode: false,
+        rollout_tier: 2,
+        disabled_templates: vec![],
+    };
+    Control {
+        switches,
+        ..Control::default()
+    }
+}
+
+pub(super) fn loaded(enforcer: &Enforcer) -> Enforcers {
+    let again = Enforcer::load(&policy::compile(POLICY).unwrap().bytes).unwrap();
+    assert_eq!(again.hash(), enforcer.hash());
+    [(again.hash().to_owned(), Arc::new(again))].into()
+}
+
+pub(super) fn account(enforcer: &Enforcer, concurrent: u64) -> Account {
+    let at = Timestamp::UNIX_EPOCH;
+    let offer = Offer {
+        sku_id: SkuId::parse("s").unwrap(),
+        plan_type: PlanType::parse("p").unwrap(),
+        policy: PolicyPin {
+            version: "1.0.0".to_owned(),
+            hash: enforcer.hash().to_owned(),
+        },
+        quota: Quota {
+            monthly_actions: 100,
+            concurrent_actions: concurrent,
+        },
+        isolation: Isolation::Pool,
+    };
+    let order = EventOrder { version: None, at };
+    let mut tenant = Tenant::absent(AccountId::parse("c").unwrap(), at);
+    tenant.lifecycle = Lifecycle::Active;
+    let held = Entitlement::granted(&offer, "us-east-1", None, order, at);
+    tenant
+        .entitlements
+        .insert(EntitlementId::parse("s").unwrap(), held);
+    Account {
+        partition: "c".to_owned(),
+        tenant: Some(tenant),
+        head: Head::empty(),
+        actions: BTreeMap::new(),
+        own_actions: BTreeSet::new(),
+        delivery: None,
+        once: BTreeSet::new(),
+    }
+}
+
+pub(super) fn message(enforcer: &Enforcer, id: &str, template: &str, parameters: Value) -> Message {
+    let Value::Object(parameters) = parameters else {
+        panic!()
+    };
+    let signal = Signal {
+        action_id: id.to_owned().try_into().unwrap(),
+        account_id: AccountId::parse("c").unwrap(),
+        sku_id: None,
+        entitlement_id: None,
+        template: template.to_owned(),
+        parameters,
+        policy_hash: enforcer.hash().to_owned(),
+    };
+    Message {
+        message_id: id.to_owned(),
+        receipt_handle: String::new(),
+        sent_at: Timestamp::UNIX_EPOCH,
+        deliveries: 1,
+        asked: Asked::Signal(signal),
+    }
+}
+
+fn name(step: &Step) -> String {
+    match step {
+        Step::Settle(ActionEvent::Refused { code, rules, .. }) => {
+            format!("{} {}", code.name(), rules.join(","))
+        }
+        Step::Settle(ActionEvent::Routed { code }) => code.name().to_owned(),
+        Step::Execute(_) => "Execute".to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
+#[track_caller]
+fn check(template: &str, parameters: Value, expected: &str) {
+    let enforcer = enforcer();
+    let batch = [message(&enforcer, "a", template, parameters)];
+    let now = Timestamp::UNIX_EPOCH;
+    let steps = decide(
+        &batch,
+        &account(&enforcer, 5),
+        Some(&control()),
+        &loaded(&enforcer),
+        now,
+    );
+    assert_eq!(steps.iter().map(name).collect::<Vec<_>>(), [expected]);
+}
+
+#[test]
+fn the_sample_policy_decides() {
+    check("restart-service", json!({"service": "api"}), "Execute");
+    check(
+        "scale-service",
+        json!({"service": "api", "replicas": 10}),
+        "Execute",
+    );
+    check(
+        "scale-service",
+        json!({"service": "api", "replicas": 11}),
+        "DENIED replicas-within-plan",
+    );
+    check(
+        "restart-service",
+        json!({"service": 5}),
+        "DENIED parameter-schema",
+    );
+    check(
+        "rotate-credentials",
+        json!({"service": "api"}),
+        "NO_DETERMINISTIC_MATCH",
+    );
+    check("drop-database", json!({}), "UNKNOWN_ACTION ");
+}
+
+#[test]
+fn a_batch_never_exceeds_what_is_left_and_repeats_are_acknowledged() {
+    let enforcer = enforcer();
+    let ids = ["a", "b", "a", "c", "d"];
+    let batch: Vec<Message> = ids
+        .iter()
+        .map(|id| message(&enforcer, id, "restart-service", json!({"service": "x"})))
+        .collect();
+    let now = Timestamp::UNIX_EPOCH;
+    let steps = decide(
+        &batch,
+        &account(&enforcer, 2),
+        Some(&control()),
+        &loaded(&enforcer),
+        now,
+    );
+    assert_eq!(
+        steps.iter().map(name).collect::<Vec<_>>(),
+        ["Execute", "Execute", "Acknowledge", "Later", "Later"]
+    );
+}
+
+/// Each entitlement has limits of its own, and a signal says which one it is for.
+#[test]
+fn entitlements_do_not_share_their_limits() {
+    let enforcer = enforcer();
+    let mut account = account(&enforcer, 1);
+    let tenant = account.tenant.as_mut().unwrap();
+    let mut other = tenant.entitlements.values().next().unwrap().clone();
+    other.sku_id = SkuId::parse("t").unwrap();
+    tenant
+        .entitlements
+        .insert(EntitlementId::parse("t").unwrap(), other);
+    let for_sku = |id: &str, sku: Option<&str>| {
+        let mut message = message(&enforcer, id, "restart-service", json!({"service": "x"}));
+        let Asked::Signal(signal) = &mut message.asked else {
+            panic!()
+        };
+        signal.sku_id = sku.map(|sku| SkuId::parse(sku).unwrap());
+        message
+    };
+    let batch = [
+        for_sku("a", Some("s")),
+        for_sku("b", Some("t")),
+        for_sku("c", Some("t")),
+        for_sku("d", None),
+        for_sku("e", Some("u")),
+    ];
+    let now = Timestamp::UNIX_EPOCH;
+    let steps = decide(&batch, &account, Some(&control()), &loaded(&enforcer), now);
+    assert_eq!(
+        steps.iter().map(name).collect::<Vec<_>>(),
+        [
+            "Execute",
+            "Execute",
+            "Later",
+            "AMBIGUOUS_ENTITLEMENT ",
+            "NO_ENTITLEMENT "
+        ]
+    );
+    assert!(matches!(&steps[1], Step::Execute(id) if id.as_str() == "t"));
+}
+
+#[test]
+fn known_actions_do_not_pass_the_gate_again() {
+    let enforcer = enforcer();
+    let now = Timestamp::from_second(1_000).unwrap();
+    let batch = [message(
+        &enforcer,
+        "a",
+        "restart-service",
+        json!({"service": "x"}),
+    )];
+    for (state, lease, expected) in [
+        (ActionState::Complete, 0, "Acknowledge"),
+        (ActionState::Running, 1_001, "Later"),
+        (ActionState::Running, 1_000, "Undo"),
+        (ActionState::TimedOut, 999, "Undo"),
+    ] {
+        let mut account = account(&enforcer, 2);
+        let lease = Timestamp::from_second(lease).unwrap();
+        let action = Action {
+            state,
+            ..action_of(&batch[0], &account, now)
+        }
+        .owned_by(Uuid::nil(), lease);
+        account.actions.insert(action.action_id.clone(), action);
+        let steps = decide(&batch, &account, None, &Enforcers::new(), now);
+        assert_eq!(
+            steps.iter().map(name).collect::<Vec<_>>(),
+            [expected],
+            "{state:?}"
+        );
+    }
+}
+
+#[test]
+fn malformed_messages_and_missing_tenants_are_refused() {
+    let enforcer = enforcer();
+    let action_id: ActionId = "m-1".to_owned().try_into().unwrap();
+    let malformed = Message {
+        message_id: "m-1".to_owned(),
+        receipt_handle: String::new(),
+        sent_at: Timestamp::UNIX_EPOCH,
+        deliveries: 1,
+        asked: Asked::Malformed {
+            action_id,
+            detail: "x".to_owned(),
+        },
+    };
+    let now = Timestamp::UNIX_EPOCH;
+    let steps = decide(
+        &[malformed],
+        &account(&enforcer, 2),
+        Some(&control()),
+        &loaded(&enforcer),
+        now,
+    );
+    assert_eq!(steps.iter().map(name).collect::<Vec<_>>(), ["MALFORMED_SIGNAL "]);
+    let mut nobody = account(&enforcer, 2);
+    nobody.tenant = None;
+    let batch = [message(
+        &enforcer,
+        "a",
+        "restart-service",
+        Value::Object(Map::new()),
+    )];
+    let steps = decide(&batch, &nobody, Some(&control()), &Enforcers::new(), now);
+    assert_eq!(steps.iter().map(name).collect::<Vec<_>>(), ["NOT_FOUND "]);
+}
+
+#[test]
+fn the_sample_event_asks_the_github_tenant_for_an_action_of_its_policy() {
+    let event: Value = serde_json::from_str(include_str!("../../../../events/governor/signal.json")).unwrap();
+    let record = &event["Records"][0];
+    let signal = Signal::parse(record["body"].as_str().unwrap()).unwrap();
+    let queue = record["eventSourceARN"]
+        .as_str()
+        .unwrap()
+        .rsplit(':')
+        .next()
+        .unwrap();
+    assert!(domain::names::queue_belongs_to(
+        queue,
+        "governor",
+        &signal.account_id
+    ));
+    let basic = policy::compile(include_str!("../../../../policies/github-marketplace/basic.yaml")).unwrap();
+    assert_eq!(signal.policy_hash, basic.hash);
+    let enforcer = Enforcer::load(&basic.bytes).unwrap();
+    let decided = enforcer.decide(signal.account_id.as_str(), &signal.template, &signal.parameters);
+    assert!(decided.is_allowed(), "{decided:?}");
+}

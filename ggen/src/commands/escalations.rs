@@ -1,0 +1,413 @@
+//! `ggen escalations`: every action that waits for a person.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io::{self, Write as _};
+use std::sync::Arc;
+
+use aws::clients;
+use aws::config::{ConfigError, Stack};
+use aws::store::{Keys, Store, StoreError};
+use clap::Args;
+use domain::account::AccountId;
+use domain::action::{Action, ActionState};
+use domain::names;
+use domain::signal::{ActionId, ActionIdError};
+use domain::tenant::Lifecycle;
+use jiff::Timestamp;
+use serde::Serialize;
+use tokio::task::{JoinError, JoinSet};
+use uuid::Uuid;
+
+use super::tenants::table::{self, Column, words};
+use crate::cloud::{self, NEEDS_A_STACK};
+use crate::out::{Format, Out};
+use crate::report::{self, Verdict};
+
+/// Most actions of one answer.
+const MAX_LIMIT: u64 = 100_000;
+/// Accounts read at a time.
+const AT_ONCE: usize = 16;
+/// Columns that a line may take: ids are copied into the next command, so they should not be cut.
+const WIDTH: usize = 170;
+/// Longest text of a person in a receipt, in characters.
+const MAX_TEXT_CHARS: usize = 512;
+
+fn after_help() -> String {
+    format!(
+        "\
+Examples:
+  ggen escalations
+  ggen escalations --account-id customer-123 --format jsonl | jq -r .action_id
+
+Neither done nor undone: a person has to look, and then `ggen resolve` it or, where REDRIVE says yes, `ggen redrive` it.
+Oldest first. They are found by an index, which is a moment behind; what is told of each is read from its own item. What
+stood in the own table of a tenant that is gone is told as it was when it was escalated. See docs/escalations.md.
+{NEEDS_A_STACK}
+Exit code 0 none, 1 there are some, 2 could not tell."
+    )
+}
+
+/// Arguments of `ggen escalations`.
+#[derive(Args)]
+#[command(after_help = after_help())]
+pub struct EscalationsArgs {
+    /// Only this account's [default: all]
+    #[arg(long, value_name = "ID", value_parser = cloud::account_id)]
+    account_id: Option<AccountId>,
+    /// How many to list at most, the oldest
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=MAX_LIMIT))]
+    limit: u64,
+}
+
+/// Why escalated actions could not be listed.
+#[derive(Debug, thiserror::Error)]
+pub enum EscalationsError {
+    /// A variable is missing.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The tables cannot be read.
+    #[error("cannot read the escalated actions")]
+    Find(#[from] FindError),
+    /// The answer has no JSON form.
+    #[error("cannot write the answer as JSON")]
+    Encode(#[from] serde_json::Error),
+    /// No runtime, or stdout cannot be written.
+    #[error("cannot go on")]
+    System(#[from] io::Error),
+}
+
+/// Why escalated actions could not be found.
+#[derive(Debug, thiserror::Error)]
+pub enum FindError {
+    /// The tables cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A read came to no end of its own.
+    #[error("reading an account was broken off")]
+    BrokenOff(#[from] JoinError),
+}
+
+/// An action that waits for a person.
+pub struct Escalated {
+    /// Whose.
+    pub account_id: AccountId,
+    /// As it stands or, when it stands nowhere any more, as it was escalated.
+    pub action: Action,
+    /// Where its tenant stands.
+    pub lifecycle: Option<Lifecycle>,
+    /// Whether it still stands in a table.
+    pub stands: bool,
+}
+
+impl Escalated {
+    /// Whether it can be taken up again, a letter of it or not.
+    fn is_redrivable(&self) -> bool {
+        let known = self.action.resumes_at().is_some() && self.action.parameters.is_some();
+        known && self.stands && self.lifecycle == Some(Lifecycle::Active)
+    }
+}
+
+/// Finds escalated actions: all, or those of one account, or those of one id.
+///
+/// # Errors
+/// [`FindError`] when the tables do not answer.
+pub async fn find(
+    store: &Arc<Store>,
+    of: Option<&AccountId>,
+    action_id: Option<&ActionId>,
+) -> Result<Vec<Escalated>, FindError> {
+    let wanted = of.map(names::partition_key);
+    let (mut marked, mut after) = (BTreeMap::<String, Vec<Action>>::new(), None);
+    loop {
+        let (page, more) = store.escalations(after).await?;
+        for (partition, action) in page {
+            let asked_for = wanted.as_ref().is_none_or(|wanted| *wanted == partition)
+                && action_id.is_none_or(|id| *id == action.action_id);
+            if asked_for {
+                marked.entry(partition).or_default().push(action);
+            }
+        }
+        after = more;
+        if after.is_none() {
+            break;
+        }
+    }
+    let mut found = Vec::new();
+    let mut reading: JoinSet<Result<Vec<Escalated>, StoreError>> = JoinSet::new();
+    for (partition, actions) in marked {
+        if reading.len() >= AT_ONCE
+            && let Some(read) = reading.join_next().await
+        {
+            found.extend(read??);
+        }
+        let store = Arc::clone(store);
+        reading.spawn(async move { read(&store, &partition, actions).await });
+    }
+    while let Some(read) = reading.join_next().await {
+        found.extend(read??);
+    }
+    Ok(found)
+}
+
+/// Those of an account's marked actions that still wait for a person.
+async fn read(store: &Store, partition: &str, marked: Vec<Action>) -> Result<Vec<Escalated>, StoreError> {
+    let Some(account_id) = names::account_of(partition) else {
+        return Ok(Vec::new());
+    };
+    let keys = Keys {
+        actions: marked
+            .iter()
+            .map(|action| action.action_id.clone())
+            .collect::<BTreeSet<_>>(),
+        ..Keys::default()
+    };
+    let mut account = Box::pin(store.load(partition, &keys)).await?;
+    let lifecycle = account.tenant.as_ref().map(|tenant| tenant.lifecycle);
+    let found = marked.into_iter().map(|marked| {
+        let standing = account.actions.remove(&marked.action_id);
+        Escalated {
+            account_id: account_id.clone(),
+            stands: standing.is_some(),
+            action: standing.unwrap_or(marked),
+            lifecycle,
+        }
+    });
+    // What was dealt with a moment ago may still be marked.
+    Ok(found
+        .filter(|found| found.action.state == ActionState::Escalated)
+        .collect())
+}
+
+/// Reads an action id from the command line.
+///
+/// # Errors
+/// [`ActionIdError`], told as wrong usage.
+pub fn action_id(text: &str) -> Result<ActionId, ActionIdError> {
+    ActionId::try_from(text.to_owned())
+}
+
+/// A text that a receipt does not keep.
+#[derive(Debug, thiserror::Error)]
+#[error("expected 1 to {MAX_TEXT_CHARS} printable characters on one line")]
+pub struct TextError;
+
+/// Reads what a person says for a receipt.
+///
+/// # Errors
+/// [`TextError`], told as wrong usage.
+pub fn persons_text(text: &str) -> Result<String, TextError> {
+    // What turns the direction of writing makes a receipt say what it does not.
+    let unprintable = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+    };
+    let long = text.chars().count() > MAX_TEXT_CHARS;
+    match long || text.trim().is_empty() || text.contains(unprintable) {
+        true => Err(TextError),
+        false => Ok(text.to_owned()),
+    }
+}
+
+#[derive(Serialize)]
+struct Line {
+    account_id: AccountId,
+    action_id: ActionId,
+    template: String,
+    error_code: String,
+    since: Timestamp,
+    /// Whether it can be taken up again.
+    redrivable: bool,
+    /// The last receipt about it.
+    receipt_id: Option<Uuid>,
+    /// Where its tenant stands.
+    lifecycle: Option<Lifecycle>,
+}
+
+impl Line {
+    fn of(found: &Escalated) -> Self {
+        let action = &found.action;
+        let why = action.escalation.as_ref();
+        Self {
+            account_id: found.account_id.clone(),
+            action_id: action.action_id.clone(),
+            template: action.template.clone(),
+            error_code: why.map(|why| why.error_code.clone()).unwrap_or_default(),
+            since: why.map_or(action.started_at, |why| why.at),
+            redrivable: found.is_redrivable(),
+            receipt_id: action.last_receipt(),
+            lifecycle: found.lifecycle,
+        }
+    }
+
+    fn row(&self) -> [String; 7] {
+        [
+            self.since.strftime("%Y-%m-%d %H:%MZ").to_string(),
+            self.account_id.to_string(),
+            self.action_id.as_str().to_owned(),
+            self.template.clone(),
+            self.error_code.clone(),
+            if self.redrivable { "yes" } else { "no" }.to_owned(),
+            self.receipt_id.map(|id| id.to_string()).unwrap_or_default(),
+        ]
+    }
+}
+
+const COLUMNS: [Column; 7] = [
+    words("SINCE"),
+    words("ACCOUNT"),
+    words("ACTION"),
+    words("TEMPLATE"),
+    words("ERROR CODE"),
+    words("REDRIVE"),
+    words("LAST RECEIPT"),
+];
+
+#[derive(Serialize)]
+struct Listed {
+    escalations: Vec<Line>,
+    /// Whether there are more than were asked for.
+    more: bool,
+}
+
+impl fmt::Display for Listed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.escalations.is_empty() {
+            return f.write_str("no escalated actions");
+        }
+        let rows: Vec<_> = self.escalations.iter().map(Line::row).collect();
+        f.write_str(table::layout(&COLUMNS, &rows, WIDTH).trim_end())
+    }
+}
+
+/// Lists escalated actions.
+///
+/// # Errors
+/// When the stack does not answer; that there are some is a verdict.
+pub fn run(args: &EscalationsArgs, out: &mut Out) -> Result<Verdict, EscalationsError> {
+    cloud::block_on(list(args, out))?
+}
+
+async fn list(args: &EscalationsArgs, out: &mut Out) -> Result<Verdict, EscalationsError> {
+    let store = Arc::new(Store::new(&clients::load().await, Stack::from_env()?));
+    let found = find(&store, args.account_id.as_ref(), None).await?;
+    let mut escalations: Vec<Line> = found.iter().map(Line::of).collect();
+    escalations.sort_by(|one, other| {
+        let key = |line: &Line| (line.since, line.account_id.clone(), line.action_id.clone());
+        key(one).cmp(&key(other))
+    });
+    let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
+    let more = escalations.len() > limit;
+    escalations.truncate(limit);
+    let listed = Listed { escalations, more };
+    if out.format() == Some(Format::Jsonl) {
+        for line in &listed.escalations {
+            serde_json::to_writer(&mut *out, line)?;
+            out.write_all(b"\n")?;
+        }
+    } else {
+        out.show(&listed)?;
+    }
+    if more && out.format() != Some(Format::Json) {
+        report::note(&format!("there are more than {limit}: list more with --limit"));
+    }
+    Ok(Verdict::when(listed.escalations.is_empty()))
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::action::Escalation;
+    use serde_json::{Map, Value, json};
+
+    use super::*;
+
+    fn escalated(resume: Option<ActionState>) -> Escalated {
+        let id = ActionId::try_from("a-1".to_owned()).unwrap();
+        let at: Timestamp = "2026-11-21T17:02:54.250Z".parse().unwrap();
+        let action = Action {
+            state: ActionState::Escalated,
+            escalation: Some(Escalation {
+                error_code: "ROLLBACK_EXHAUSTED".to_owned(),
+                resume,
+                at,
+            }),
+            parameters: Some(Map::new()),
+            receipts: vec![Uuid::from_u128(1), Uuid::from_u128(2)],
+            ..Action::pending(id, "restart-service", "00", Timestamp::UNIX_EPOCH)
+        };
+        Escalated {
+            account_id: AccountId::parse("customer-1").unwrap(),
+            action,
+            lifecycle: Some(Lifecycle::Active),
+            stands: true,
+        }
+    }
+
+    #[test]
+    fn one_line_each() {
+        let escalations = vec![
+            Line::of(&escalated(Some(ActionState::TimedOut))),
+            Line::of(&escalated(None)),
+        ];
+        let expected = "\
+SINCE              ACCOUNT     ACTION  TEMPLATE         ERROR CODE          REDRIVE  LAST RECEIPT
+2026-11-21 17:02Z  customer-1  a-1     restart-service  ROLLBACK_EXHAUSTED  yes      00000000-0000-0000-0000-000000000002
+2026-11-21 17:02Z  customer-1  a-1     restart-service  ROLLBACK_EXHAUSTED  no       00000000-0000-0000-0000-000000000002";
+        let listed = Listed {
+            escalations,
+            more: false,
+        };
+        assert_eq!(listed.to_string(), expected);
+        let none = Listed {
+            escalations: Vec::new(),
+            more: false,
+        };
+        assert_eq!(none.to_string(), "no escalated actions");
+    }
+
+    #[test]
+    fn nothing_is_shortened_for_programs() {
+        let line: Value = serde_json::to_value(Line::of(&escalated(None))).unwrap();
+        let expected = json!({
+            "account_id": "customer-1",
+            "action_id": "a-1",
+            "template": "restart-service",
+            "error_code": "ROLLBACK_EXHAUSTED",
+            "since": "2026-11-21T17:02:54.25Z",
+            "redrivable": false,
+            "receipt_id": "00000000-0000-0000-0000-000000000002",
+            "lifecycle": "active",
+        });
+        assert_eq!(line, expected);
+    }
+
+    #[test]
+    fn what_can_be_taken_up_again() {
+        let resumes = || escalated(Some(ActionState::Pending));
+        assert!(resumes().is_redrivable());
+        assert!(!escalated(None).is_redrivable());
+        let mut unknown = resumes();
+        unknown.action.parameters = None;
+        let gone = Escalated {
+            lifecycle: Some(Lifecycle::Decommissioned),
+            ..resumes()
+        };
+        let nowhere = Escalated {
+            stands: false,
+            ..resumes()
+        };
+        for other in [unknown, gone, nowhere] {
+            assert!(!other.is_redrivable());
+        }
+    }
+
+    #[test]
+    fn what_a_person_says_is_printable() {
+        for good in ["x", "undone by hand, ticket 7", "é名", &"x".repeat(512)] {
+            assert_eq!(persons_text(good).unwrap(), good);
+        }
+        for bad in ["", "  ", "a\nb", "a\u{7f}", "\u{202e}x", &"x".repeat(513)] {
+            assert!(persons_text(bad).is_err(), "{bad:?}");
+        }
+    }
+}

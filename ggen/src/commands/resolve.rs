@@ -1,0 +1,425 @@
+//! `ggen resolve`: a person says that an escalated action is dealt with.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use aws::clients;
+use aws::config::{ConfigError, Stack};
+use aws::secrets::{Secrets, SecretsError};
+use aws::store::{Account, Plan, Store, StoreError};
+use clap::Args;
+use domain::account::AccountId;
+use domain::action::{Action, ActionEvent, ActionState, IllegalTransition};
+use domain::names;
+use domain::signal::ActionId;
+use jiff::Timestamp;
+use receipts::receipt::{Draft, Payload, Receipt};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::escalations::{self, FindError};
+use crate::cloud::{self, NEEDS_A_STACK};
+use crate::out::Out;
+use crate::report::Verdict;
+
+fn after_help() -> String {
+    format!(
+        "\
+Example:
+  ggen resolve a-1 --account-id customer-123 --note 'service restarted by hand, ticket 4711'
+
+The action is final from then on, and a signed action_resolved receipt in the tenant's ledger says who dealt with it, and
+how. It works for tenants that are gone as well. Saying the same again changes nothing.
+{NEEDS_A_STACK}
+Exit code 0 resolved, now or before by the same note; 1 it is not escalated, or there is no such action; 2 could not tell."
+    )
+}
+
+/// Arguments of `ggen resolve`.
+#[derive(Args)]
+#[command(after_help = after_help())]
+pub struct ResolveArgs {
+    /// The escalated action
+    #[arg(value_name = "ACTION", value_parser = escalations::action_id)]
+    action_id: ActionId,
+    /// Its account [default: the one account that has an escalated action of this id]
+    #[arg(long, value_name = "ID", value_parser = cloud::account_id)]
+    account_id: Option<AccountId>,
+    /// What was done about it, for the receipt: 1 to 512 characters
+    #[arg(long, value_name = "TEXT", value_parser = escalations::persons_text)]
+    note: String,
+    /// Who dealt with it, for the receipt
+    #[arg(long, value_name = "NAME", env = "USER", value_parser = escalations::persons_text)]
+    who: String,
+}
+
+/// Why an action could not be resolved.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// A variable is missing.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The escalated actions cannot be listed.
+    #[error("cannot tell whose action it is")]
+    Find(#[from] FindError),
+    /// The tables cannot be read or written.
+    #[error("cannot read or write the action")]
+    Store(#[from] StoreError),
+    /// The signing key cannot be read; nothing was changed.
+    #[error("cannot read the signing key; nothing was changed")]
+    Secrets(#[from] SecretsError),
+    /// The receipt that resolved it is not found yet.
+    #[error("the action is resolved, but the index does not know its receipt {receipt_id} yet: ask again")]
+    NoReceipt {
+        /// The receipt.
+        receipt_id: Uuid,
+    },
+    /// The receipt that resolved it is no JSON.
+    #[error("cannot read the receipt that resolved the action")]
+    Receipt(#[from] serde_json::Error),
+    /// The action does not take it: a bug, told instead of hidden.
+    #[error(transparent)]
+    Illegal(#[from] IllegalTransition),
+    /// No runtime, or stdout cannot be written.
+    #[error("cannot go on")]
+    System(#[from] io::Error),
+}
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+enum Outcome {
+    /// It is final now.
+    Resolved { receipt_id: Uuid },
+    /// It was resolved before, with the same note.
+    AlreadyResolved { receipt_id: Uuid, who: String },
+    /// It was resolved before, otherwise.
+    ResolvedOtherwise {
+        receipt_id: Uuid,
+        who: String,
+        note: String,
+    },
+    /// It is not escalated.
+    NotEscalated { state: ActionState },
+    /// There is no such action.
+    Unknown,
+    /// Several accounts have an escalated action of this id.
+    Several { accounts: Vec<AccountId> },
+}
+
+#[derive(Serialize)]
+struct Answer {
+    action_id: ActionId,
+    account_id: Option<AccountId>,
+    #[serde(flatten)]
+    outcome: Outcome,
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let action_id = self.action_id.as_str();
+        match &self.outcome {
+            Outcome::Resolved { receipt_id } => write!(f, "RESOLVED: {action_id}\nreceipt {receipt_id}"),
+            Outcome::AlreadyResolved { receipt_id, who } => {
+                write!(f, "RESOLVED already, by {who}: {action_id}\nreceipt {receipt_id}")
+            }
+            Outcome::ResolvedOtherwise {
+                receipt_id,
+                who,
+                note,
+            } => write!(
+                f,
+                "REFUSED: {action_id} is resolved already, by {who}: {note}\nreceipt {receipt_id}"
+            ),
+            Outcome::NotEscalated { state } => {
+                write!(f, "REFUSED: {action_id} is {}, not escalated", state.name())
+            }
+            Outcome::Unknown => match &self.account_id {
+                Some(account_id) => write!(f, "REFUSED: {account_id} has no action {action_id}"),
+                None => write!(
+                    f,
+                    "REFUSED: no account has an escalated action {action_id}; one that was resolved is found with \
+                     --account-id"
+                ),
+            },
+            Outcome::Several { accounts } => {
+                let accounts: Vec<&str> = accounts.iter().map(AccountId::as_str).collect();
+                let accounts = accounts.join(", ");
+                write!(
+                    f,
+                    "REFUSED: say whose {action_id} is meant with --account-id: {accounts}"
+                )
+            }
+        }
+    }
+}
+
+impl Outcome {
+    fn verdict(&self) -> Verdict {
+        Verdict::when(match self {
+            Self::Resolved { .. } | Self::AlreadyResolved { .. } => true,
+            Self::ResolvedOtherwise { .. }
+            | Self::NotEscalated { .. }
+            | Self::Unknown
+            | Self::Several { .. } => false,
+        })
+    }
+}
+
+/// What a resolution finds.
+#[derive(Debug)]
+enum Found {
+    /// Escalated: the plan ends it.
+    Escalated(Box<Plan>),
+    /// Resolved before, by this receipt.
+    Resolved(Uuid),
+    /// Something else.
+    Other(ActionState),
+    /// Nothing.
+    Nothing,
+}
+
+/// What to write for an action that is dealt with, given what the account has of it and what its mark says.
+fn look(
+    account: &Account,
+    marked: Option<&Action>,
+    args: &ResolveArgs,
+    receipt_id: Uuid,
+    now: Timestamp,
+) -> Result<Found, IllegalTransition> {
+    let standing = account.actions.get(&args.action_id);
+    let (Some(action), Some(account_id)) = (standing.or(marked), names::account_of(&account.partition))
+    else {
+        return Ok(Found::Nothing);
+    };
+    match action.state {
+        ActionState::Escalated => {}
+        ActionState::Resolved => return Ok(Found::Resolved(action.last_receipt().unwrap_or_default())),
+        other => return Ok(Found::Other(other)),
+    }
+    let event = ActionEvent::Resolved {
+        by: args.who.clone(),
+        note: args.note.clone(),
+    };
+    let ended = action.next(&event, receipt_id, now)?;
+    let draft = |payload| Draft {
+        receipt_id,
+        account_id: account_id.as_str().to_owned(),
+        occurred_at: now,
+        duration_ms: 0,
+        policy_hash: (!action.policy_hash.is_empty()).then(|| action.policy_hash.clone()),
+        payload,
+    };
+    let mut plan = Plan {
+        drafts: ended.receipt.map(draft).into_iter().collect(),
+        ..Plan::default()
+    };
+    match standing {
+        Some(_) => plan.actions.push(ended.action),
+        None => plan.unmarked = Some(ended.action),
+    }
+    Ok(Found::Escalated(Box::new(plan)))
+}
+
+/// Resolves an action.
+///
+/// # Errors
+/// When the stack does not answer; an action that is not escalated is a verdict.
+pub fn run(args: &ResolveArgs, out: &mut Out) -> Result<Verdict, ResolveError> {
+    let answer = cloud::block_on(resolve(args))??;
+    out.show(&answer)?;
+    Ok(answer.outcome.verdict())
+}
+
+async fn resolve(args: &ResolveArgs) -> Result<Answer, ResolveError> {
+    let stack = Stack::from_env()?;
+    let sdk = clients::load().await;
+    let store = Arc::new(Store::new(&sdk, stack.clone()));
+    let answer = |account_id, outcome| Answer {
+        action_id: args.action_id.clone(),
+        account_id,
+        outcome,
+    };
+    let account_id = match &args.account_id {
+        Some(account_id) => account_id.clone(),
+        None => {
+            let found = escalations::find(&store, None, Some(&args.action_id)).await?;
+            let mut accounts: Vec<AccountId> = found.into_iter().map(|found| found.account_id).collect();
+            match (accounts.pop(), accounts.is_empty()) {
+                (None, _) => return Ok(answer(None, Outcome::Unknown)),
+                (Some(one), true) => one,
+                (Some(one), false) => {
+                    accounts.push(one);
+                    accounts.sort();
+                    return Ok(answer(None, Outcome::Several { accounts }));
+                }
+            }
+        }
+    };
+    let signer = Secrets::new(&sdk).signer(&stack.signing_key_secret).await?;
+    let outcome = Box::pin(settle(&store, &signer, &account_id, args)).await?;
+    Ok(answer(Some(account_id), outcome))
+}
+
+async fn settle(
+    store: &Store,
+    signer: &receipts::Signer,
+    account_id: &AccountId,
+    args: &ResolveArgs,
+) -> Result<Outcome, ResolveError> {
+    let partition = names::partition_key(account_id);
+    let (receipt_id, occurred_at) = (Uuid::now_v7(), Timestamp::now());
+    let mut outcome = Outcome::Unknown;
+    let plan = |account: &Account, marked: Option<&Action>| {
+        let (found, plan) = match look(account, marked, args, receipt_id, occurred_at)? {
+            Found::Escalated(plan) => (Outcome::Resolved { receipt_id }, *plan),
+            Found::Resolved(receipt_id) => {
+                let who = String::new();
+                (Outcome::AlreadyResolved { receipt_id, who }, Plan::default())
+            }
+            Found::Other(state) => (Outcome::NotEscalated { state }, Plan::default()),
+            Found::Nothing => (Outcome::Unknown, Plan::default()),
+        };
+        outcome = found;
+        Ok::<_, ResolveError>(plan)
+    };
+    store
+        .transact_marked(signer, &partition, &args.action_id, plan)
+        .await?;
+    match outcome {
+        Outcome::AlreadyResolved { receipt_id, .. } => said(store, &partition, receipt_id, &args.note).await,
+        outcome => Ok(outcome),
+    }
+}
+
+/// How an action was resolved before, as its receipt says.
+async fn said(store: &Store, partition: &str, receipt_id: Uuid, note: &str) -> Result<Outcome, ResolveError> {
+    let unknown = || ResolveError::NoReceipt { receipt_id };
+    let places = store.find_receipt(receipt_id, Some(partition)).await?;
+    let place = places.into_iter().find(|(found, _)| found == partition);
+    let (_, seq) = place.ok_or_else(unknown)?;
+    let line = store.receipt(partition, seq).await?.ok_or_else(unknown)?;
+    match serde_json::from_str::<Receipt>(&line)?.payload {
+        Payload::ActionResolved { who, note: said, .. } if said == note => {
+            Ok(Outcome::AlreadyResolved { receipt_id, who })
+        }
+        Payload::ActionResolved { who, note, .. } => Ok(Outcome::ResolvedOtherwise {
+            receipt_id,
+            who,
+            note,
+        }),
+        _ => Err(unknown()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use receipts::Head;
+    use serde_json::json;
+
+    use super::*;
+
+    fn args() -> ResolveArgs {
+        ResolveArgs {
+            action_id: ActionId::try_from("a".to_owned()).unwrap(),
+            account_id: None,
+            note: "by hand".to_owned(),
+            who: "ops".to_owned(),
+        }
+    }
+
+    fn action(state: ActionState) -> Action {
+        Action {
+            state,
+            receipts: vec![Uuid::from_u128(1)],
+            ..Action::pending(args().action_id, "t", "", Timestamp::UNIX_EPOCH)
+        }
+    }
+
+    fn check(standing: Option<ActionState>, marked: Option<ActionState>, expected: &str) {
+        let standing = standing.map(action);
+        let account = Account {
+            partition: "c".to_owned(),
+            tenant: None,
+            head: Head::empty(),
+            actions: standing
+                .map(|a| (a.action_id.clone(), a))
+                .into_iter()
+                .collect::<BTreeMap<_, _>>(),
+            own_actions: BTreeSet::new(),
+            delivery: None,
+            once: BTreeSet::new(),
+        };
+        let marked = marked.map(action);
+        let id = Uuid::from_u128(2);
+        let found = look(&account, marked.as_ref(), &args(), id, Timestamp::UNIX_EPOCH).unwrap();
+        let told = match found {
+            Found::Escalated(plan) => {
+                assert_eq!(plan.drafts.len(), 1);
+                format!(
+                    "{:?} {:?}",
+                    plan.actions.iter().map(|a| a.state.name()).collect::<Vec<_>>(),
+                    plan.unmarked.map(|a| a.state.name())
+                )
+            }
+            Found::Resolved(receipt_id) => format!("resolved by {receipt_id}"),
+            Found::Other(state) => state.name().to_owned(),
+            Found::Nothing => "nothing".to_owned(),
+        };
+        assert_eq!(told, expected);
+    }
+
+    /// What stands in a table is written there; of what stands nowhere any more only the mark is.
+    #[test]
+    fn what_is_written() {
+        use ActionState::{Complete, Escalated, Resolved};
+        check(None, None, "nothing");
+        check(Some(Escalated), Some(Escalated), "[\"resolved\"] None");
+        check(None, Some(Escalated), "[] Some(\"resolved\")");
+        check(Some(Complete), Some(Escalated), "complete");
+        let by = format!("resolved by {}", Uuid::from_u128(1));
+        check(Some(Resolved), Some(Resolved), &by);
+        check(None, Some(Resolved), &by);
+        check(None, Some(ActionState::Pending), "pending");
+    }
+
+    #[track_caller]
+    fn check_answer(outcome: Outcome, verdict: Verdict, text: &str, json: serde_json::Value) {
+        assert_eq!(outcome.verdict(), verdict);
+        let answer = Answer {
+            action_id: args().action_id,
+            account_id: None,
+            outcome,
+        };
+        assert!(answer.to_string().starts_with(text), "{answer}");
+        assert_eq!(serde_json::to_value(&answer).unwrap(), json);
+    }
+
+    #[test]
+    fn answers() {
+        let receipt_id = Uuid::from_u128(1);
+        check_answer(
+            Outcome::Resolved { receipt_id },
+            Verdict::Good,
+            "RESOLVED: a\nreceipt 0",
+            json!({ "action_id": "a", "account_id": null, "outcome": "resolved", "receipt_id": receipt_id }),
+        );
+        check_answer(
+            Outcome::NotEscalated {
+                state: ActionState::RolledBack,
+            },
+            Verdict::NotGood,
+            "REFUSED: a is rolled_back, not escalated",
+            json!({ "action_id": "a", "account_id": null, "outcome": "not_escalated", "state": "rolled_back" }),
+        );
+        check_answer(
+            Outcome::Unknown,
+            Verdict::NotGood,
+            "REFUSED: no account has",
+            json!({ "action_id": "a", "account_id": null, "outcome": "unknown" }),
+        );
+    }
+}

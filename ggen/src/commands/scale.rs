@@ -1,0 +1,208 @@
+//! `ggen scale`: how many actions of a tenant may run at one time while nothing asks for more.
+
+use std::fmt;
+use std::io;
+
+use aws::config::{self, ConfigError};
+use clap::Args;
+use domain::account::AccountId;
+use receipts::receipt::Concurrency;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::cloud::{self, InvokeError, NEEDS_A_STACK};
+use crate::out::Out;
+use crate::report::{self, Verdict};
+
+fn after_help() -> String {
+    format!(
+        "\
+Example:
+  ggen scale --account-id customer-123 --concurrency 40
+
+The concurrency is the tenant's base from now on: it is raised above it while more than ten signals wait, and comes back
+to it when nothing is to do. What the tenant's plans or the stack's budget do not allow is refused, exit code 1; either way
+a signed receipt says so, governor_scaled or quota_exceeded, with what the change costs a month.
+{NEEDS_A_STACK}"
+    )
+}
+
+/// Arguments of `ggen scale`.
+#[derive(Args)]
+#[command(after_help = after_help())]
+pub struct ScaleArgs {
+    /// The customer's account
+    #[arg(long, value_name = "ID", value_parser = cloud::account_id)]
+    account_id: AccountId,
+    /// Actions at one time, from 1 on
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    concurrency: u64,
+}
+
+/// Why it is not known whether the tenant was scaled.
+#[derive(Debug, thiserror::Error)]
+pub enum ScaleCommandError {
+    /// A variable is missing.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The function that scales was not reached, or failed.
+    #[error(transparent)]
+    Invoke(#[from] InvokeError),
+    /// Its answer has no outcome.
+    #[error("function {function} answered without an outcome: {answer}")]
+    Answer {
+        /// Its name.
+        function: String,
+        /// The answer.
+        answer: Value,
+        /// What the reader said.
+        source: serde_json::Error,
+    },
+    /// No runtime, or stdout cannot be written.
+    #[error("cannot go on")]
+    System(#[from] io::Error),
+}
+
+/// What came of it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+enum Outcome {
+    Scaled {
+        concurrency: Concurrency,
+        receipt: Value,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        not_paced: Option<String>,
+    },
+    Unchanged {
+        concurrency: Concurrency,
+    },
+    Refused {
+        reason: String,
+        receipt: Value,
+    },
+    NotFound,
+    NotActive {
+        lifecycle: String,
+    },
+}
+
+#[derive(Serialize)]
+struct Answer {
+    account_id: AccountId,
+    #[serde(flatten)]
+    outcome: Outcome,
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let account = &self.account_id;
+        let receipt_id = |receipt: &Value| {
+            let id = receipt.get("receipt_id").and_then(Value::as_str);
+            id.unwrap_or_default().to_owned()
+        };
+        match &self.outcome {
+            Outcome::Scaled {
+                concurrency, receipt, ..
+            } => {
+                let Concurrency { previous, new } = concurrency;
+                writeln!(
+                    f,
+                    "SCALED: account {account} runs {new} at one time, {previous} before"
+                )?;
+                let cost = receipt.get("cost_delta_usd").unwrap_or(&Value::Null);
+                write!(f, "cost {cost} USD a month\nreceipt {}", receipt_id(receipt))
+            }
+            Outcome::Unchanged { concurrency } => {
+                write!(
+                    f,
+                    "UNCHANGED: account {account} runs {} at one time",
+                    concurrency.new
+                )
+            }
+            Outcome::Refused { reason, receipt } => {
+                write!(f, "REFUSED: {reason}\nreceipt {}", receipt_id(receipt))
+            }
+            Outcome::NotFound => write!(f, "NOT FOUND: account {account} was never a tenant"),
+            Outcome::NotActive { lifecycle } => {
+                write!(f, "REFUSED: account {account} is {lifecycle}, nothing of it runs")
+            }
+        }
+    }
+}
+
+/// Gives a tenant a base.
+///
+/// # Errors
+/// When the stack does not answer; a refusal is a verdict.
+pub fn run(args: &ScaleArgs, out: &mut Out) -> Result<Verdict, ScaleCommandError> {
+    cloud::block_on(scale(args, out))?
+}
+
+async fn scale(args: &ScaleArgs, out: &mut Out) -> Result<Verdict, ScaleCommandError> {
+    let function = config::required(config::SCALE_FUNCTION)?;
+    let event = json!({ "account_id": args.account_id, "concurrency": args.concurrency });
+    let answer = cloud::invoke(&function, &event).await?;
+    let outcome = match Outcome::deserialize(&answer) {
+        Ok(outcome) => outcome,
+        Err(source) => {
+            return Err(ScaleCommandError::Answer {
+                function,
+                answer,
+                source,
+            });
+        }
+    };
+    let good = matches!(outcome, Outcome::Scaled { .. } | Outcome::Unchanged { .. });
+    if let Outcome::Scaled {
+        not_paced: Some(why), ..
+    } = &outcome
+    {
+        let line = format!("the limit holds; its queue is fed at the new pace with a later run: {why}");
+        report::note(&line);
+    }
+    out.show(&Answer {
+        account_id: args.account_id.clone(),
+        outcome,
+    })?;
+    Ok(Verdict::when(good))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(answer: Value, expected: &str) {
+        let answer = Answer {
+            account_id: AccountId::parse("customer-123").unwrap(),
+            outcome: Outcome::deserialize(&answer).unwrap(),
+        };
+        assert_eq!(answer.to_string(), expected);
+    }
+
+    #[test]
+    fn every_outcome_is_told() {
+        let concurrency = json!({ "previous": 10, "new": 20 });
+        let receipt = json!({ "receipt_id": "r-1", "cost_delta_usd": 10.95 });
+        check(
+            json!({ "outcome": "scaled", "concurrency": concurrency, "receipt": receipt }),
+            "SCALED: account customer-123 runs 20 at one time, 10 before\ncost 10.95 USD a month\nreceipt r-1",
+        );
+        check(
+            json!({ "outcome": "unchanged", "concurrency": concurrency }),
+            "UNCHANGED: account customer-123 runs 20 at one time",
+        );
+        check(
+            json!({ "outcome": "refused", "reason": "the plans allow 10", "receipt": receipt }),
+            "REFUSED: the plans allow 10\nreceipt r-1",
+        );
+        check(
+            json!({ "outcome": "not_found" }),
+            "NOT FOUND: account customer-123 was never a tenant",
+        );
+        check(
+            json!({ "outcome": "not_active", "lifecycle": "decommissioned" }),
+            "REFUSED: account customer-123 is decommissioned, nothing of it runs",
+        );
+    }
+}

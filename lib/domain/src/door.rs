@@ -1,0 +1,572 @@
+//! The front door to a tenant's queue: what a producer's request asks for, whether it is let in, and what it is told.
+//!
+//! | code | status | come back |
+//! |---|---|---|
+//! | `UNAVAILABLE`, `DISARMED` | 503 | soon |
+//! | `NOT_FOUND`, `NO_ENTITLEMENT` | 404 | |
+//! | `GONE` | 410 | |
+//! | `AMBIGUOUS_ENTITLEMENT`, `UNKNOWN_ACTION` | 422 | |
+//! | `SUSPENDED` | 403 | |
+//! | `POLICY_HASH_MISMATCH`, `ACTION_ID_REUSED` | 409 | |
+//! | `DENIED` by the parameters' schema or bounds alone | 422 | |
+//! | `DENIED` by a rule | 403 | |
+//! | `QUOTA_EXCEEDED` | 429 | next month |
+//! | `MALFORMED_SIGNAL` | 400 | |
+//!
+//! The gate is asked as the governor asks it, and the governor has the last word: what has to wait and what goes to a person
+//! is let in.
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use policy::enforcer::PARAMETER_SCHEMA;
+use receipts::receipt::{Draft, Payload};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::account::{AccountId, EntitlementId, IdError, SkuId};
+use crate::action::{Action, ActionState};
+use crate::admission::{Enforcers, LetThrough, admit, held};
+use crate::control::Control;
+use crate::gate::{RefusalCode, Verdict};
+use crate::names::printable;
+use crate::signal::{ActionId, ActionIdError, Signal, SignalError};
+use crate::tenant::{Lifecycle, Tenant};
+
+/// Longest message put on a queue, in bytes: SQS's most.
+pub const MAX_MESSAGE_BYTES: usize = 256 * 1024;
+
+/// Characters of a template that tables and receipts keep.
+const TEMPLATE_CHARS: usize = 64;
+
+/// What a request is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Way {
+    /// `POST /tenants/{account_id}/signals`: an action is asked for.
+    Ask {
+        /// Of which tenant.
+        account_id: AccountId,
+    },
+    /// `GET /tenants/{account_id}/actions/{action_id}`: how does an action stand?
+    Tell {
+        /// Whose.
+        account_id: AccountId,
+        /// Which.
+        action_id: ActionId,
+    },
+}
+
+/// Why a request is about nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WayError {
+    /// No such path.
+    #[error("nothing is at this path")]
+    Path,
+    /// Another method is meant.
+    #[error("this path takes {allowed} only")]
+    Method {
+        /// Which.
+        allowed: &'static str,
+    },
+    /// A part of the path is not percent-encoded UTF-8.
+    #[error("{part} in the path is not percent-encoded UTF-8")]
+    Encoding {
+        /// Which part.
+        part: &'static str,
+    },
+    /// The account id in the path is none.
+    #[error("in the path: {0}")]
+    Account(#[from] IdError),
+    /// The action id in the path is none.
+    #[error("in the path: {0}")]
+    Action(#[from] ActionIdError),
+}
+
+impl Way {
+    /// Reads method and path. An account id is percent-encoded in it, or decoded already as HTTP APIs hand it on, slashes
+    /// included; what stands before `/tenants/` is the gateway's stage.
+    ///
+    /// # Errors
+    /// [`WayError`] when nothing is there, the method is another, or an id is none.
+    pub fn of(method: &str, path: &str) -> Result<Self, WayError> {
+        let (_, rest) = path.split_once("/tenants/").ok_or(WayError::Path)?;
+        let (ask, tell) = (rest.strip_suffix("/signals"), rest.rsplit_once("/actions/"));
+        match (method, ask, tell) {
+            ("POST", Some(account), _) => Ok(Self::Ask {
+                account_id: account_id(account)?,
+            }),
+            ("GET", _, Some((account, action))) => Ok(Self::Tell {
+                account_id: account_id(account)?,
+                action_id: ActionId::try_from(decoded("the action id", action)?)?,
+            }),
+            (_, Some(_), _) => Err(WayError::Method { allowed: "POST" }),
+            (_, None, Some(_)) => Err(WayError::Method { allowed: "GET" }),
+            (_, None, None) => Err(WayError::Path),
+        }
+    }
+
+    /// Whose tenant.
+    #[must_use]
+    pub fn account_id(&self) -> &AccountId {
+        match self {
+            Self::Ask { account_id } | Self::Tell { account_id, .. } => account_id,
+        }
+    }
+}
+
+fn account_id(encoded: &str) -> Result<AccountId, WayError> {
+    Ok(AccountId::parse(decoded("the account id", encoded)?)?)
+}
+
+/// Percent-decoding (RFC 3986, section 2.1) that forgives nothing.
+fn decoded(part: &'static str, text: &str) -> Result<String, WayError> {
+    let wrong = || WayError::Encoding { part };
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, behind)) = rest.split_first() {
+        rest = behind;
+        if *first != b'%' {
+            bytes.push(*first);
+            continue;
+        }
+        let (digits, behind) = rest.split_first_chunk::<2>().ok_or_else(wrong)?;
+        let mut byte = [0];
+        hex::decode_to_slice(digits, &mut byte).map_err(|_| wrong())?;
+        bytes.extend(byte);
+        rest = behind;
+    }
+    String::from_utf8(bytes).map_err(|_| wrong())
+}
+
+/// What a producer posts.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(expecting = "an object")]
+pub struct Posted {
+    /// Template of the policy to run.
+    pub template: String,
+    /// The template's parameters.
+    #[serde(default)]
+    pub parameters: Map<String, Value>,
+    /// Names the action; the delivery does otherwise.
+    pub action_id: Option<ActionId>,
+    /// The account, where the producer says it once more.
+    pub account_id: Option<AccountId>,
+    /// The product it is for.
+    pub sku_id: Option<SkuId>,
+    /// The agreement it is for.
+    pub entitlement_id: Option<EntitlementId>,
+    /// The policy the producer believes in; the one in force otherwise.
+    pub policy_hash: Option<String>,
+}
+
+/// A request for an action, from somebody who may ask.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Asked {
+    /// Of which tenant.
+    pub account_id: AccountId,
+    /// The sender's id of the delivery.
+    pub delivery_id: String,
+    /// Names the action.
+    pub action_id: ActionId,
+    /// What was posted.
+    pub posted: Posted,
+    /// SHA-256 of the body, as it was sent.
+    pub body_digest: [u8; 32],
+}
+
+impl Asked {
+    /// Reads a body. Unknown fields are passed over. Where no action is named the delivery's id names it, so that one that
+    /// is sent again asks for the same action.
+    ///
+    /// # Errors
+    /// [`SignalError`] naming the field that is missing or mistyped.
+    pub fn parse(account_id: &AccountId, delivery_id: &str, body: &[u8]) -> Result<Self, SignalError> {
+        let whole = |source| SignalError {
+            field: ".".to_owned(),
+            source,
+        };
+        let mut reader = serde_json::Deserializer::from_slice(body);
+        let posted: Posted = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
+            let path = e.path().to_string();
+            SignalError {
+                field: if path == "?" { ".".to_owned() } else { path },
+                source: e.into_inner(),
+            }
+        })?;
+        reader.end().map_err(whole)?;
+        if posted.account_id.as_ref().is_some_and(|said| said != account_id) {
+            return Err(SignalError {
+                field: "account_id".to_owned(),
+                source: serde::de::Error::custom("is not the account in the path"),
+            });
+        }
+        let named = posted.action_id.clone();
+        Ok(Self {
+            account_id: account_id.clone(),
+            delivery_id: delivery_id.to_owned(),
+            action_id: named.unwrap_or_else(|| ActionId::of_message(delivery_id)),
+            posted,
+            body_digest: Sha256::digest(body).into(),
+        })
+    }
+
+    /// The template, as tables and receipts keep it.
+    #[must_use]
+    pub fn template(&self) -> String {
+        printable(&self.posted.template, TEMPLATE_CHARS)
+    }
+
+    fn signal(&self, policy_hash: &str) -> Signal {
+        let named = self.posted.policy_hash.as_deref();
+        Signal {
+            action_id: self.action_id.clone(),
+            account_id: self.account_id.clone(),
+            sku_id: self.posted.sku_id.clone(),
+            entitlement_id: self.posted.entitlement_id.clone(),
+            template: self.posted.template.clone(),
+            parameters: self.posted.parameters.clone(),
+            policy_hash: named.unwrap_or(policy_hash).to_owned(),
+        }
+    }
+
+    /// Hash of the policy that decides about it, when that can be told.
+    #[must_use]
+    pub fn pinned_hash<'a>(&self, tenant: Option<&'a Tenant>) -> Option<&'a str> {
+        held(&self.signal(""), tenant).map(|(_, held)| held.policy.hash.as_str())
+    }
+}
+
+/// Why a request was refused, as a machine reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// The gate said so.
+    Gate(RefusalCode),
+    /// The action id stands for an action of another template.
+    ActionIdReused,
+}
+
+impl Code {
+    /// The code as receipts and answers carry it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gate(code) => code.name(),
+            Self::ActionIdReused => "ACTION_ID_REUSED",
+        }
+    }
+}
+
+/// When it is worth asking again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// Not without a change.
+    Never,
+    /// In a moment.
+    Soon,
+    /// When the next UTC month begins.
+    NextMonth,
+}
+
+/// How a refusal is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reply {
+    /// HTTP status.
+    pub status: u16,
+    /// Short and the same for every occurrence.
+    pub title: &'static str,
+    /// When it is worth asking again.
+    pub again: Again,
+    /// For people, where nobody said more.
+    pub detail: &'static str,
+}
+
+/// A refusal at the door.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why.
+    pub code: Code,
+    /// Rules that decided, when policy did.
+    pub rules: Vec<String>,
+    /// For people. Names parameters and rules, never quotes what the request carried.
+    pub detail: String,
+    /// The policy that decided, when one did.
+    pub policy_hash: Option<String>,
+}
+
+impl Refusal {
+    fn new(code: Code, rules: Vec<String>, detail: Option<String>, policy_hash: &str) -> Self {
+        let detail = detail.unwrap_or_else(|| reply(code, &rules).detail.to_owned());
+        Self {
+            code,
+            rules,
+            detail,
+            policy_hash: (!policy_hash.is_empty()).then(|| policy_hash.to_owned()),
+        }
+    }
+
+    /// The refusal of everything while control is unreadable, or says that storage fails.
+    #[must_use]
+    pub fn unavailable(detail: &str) -> Self {
+        let code = Code::Gate(RefusalCode::Unavailable);
+        Self::new(code, Vec::new(), Some(detail.to_owned()), "")
+    }
+
+    /// How it is answered.
+    #[must_use]
+    pub fn reply(&self) -> Reply {
+        reply(self.code, &self.rules)
+    }
+
+    /// What is put on record. The same delivery of the same body always leaves the same receipt for the same code.
+    #[must_use]
+    pub fn draft(&self, asked: &Asked, duration_ms: u64, now: Timestamp) -> Draft {
+        let (account, code) = (asked.account_id.as_str(), self.code.name());
+        // No part holds a line feed.
+        let (delivery, body) = (&asked.delivery_id, hex::encode(asked.body_digest));
+        let name = format!("{account}\n{delivery}\n{code}\n{body}");
+        Draft {
+            receipt_id: Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()),
+            account_id: account.to_owned(),
+            occurred_at: now,
+            duration_ms,
+            policy_hash: self.policy_hash.clone(),
+            payload: Payload::SignalRefused {
+                action_id: asked.action_id.as_str().to_owned(),
+                template: asked.template(),
+                code: code.to_owned(),
+                detail: Some(self.detail.clone()),
+                rules: self.rules.clone(),
+            },
+        }
+    }
+}
+
+/// The table of answers.
+fn reply(code: Code, rules: &[String]) -> Reply {
+    let reply = |status, title, again, detail| Reply {
+        status,
+        title,
+        again,
+        detail,
+    };
+    let code = match code {
+        Code::ActionIdReused => {
+            let detail = "the action id stands for an action of another template";
+            return reply(409, "Action id reused", Again::Never, detail);
+        }
+        Code::Gate(code) => code,
+    };
+    match code {
+        RefusalCode::Unavailable => {
+            let detail = "the tenant takes no signals now: it is being provisioned, or it leaves";
+            reply(503, "Not available", Again::Soon, detail)
+        }
+        RefusalCode::Disarmed => {
+            let detail = "operators have not armed the system";
+            reply(503, "Disarmed", Again::Soon, detail)
+        }
+        RefusalCode::NotFound => reply(404, "No such tenant", Again::Never, "the account has no tenant"),
+        RefusalCode::Gone => reply(
+            410,
+            "Tenant is gone",
+            Again::Never,
+            "the tenant was decommissioned",
+        ),
+        RefusalCode::NoEntitlement => {
+            let detail = "the account holds no entitlement that fits what the signal names";
+            reply(404, "No such entitlement", Again::Never, detail)
+        }
+        RefusalCode::AmbiguousEntitlement => {
+            let detail = "several entitlements fit: name sku_id or entitlement_id";
+            reply(422, "Entitlement not named", Again::Never, detail)
+        }
+        RefusalCode::Suspended => {
+            let detail = "the marketplace suspended the entitlement";
+            reply(403, "Entitlement suspended", Again::Never, detail)
+        }
+        RefusalCode::PolicyHashMismatch => {
+            let detail = "the policy is another than the one in force for the entitlement";
+            reply(409, "Policy hash mismatch", Again::Never, detail)
+        }
+        RefusalCode::UnknownAction => {
+            let detail = "the policy has no template of this name";
+            reply(422, "Unknown action", Again::Never, detail)
+        }
+        RefusalCode::Denied => {
+            // The permit of a template holds the bounds of its parameters.
+            let bounds = |rule: &String| rule == PARAMETER_SCHEMA || rule.starts_with("permit:");
+            let detail = "the policy denies it";
+            match !rules.is_empty() && rules.iter().all(bounds) {
+                true => reply(422, "Parameters not allowed", Again::Never, detail),
+                false => reply(403, "Denied by policy", Again::Never, detail),
+            }
+        }
+        RefusalCode::QuotaExceeded => {
+            let detail = "the month's actions are used up";
+            reply(429, "Quota exceeded", Again::NextMonth, detail)
+        }
+        RefusalCode::MalformedSignal => {
+            let detail = "the body is not a signal";
+            reply(400, "Signal not understood", Again::Never, detail)
+        }
+    }
+}
+
+/// Seconds until the next UTC month begins: at least one, and no more than 31 days have.
+#[must_use]
+pub fn seconds_to_next_month(now: Timestamp) -> u64 {
+    let today = now.to_zoned(TimeZone::UTC).date();
+    let next = next_month(today).and_then(|first| first.to_zoned(TimeZone::UTC).ok());
+    let seconds = next.map_or(0, |next| next.timestamp().as_second() - now.as_second());
+    u64::try_from(seconds).unwrap_or_default().max(1)
+}
+
+fn next_month(today: Date) -> Option<Date> {
+    today.last_of_month().tomorrow().ok()
+}
+
+/// What to do about a request.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Its action was begun, or is over: tell how it stands.
+    Tell(Box<Action>),
+    /// Put this on the queue, once the action is known as pending.
+    Send(Box<Sending>),
+    /// Say no.
+    Refuse {
+        /// Why.
+        refusal: Refusal,
+        /// Whether the tenant has a ledger that takes a receipt of it.
+        on_record: bool,
+    },
+}
+
+/// What goes on the queue.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sending {
+    /// The message.
+    pub signal: Signal,
+    /// Where to.
+    pub queue_url: String,
+    /// The action to note before, where none is known yet.
+    pub new: Option<Action>,
+}
+
+/// A signal that no queue takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("as a message the signal has more than {MAX_MESSAGE_BYTES} bytes")]
+pub struct TooLong;
+
+impl Sending {
+    /// The signal as a message: what producers write that use the queue themselves.
+    ///
+    /// # Errors
+    /// [`TooLong`] when it has more than [`MAX_MESSAGE_BYTES`].
+    pub fn message(&self) -> Result<String, TooLong> {
+        // SQS takes the characters of XML 1.0 only. Of the others JSON escapes the controls; these two it need not, and
+        // they stand in strings only.
+        let message = serde_json::json!(self.signal)
+            .to_string()
+            .replace('\u{fffe}', "\\ufffe")
+            .replace('\u{ffff}', "\\uffff");
+        match message.len() > MAX_MESSAGE_BYTES {
+            true => Err(TooLong),
+            false => Ok(message),
+        }
+    }
+}
+
+/// Why nothing is told of an action.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Untold {
+    /// Nothing is known of it, or it was pending when its tenant's provisioning was undone.
+    Unknown,
+    /// It was pending when its tenant left, so it never runs.
+    Gone,
+}
+
+/// What is told of an action to who looks. One that is pending is never run once its tenant is no more.
+///
+/// # Errors
+/// [`Untold`] when there is nothing to tell.
+pub fn look<'a>(tenant: Option<&Tenant>, known: Option<&'a Action>) -> Result<&'a Action, Untold> {
+    let known = known.ok_or(Untold::Unknown)?;
+    let lifecycle = tenant.map_or(Lifecycle::Absent, |tenant| tenant.lifecycle);
+    match (known.state, lifecycle) {
+        (ActionState::Pending, Lifecycle::Absent) => Err(Untold::Unknown),
+        (ActionState::Pending, Lifecycle::Decommissioned) => Err(Untold::Gone),
+        _ => Ok(known),
+    }
+}
+
+/// Decides about a request.
+///
+/// What is known as pending was let in before, and may be on the queue: only what passes by itself is refused then, all else
+/// is the governor's to say.
+#[must_use]
+pub fn decide(
+    asked: &Asked,
+    tenant: Option<&Tenant>,
+    known: Option<&Action>,
+    control: &Control,
+    enforcers: &Enforcers,
+    now: Timestamp,
+) -> Step {
+    let active = tenant.filter(|tenant| tenant.lifecycle == Lifecycle::Active);
+    let refuse = |refusal| Step::Refuse {
+        refusal,
+        on_record: active.is_some(),
+    };
+    if let Some(known) = known {
+        if known.template != asked.template() {
+            return refuse(Refusal::new(Code::ActionIdReused, Vec::new(), None, ""));
+        }
+        if known.state != ActionState::Pending {
+            return Step::Tell(Box::new(known.clone()));
+        }
+    }
+    let pin = asked.pinned_hash(tenant);
+    let before = known.map(|action| action.policy_hash.as_str());
+    let signal = asked.signal(pin.or(before).unwrap_or_default());
+    let admission = admit(
+        &signal,
+        tenant,
+        Some(control),
+        enforcers,
+        &LetThrough::default(),
+        now,
+    );
+    let passes = match &admission.verdict {
+        Verdict::Execute | Verdict::NotNow | Verdict::Route(_) => true,
+        Verdict::Refuse { code, rules, .. } => {
+            let again = reply(Code::Gate(*code), rules).again;
+            known.is_some() && again != Again::Soon
+        }
+    };
+    match (active, admission.verdict) {
+        (Some(tenant), _) if passes => Step::Send(Box::new(Sending {
+            new: known.is_none().then(|| {
+                let (id, hash) = (asked.action_id.clone(), &signal.policy_hash);
+                Action::pending(id, &asked.template(), hash, now)
+            }),
+            queue_url: tenant.resources.queue_url.clone(),
+            signal,
+        })),
+        (_, Verdict::Refuse { code, rules, detail }) => refuse(Refusal::new(
+            Code::Gate(code),
+            rules,
+            detail,
+            &admission.policy_hash,
+        )),
+        // The gate lets nothing through without an active tenant.
+        (_, Verdict::Execute | Verdict::NotNow | Verdict::Route(_)) => {
+            let code = Code::Gate(RefusalCode::Unavailable);
+            refuse(Refusal::new(code, Vec::new(), None, ""))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

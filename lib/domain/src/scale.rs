@@ -1,0 +1,511 @@
+//! How many actions of a tenant may run at one time, and when that changes. The first row that fits counts.
+//!
+//! | # | when | what | receipt |
+//! |---|---|---|---|
+//! | 1 | the tenant is not active, or all it holds is suspended | nothing | – |
+//! | 2 | a raise is on trial, less than a minute old | nothing | – |
+//! | 3 | the trial is over, and more signals wait than when it began | back to the limit before, no raise for 10 minutes | `scale_reverted` |
+//! | 4 | the trial is over otherwise | the raise stays; the rows below go on | – |
+//! | 5 | more than 10 signals wait, and a raise was taken back less than 10 minutes ago | nothing | – |
+//! | 6 | more than 10 wait, and plans and budget allow more | twice as many, as far as both go; a trial begins | `governor_scaled` |
+//! | 7 | more than 10 wait, and that this limit can't be raised is on record | nothing | – |
+//! | 8 | more than 10 wait, and the plans allow no more | put on record | `quota_exceeded` |
+//! | 9 | more than 10 wait, and the budget affords no more | put on record | `quota_exceeded` |
+//! | 10 | nothing waited or ran for 5 minutes, and the limit is above its base | back to the base | `governor_scaled` |
+//! | 11 | nothing waited, and no more than half ran, for half an hour, and the limit is above its base | half the limit, or the base | `governor_scaled` |
+//! | 12 | either has just begun, or was interrupted, or nothing waits any more after row 8 or 9, or plans keep a raise from counting | noted | – |
+//! | 13 | else | nothing | – |
+//!
+//! A plan that shrinks takes effect by itself: [`Tenant::in_flight_action_limit`] is capped wherever it is read. A raise that
+//! it makes void is forgotten, so that none comes back unasked with a larger plan. Costs are counted
+//! from [`BASE_LIMIT`], which is free, so that no base that an operator sets moves the budget.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use receipts::receipt::{Concurrency, Payload, Scaling, UsdDelta};
+use serde::{Deserialize, Serialize};
+
+use crate::entitlement::Standing;
+use crate::tenant::{Lifecycle, Pace, Tenant};
+
+/// Actions at one time of a tenant that nobody scaled: one full batch of signals.
+pub const BASE_LIMIT: u64 = 10;
+/// More waiting signals than these ask for a raise.
+pub const LAG: u64 = 10;
+/// Seconds without a raise after one was taken back.
+const REST_SECONDS: i64 = 600;
+
+/// How much longer half the places have to be free than all of them, for fewer to do.
+const QUIET_IDLES: i64 = 6;
+
+/// How far a tenant's governor is scaled. A new generation begins with none of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Scale {
+    /// Actions at one time, when it is not the base. The plans cap it wherever it is read.
+    pub limit: Option<u64>,
+    /// The base that an operator set, instead of [`BASE_LIMIT`].
+    pub floor: Option<u64>,
+    /// The raise that has to show its worth.
+    pub trial: Option<Trial>,
+    /// No raise before this time: the last one made things worse.
+    pub rest_until: Option<Timestamp>,
+    /// The limit of which it is on record that it can't be raised, though signals wait.
+    pub exceeded: Option<u64>,
+    /// Since when nothing is to do, as far as it was seen.
+    pub idle: Option<Idle>,
+    /// Since when half the limit would have done, as far as it was seen.
+    pub quiet_since: Option<Timestamp>,
+}
+
+/// A raise that has to show its worth.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trial {
+    /// The limit before.
+    pub from: u64,
+    /// Signals that waited then.
+    pub lag: u64,
+    /// When it was raised.
+    pub at: Timestamp,
+}
+
+/// A time without anything to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idle {
+    /// When it was first seen.
+    pub since: Timestamp,
+    /// Actions that had ended by then: another number later shows that it was interrupted.
+    pub ended: u64,
+}
+
+impl Scale {
+    /// Actions at one time while nothing asks for more.
+    #[must_use]
+    pub fn base(&self) -> u64 {
+        self.floor.unwrap_or(BASE_LIMIT)
+    }
+
+    /// Actions at one time, before the plans cap them.
+    #[must_use]
+    pub fn wanted(&self) -> u64 {
+        self.limit.unwrap_or_else(|| self.base())
+    }
+
+    fn with_limit(self, limit: u64) -> Self {
+        Self {
+            limit: (limit != self.base()).then_some(limit),
+            trial: None,
+            exceeded: None,
+            idle: None,
+            quiet_since: None,
+            ..self
+        }
+    }
+}
+
+/// What a queue holds, as SQS counts it, roughly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Queue {
+    /// Messages that can be received.
+    pub visible: u64,
+    /// Messages that were received, and are neither deleted nor back.
+    pub hidden: u64,
+    /// Messages that are delayed.
+    pub delayed: u64,
+}
+
+impl Queue {
+    /// Signals that wait. Governors put back what finds no free place, hidden for up to a minute: of the hidden messages
+    /// only as many as can be in work count as such.
+    #[must_use]
+    pub fn lag(&self, pace: Pace) -> u64 {
+        let in_work =
+            u64::from(pace.batch_size.unsigned_abs()) * u64::from(pace.maximum_concurrency.unsigned_abs());
+        let put_back = self.hidden.saturating_sub(in_work);
+        self.visible.saturating_add(self.delayed).saturating_add(put_back)
+    }
+
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// An amount that is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "not an amount in US dollars such as 1.0950: digits, at most four of them behind the point, under 100 million"
+)]
+pub struct AmountError;
+
+/// An amount in US dollars, exact to 1/10,000, not negative, under a hundred million.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Usd(u64);
+
+impl Usd {
+    /// Parts of a dollar.
+    const PARTS: u64 = 10_000;
+    const DIGITS: usize = 4;
+    const MOST: u64 = 100_000_000 * Self::PARTS;
+
+    /// Reads an amount such as `1.0950`.
+    ///
+    /// # Errors
+    /// [`AmountError`] when it is none.
+    pub fn parse(text: &str) -> Result<Self, AmountError> {
+        let (dollars, parts) = text.split_once('.').unwrap_or((text, "0"));
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        if !digits(dollars) || !digits(parts) || parts.len() > Self::DIGITS {
+            return Err(AmountError);
+        }
+        let padded = format!("{parts:0<4}");
+        let (dollars, parts) = (dollars.parse::<u64>().ok(), padded.parse::<u64>().ok());
+        let amount = dollars.and_then(|dollars| dollars.checked_mul(Self::PARTS)?.checked_add(parts?));
+        amount
+            .filter(|amount| *amount < Self::MOST)
+            .map(Self)
+            .ok_or(AmountError)
+    }
+}
+
+impl fmt::Display for Usd {
+    /// With two digits behind the point, or four where two do not say it all.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (dollars, parts) = (self.0 / Self::PARTS, self.0 % Self::PARTS);
+        match parts % 100 {
+            0 => write!(f, "{dollars}.{:02}", parts / 100),
+            _ => write!(f, "{dollars}.{parts:04}"),
+        }
+    }
+}
+
+/// What concurrency costs, and may cost, each tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Costs {
+    /// One action at a time more, for a month.
+    pub per_action: Usd,
+    /// All that is above [`BASE_LIMIT`], for a month.
+    pub budget: Usd,
+}
+
+impl Costs {
+    /// Actions at one time that the budget affords.
+    #[must_use]
+    pub fn affordable(&self) -> u64 {
+        let above = self.budget.0.checked_div(self.per_action.0);
+        above.map_or(u64::MAX, |above| BASE_LIMIT.saturating_add(above))
+    }
+
+    /// What a change of the limit costs a month.
+    #[must_use]
+    pub fn of_change(&self, previous: u64, new: u64) -> UsdDelta {
+        let change = (i128::from(new) - i128::from(previous)) * i128::from(self.per_action.0);
+        let most = i128::from(Usd::MOST - 1);
+        let parts = i64::try_from(change.clamp(-most, most)).unwrap_or_default();
+        UsdDelta::from_ten_thousandths(parts).unwrap_or_default()
+    }
+}
+
+/// How long things take to be believed, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// A raise, before it is judged.
+    pub trial: i64,
+    /// A time without anything to do, before the raise is taken back.
+    pub idle: i64,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { trial: 60, idle: 300 }
+    }
+}
+
+impl Patience {
+    /// The usual patience, but for what is given.
+    #[must_use]
+    pub fn with(trial: Option<u32>, idle: Option<u32>) -> Self {
+        let usual = Self::default();
+        Self {
+            trial: trial.map_or(usual.trial, i64::from),
+            idle: idle.map_or(usual.idle, i64::from),
+        }
+    }
+}
+
+/// What becomes of a tenant's limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It stays; something was noted for the next time.
+    Noted,
+    /// It stays: the raise did no harm.
+    Confirmed,
+    /// Raised, on trial.
+    Raised,
+    /// It stays, though signals wait or somebody asked for more.
+    Exceeded,
+    /// Back to where it was.
+    Reverted,
+    /// Back to its base.
+    Lowered,
+    /// As an operator asked.
+    Set,
+}
+
+impl Verdict {
+    /// The name used in metrics and answers.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Noted => "noted",
+            Self::Confirmed => "confirmed",
+            Self::Raised => "raised",
+            Self::Exceeded => "exceeded",
+            Self::Reverted => "reverted",
+            Self::Lowered => "lowered",
+            Self::Set => "set",
+        }
+    }
+}
+
+/// A decision that is to be written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// What becomes of the limit.
+    pub verdict: Verdict,
+    /// The tenant's scale afterwards.
+    pub scale: Scale,
+    /// The receipt, where there is one.
+    pub payload: Option<Payload>,
+}
+
+/// Whether a tenant's signals run at all.
+#[must_use]
+pub fn runs(tenant: &Tenant) -> bool {
+    let standing = |held: &crate::entitlement::Entitlement| held.standing == Standing::Active;
+    tenant.lifecycle == Lifecycle::Active && tenant.entitlements.values().any(standing)
+}
+
+/// Whether a tenant is to be looked at soon again: it runs more at one time than its base, or is on trial.
+#[must_use]
+pub fn is_scaled(tenant: &Tenant) -> bool {
+    tenant.scale.limit.is_some() || tenant.scale.trial.is_some()
+}
+
+/// What is to be done about a tenant's limit, given what its queue holds. `None` when nothing is.
+#[must_use]
+pub fn decide(
+    tenant: &Tenant,
+    queue: Queue,
+    costs: &Costs,
+    patience: &Patience,
+    now: Timestamp,
+) -> Option<Decision> {
+    if !runs(tenant) {
+        return None;
+    }
+    let limit = tenant.in_flight_action_limit();
+    let lag = queue.lag(tenant.pace());
+    let mut scale = tenant.scale.clone();
+    let mut verdict = Verdict::Noted;
+    if let Some(trial) = scale.trial.take() {
+        if seconds(trial.at, now) < patience.trial {
+            return None;
+        }
+        if lag > trial.lag && limit > trial.from {
+            return Some(revert(scale, limit, lag, &trial, costs, now));
+        }
+        verdict = Verdict::Confirmed;
+    }
+    let base = scale.base().max(1).min(tenant.concurrent_actions());
+    if limit <= base {
+        // A raise that the plans keep from counting must not come back with larger ones.
+        scale.limit = None;
+    }
+    if scale.exceeded.is_some_and(|told| lag == 0 || told != limit) {
+        scale.exceeded = None;
+    }
+    let resting = scale.rest_until.is_some_and(|until| now < until);
+    if lag > LAG && !resting {
+        match room(tenant, costs) {
+            Ok((new, check)) => return Some(raise(scale, limit, new, lag, check, costs, now)),
+            Err(check) if scale.exceeded.is_none() => return Some(exceed(scale, limit, lag, &check, costs)),
+            Err(_) => {}
+        }
+    }
+    scale.idle = match queue.is_empty() && tenant.in_flight == 0 && limit > base {
+        true => Some(idle(tenant, &scale, now)),
+        false => None,
+    };
+    let quiet = lag == 0 && tenant.in_flight.saturating_mul(2) <= limit && limit > base;
+    scale.quiet_since = quiet.then(|| scale.quiet_since.unwrap_or(now));
+    let lower = |scale: Scale, to: u64, check: String| {
+        Some(Decision {
+            verdict: Verdict::Lowered,
+            payload: Some(Payload::GovernorScaled(scaling(costs, limit, to, check))),
+            scale: match to == base {
+                true => Scale {
+                    limit: None,
+                    idle: None,
+                    quiet_since: None,
+                    ..scale
+                },
+                false => scale.with_limit(to),
+            },
+        })
+    };
+    match (&scale.idle, scale.quiet_since) {
+        (Some(idle), _) if seconds(idle.since, now) >= patience.idle => {
+            let check = format!("nothing waits or runs since {}", idle.since);
+            lower(scale, base, check)
+        }
+        (_, Some(since)) if seconds(since, now) >= patience.idle.saturating_mul(QUIET_IDLES).max(1) => {
+            let check = format!("nothing waits and half the places are free since {since}");
+            lower(scale, (limit / 2).max(base), check)
+        }
+        _ => (scale != tenant.scale).then_some(Decision {
+            verdict,
+            scale,
+            payload: None,
+        }),
+    }
+}
+
+/// What an operator's wish does to a tenant's limit: it becomes the base, unless plans or budget forbid it. `None` when it
+/// is so already.
+#[must_use]
+pub fn set(tenant: &Tenant, wanted: u64, costs: &Costs) -> Option<Decision> {
+    let (limit, quota) = (tenant.in_flight_action_limit(), tenant.concurrent_actions());
+    let refused = |check: String| {
+        Some(Decision {
+            verdict: Verdict::Exceeded,
+            scale: tenant.scale.clone(),
+            payload: Some(Payload::QuotaExceeded(scaling(costs, limit, limit, check))),
+        })
+    };
+    if wanted > quota {
+        return refused(format!(
+            "{wanted} at one time are asked for, the plans allow {quota}"
+        ));
+    }
+    if wanted > costs.affordable() {
+        return refused(format!("{wanted} at one time are asked for, {}", afforded(costs)));
+    }
+    let scale = Scale {
+        floor: Some(wanted),
+        exceeded: tenant.scale.exceeded.filter(|told| *told == wanted),
+        ..Scale::default()
+    };
+    let same = tenant.scale.floor == scale.floor && !is_scaled(tenant);
+    (!same).then(|| Decision {
+        verdict: Verdict::Set,
+        scale,
+        payload: Some(Payload::GovernorScaled(scaling(
+            costs,
+            limit,
+            wanted,
+            within(wanted, quota),
+        ))),
+    })
+}
+
+fn revert(scale: Scale, limit: u64, lag: u64, trial: &Trial, costs: &Costs, now: Timestamp) -> Decision {
+    let check = format!("{lag} signals wait, {} did before the raise", trial.lag);
+    let rest_until = now.checked_add(jiff::SignedDuration::from_secs(REST_SECONDS));
+    Decision {
+        verdict: Verdict::Reverted,
+        payload: Some(Payload::ScaleReverted(scaling(costs, limit, trial.from, check))),
+        scale: Scale {
+            rest_until: rest_until.ok(),
+            ..scale.with_limit(trial.from)
+        },
+    }
+}
+
+/// Twice the limit, as far as plans and budget go, and what the receipt says of it; else what forbids any more.
+fn room(tenant: &Tenant, costs: &Costs) -> Result<(u64, String), String> {
+    let (limit, quota) = (tenant.in_flight_action_limit(), tenant.concurrent_actions());
+    let doubled = limit.saturating_mul(2).min(quota);
+    let new = doubled.min(costs.affordable());
+    if new > limit {
+        let check = within(new, quota);
+        return Ok(match new < doubled {
+            true => (new, format!("{check}, {}", afforded(costs))),
+            false => (new, check),
+        });
+    }
+    Err(match limit >= quota {
+        true => format!("the plans allow {quota} at one time"),
+        false => afforded(costs),
+    })
+}
+
+fn raise(
+    scale: Scale,
+    limit: u64,
+    new: u64,
+    lag: u64,
+    check: String,
+    costs: &Costs,
+    now: Timestamp,
+) -> Decision {
+    let trial = Trial {
+        from: limit,
+        lag,
+        at: now,
+    };
+    Decision {
+        verdict: Verdict::Raised,
+        payload: Some(Payload::GovernorScaled(scaling(costs, limit, new, check))),
+        scale: Scale {
+            trial: Some(trial),
+            rest_until: None,
+            ..scale.with_limit(new)
+        },
+    }
+}
+
+fn exceed(scale: Scale, limit: u64, lag: u64, check: &str, costs: &Costs) -> Decision {
+    let check = format!("{lag} signals wait, {check}");
+    Decision {
+        verdict: Verdict::Exceeded,
+        payload: Some(Payload::QuotaExceeded(scaling(costs, limit, limit, check))),
+        scale: Scale {
+            exceeded: Some(limit),
+            idle: None,
+            quiet_since: None,
+            ..scale
+        },
+    }
+}
+
+/// Since when nothing is to do: as it was seen before, unless an action ended meanwhile.
+fn idle(tenant: &Tenant, scale: &Scale, now: Timestamp) -> Idle {
+    let ended = tenant.actions_completed.saturating_add(tenant.actions_failed);
+    let seen = scale.idle.as_ref().filter(|seen| seen.ended == ended);
+    seen.cloned().unwrap_or(Idle { since: now, ended })
+}
+
+fn scaling(costs: &Costs, previous: u64, new: u64, quota_check: String) -> Scaling {
+    Scaling {
+        concurrency: Concurrency { previous, new },
+        quota_check,
+        cost_delta_usd: costs.of_change(previous, new),
+    }
+}
+
+fn within(new: u64, quota: u64) -> String {
+    format!("within quota: {new} of {quota}")
+}
+
+fn afforded(costs: &Costs) -> String {
+    format!("{} USD a month afford {}", costs.budget, costs.affordable())
+}
+
+fn seconds(then: Timestamp, now: Timestamp) -> i64 {
+    now.duration_since(then).as_secs()
+}
+
+#[cfg(test)]
+mod tests;
