@@ -1,7 +1,7 @@
 //! What to do with a batch of signals: pure, so that it can be asked again whenever another writer was first.
 //!
-//! [`decide`] says what each message means, [`claim`] what is written before the handler is called, and [`settle`] what is
-//! written when all of it is over. In between a [`Run`] takes what the handler said.
+//! [`decide`] says what each message means, [`Batch::claim`] what is written before the handler is called, and
+//! [`Batch::settle`] what is written when all of it is over. In between a [`Run`] takes what the handler said.
 
 use std::collections::{BTreeMap, BTreeSet};
 

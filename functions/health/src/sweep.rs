@@ -574,8 +574,14 @@ impl Sweep<'_> {
             if letters.is_empty() {
                 break;
             }
-            (read, looks) = (read + letters.len() as u64, looks + 1);
-            if let Err(e) = self.put_on_record(partition, queue_url, &letters).await {
+            read += letters.len() as u64;
+            // Those that are on record already cost no write: others may stand behind them.
+            let told = self.swept.dead_letters;
+            let put = self.put_on_record(partition, queue_url, &letters).await;
+            if self.swept.dead_letters > told || put.is_err() {
+                looks += 1;
+            }
+            if let Err(e) = put {
                 // One that can't be written must not keep the others off the record.
                 warn!(partition, error = %e, "dead letters one by one");
                 for letter in &letters {

@@ -10,7 +10,8 @@ use std::io::{self, Write as _};
 use std::time::Duration;
 
 use aws::clients;
-use aws::config::{ConfigError, Stack};
+use aws::config::{self, ConfigError, Stack};
+use aws::control::{ControlError, ControlStore};
 use aws::queues::{DeadLetters, Left, Messages, QueueError};
 use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Account, Keys, Plan, Store, StoreError};
@@ -85,6 +86,9 @@ pub enum RedriveError {
     /// A queue does not answer.
     #[error("cannot use the tenant's queues")]
     Queue(#[from] QueueError),
+    /// The control object cannot be read; nothing was changed.
+    #[error("cannot tell whether signals are taken; nothing was changed")]
+    Control(#[from] ControlError),
     /// The signing key cannot be read; nothing was changed.
     #[error("cannot read the signing key; nothing was changed")]
     Secrets(#[from] SecretsError),
@@ -117,7 +121,7 @@ enum Outcome {
     NotASignal,
     /// Stays: the tenant takes no signals any more.
     NotActive,
-    /// Its letter may be one of those that are hidden now.
+    /// Its signal waits on the queue, or its letter is one of those that are hidden now.
     Hidden,
     /// There is neither such an action nor a letter of it.
     Unknown,
@@ -151,7 +155,7 @@ impl Outcome {
             Self::NothingToGoOnWith => "nothing is left to go on with; resolve it",
             Self::NotASignal => "no signal of this tenant",
             Self::NotActive => "the tenant takes no signals any more",
-            Self::Hidden => "its letter may be hidden; try again in a minute",
+            Self::Hidden => "its signal waits on the queue, or its letter is hidden; try again in a minute",
             Self::Unknown => "neither an action nor a letter",
         }
     }
@@ -175,6 +179,8 @@ struct Answer {
     account_id: AccountId,
     /// Where the tenant stands, if there ever was one.
     lifecycle: Option<Lifecycle>,
+    /// Whether the system is degraded: signals would only be refused.
+    degraded: bool,
     letters: Vec<Taken>,
     /// Letters that somebody else was at work on.
     hidden: u64,
@@ -189,17 +195,21 @@ impl Answer {
 
     /// Whether the tenant takes no signals, and nothing else was found.
     fn is_refused(&self) -> bool {
-        self.letters.is_empty() && self.lifecycle != Some(Lifecycle::Active)
+        self.letters.is_empty() && (self.degraded || self.lifecycle != Some(Lifecycle::Active))
     }
 
     fn verdict(&self) -> Verdict {
         let settled = self.letters.iter().all(|letter| letter.outcome.is_settled());
-        Verdict::when(settled && self.hidden == 0 && !self.is_refused())
+        Verdict::when(settled && self.hidden == 0 && !self.more && !self.is_refused())
     }
 }
 
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_refused() && self.degraded {
+            return f
+                .write_str("REFUSED: the system is degraded, and refuses signals; try again when it is not");
+        }
         if self.is_refused() {
             return match self.lifecycle {
                 Some(lifecycle) => write!(
@@ -324,6 +334,9 @@ async fn redrive(args: &RedriveArgs, out: &mut Out) -> Result<Verdict, RedriveEr
     let sdk = clients::load().await;
     // The key first: what could leave no receipt is not begun.
     let signer = Secrets::new(&sdk).signer(&stack.signing_key_secret).await?;
+    // A signal that is refused would have used up its letter.
+    let bucket = config::required(config::CONTROL_BUCKET)?;
+    let control = ControlStore::new(clients::s3(&sdk), bucket).read().await?;
     let store = Store::new(&sdk, stack);
     let partition = names::partition_key(&args.account_id);
     let account = Box::pin(cloud::load(&store, &partition)).await?;
@@ -341,12 +354,16 @@ async fn redrive(args: &RedriveArgs, out: &mut Out) -> Result<Verdict, RedriveEr
         answer: Answer {
             account_id: args.account_id.clone(),
             lifecycle,
+            degraded: control.degraded(),
             letters: Vec::new(),
             hidden: 0,
             more: false,
         },
     };
-    let ended = Box::pin(redrive.all()).await;
+    let ended = match redrive.answer.degraded {
+        true => Ok(()),
+        false => Box::pin(redrive.all()).await,
+    };
     redrive.hand_back().await;
     // What was done is told even if not all was: those signals are on the queue.
     if ended.is_ok() || !redrive.answer.letters.is_empty() {
@@ -405,19 +422,24 @@ impl Redrive<'_> {
         Ok(())
     }
 
-    /// Takes letters until there are none, or enough: all, or the first of the action that was named.
+    /// Takes letters until there are none, or enough: all, or those of the action that was named. A signal that was sent
+    /// twice has two.
     async fn take_letters(&mut self, queue_url: &str) -> Result<(), RedriveError> {
         let most = usize::try_from(self.args.max).unwrap_or(usize::MAX);
         let mut seen = BTreeSet::new();
         loop {
             let letters = self.letters.receive(queue_url, HIDDEN).await?;
-            // One that comes again was hidden for its time: everything was looked at.
+            // One that comes again was hidden for its time; others may not have been looked at.
             let again = letters
                 .iter()
                 .any(|letter| !seen.insert(letter.message_id.clone()));
             self.kept
                 .extend(letters.iter().map(|letter| letter.receipt_handle.clone()));
-            if letters.is_empty() || again {
+            if letters.is_empty() {
+                return Ok(());
+            }
+            if again {
+                self.answer.more = self.args.action_id.is_none();
                 return Ok(());
             }
             for letter in letters {
@@ -432,9 +454,6 @@ impl Redrive<'_> {
                     self.kept.retain(|handle| *handle != letter.receipt_handle);
                 }
                 self.answer.letters.push(taken);
-                if self.args.action_id.is_some() {
-                    return Ok(());
-                }
             }
         }
     }
@@ -545,6 +564,11 @@ impl Redrive<'_> {
         let (outcome, state) = match action {
             None if hidden => (Outcome::Hidden, None),
             None => (Outcome::Unknown, None),
+            // Only its own signal says what it is to do, and that is on the queue or among the letters.
+            Some(action) if action.state == ActionState::Pending => (Outcome::Hidden, Some(action.state)),
+            Some(action) if action.parameters.is_none() && !action.state.is_final() => {
+                (Outcome::Hidden, Some(action.state))
+            }
             Some(action) => {
                 let (outcome, ..) = Box::pin(self.open(action_id, None, Write::No)).await?;
                 // What never began is best known by its letter.
@@ -753,6 +777,7 @@ mod tests {
         let mut answer = Answer {
             account_id: AccountId::parse("c").unwrap(),
             lifecycle: Some(Lifecycle::Active),
+            degraded: false,
             letters: vec![
                 letter(Some("a-1"), Outcome::Returned, Some(ActionState::Pending)),
                 letter(Some("a-2"), Outcome::AlreadyOver, Some(ActionState::Complete)),
@@ -761,6 +786,9 @@ mod tests {
             more: false,
         };
         assert_eq!(answer.verdict(), Verdict::Good);
+        answer.more = true;
+        assert_eq!(answer.verdict(), Verdict::NotGood);
+        answer.more = false;
         answer.letters.push(letter(None, Outcome::NotASignal, None));
         assert_eq!(answer.verdict(), Verdict::NotGood);
         answer.more = true;
@@ -781,10 +809,21 @@ left          m-1: no signal of this tenant
         let refused = |lifecycle| Answer {
             account_id: AccountId::parse("c").unwrap(),
             lifecycle,
+            degraded: false,
             letters: Vec::new(),
             hidden: 0,
             more: false,
         };
+        let degraded = Answer {
+            degraded: true,
+            ..refused(Some(Lifecycle::Active))
+        };
+        assert_eq!(degraded.verdict(), Verdict::NotGood);
+        assert!(
+            degraded
+                .to_string()
+                .starts_with("REFUSED: the system is degraded")
+        );
         for (lifecycle, text) in [
             (None, "REFUSED: there is no tenant c"),
             (

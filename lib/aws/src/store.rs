@@ -365,16 +365,16 @@ impl Store {
     /// Reads items by key, strongly consistent; `of` tells whose they are when that fails.
     async fn read(&self, table: &str, of: &str, mut wanted: Vec<Item>) -> Result<Vec<Item>, StoreError> {
         let mut items = Vec::with_capacity(wanted.len());
-        let mut rounds = 0;
+        let mut in_vain = 0;
         while !wanted.is_empty() {
-            rounds += 1;
-            if rounds > ATTEMPTS {
+            if in_vain > ATTEMPTS {
                 return Err(StoreError::Contended {
                     account: of.to_owned(),
                 });
             }
             // A BatchGetItem takes 100 keys; what is left over goes into the next round.
             let rest = wanted.split_off(wanted.len().min(100));
+            let asked = wanted.len();
             let request = KeysAndAttributes::builder()
                 .set_keys(Some(wanted))
                 .consistent_read(true)
@@ -392,10 +392,16 @@ impl Store {
                 .send()
                 .await
                 .map_err(|e| Self::call_error("BatchGetItem", table, of, e))?;
+            let before = asked + rest.len();
             wanted = rest;
             for left in answer.unprocessed_keys.unwrap_or_default().into_values() {
                 wanted.extend(left.keys);
             }
+            // However many there are: only rounds that bring nothing on are counted.
+            in_vain = match wanted.len() < before {
+                true => 0,
+                false => in_vain + 1,
+            };
             items.extend(answer.responses.unwrap_or_default().into_values().flatten());
         }
         Ok(items)

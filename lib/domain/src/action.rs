@@ -157,7 +157,7 @@ pub struct Action {
     pub owner: Uuid,
     /// When the claim ends and another governor may take over.
     pub lease_until: Timestamp,
-    /// When the action was first claimed, refused or routed.
+    /// When the action was first claimed, refused or routed, or was taken up again.
     pub started_at: Timestamp,
     /// Rollback calls made.
     pub rollback_attempts: u64,
@@ -535,6 +535,8 @@ impl Action {
             owner: if redriven { Uuid::nil() } else { self.owner },
             lease_until: if redriven { now } else { self.lease_until },
             nudged_at: self.nudged_at.filter(|_| !redriven),
+            // It has all its time again.
+            started_at: if redriven { now } else { self.started_at },
             parameters: self.parameters.clone().filter(|_| !state.is_final() || resumable),
             ..self.clone()
         };

@@ -193,10 +193,21 @@ pub enum Letter {
     Refuse,
 }
 
+/// How long a letter is left alone whose action a person had taken up again, in seconds.
+const REOPENED_SECONDS: i64 = 300;
+
 /// What is due of a dead letter. `action` is what is known of the action it asks for or, of one that is no signal, of the
 /// one that it is kept as.
 #[must_use]
 pub fn letter(is_signal: bool, action: Option<&Action>, now: Timestamp) -> Letter {
+    // Taken up again a moment ago: another signal of it is on its way.
+    let reopened = |action: &&Action| !action.receipts.is_empty() && !action.state.is_final();
+    if action
+        .filter(reopened)
+        .is_some_and(|action| seconds(action.lease_until, now) < REOPENED_SECONDS)
+    {
+        return Letter::Busy;
+    }
     match (standing(action, now), is_signal) {
         (Standing::Done, _) => Letter::Known,
         (Standing::Busy, _) => Letter::Busy,
@@ -685,6 +696,19 @@ mod tests {
             };
             check(Some(&of(state)), signal, other);
         }
+        // One that a person had taken up again a moment ago has another signal on its way.
+        let reopened = |state, ago: i64| Action {
+            receipts: vec![Uuid::nil()],
+            ..of(state).owned_by(Uuid::nil(), at(100 - ago))
+        };
+        for state in [ActionState::Pending, ActionState::TimedOut] {
+            check(Some(&reopened(state, 299)), Letter::Busy, Letter::Busy);
+        }
+        check(
+            Some(&reopened(ActionState::Pending, 300)),
+            Letter::Escalate,
+            Letter::Refuse,
+        );
     }
 
     /// What is escalated can be taken up again by the letter, and without it.
