@@ -147,7 +147,7 @@ async fn a_fresh_tenant() {
             "trial": null,
             "rest_until": null,
             "exceeded": null,
-            "idle": null,
+            "idle": null, "quiet_since": null,
         },
         "lease_until": null,
         "actions_completed": 0,
