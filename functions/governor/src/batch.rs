@@ -19,7 +19,7 @@ use domain::names::printable;
 use domain::signal::{ActionId, Signal};
 use domain::tenant::Released;
 use jiff::{SignedDuration, Timestamp};
-use receipts::receipt::{Draft, Payload};
+use receipts::receipt::Payload;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
@@ -333,7 +333,7 @@ impl Batch<'_> {
                 // Its governor is gone: the deadline it did not report is over.
                 Step::Undo if before.state == ActionState::Running => {
                     let expired = before.next(&ActionEvent::LeaseExpired, claim_id, now)?;
-                    let draft = |payload| self.draft(claim_id, &before, payload, 0, now);
+                    let draft = |payload| before.draft(self.account_id, claim_id, payload, 0, now);
                     plan.drafts.extend(expired.receipt.map(draft));
                     expired.action
                 }
@@ -389,7 +389,7 @@ impl Batch<'_> {
                                 run.take(&abandoned, settle_id, elapsed_ms, now)?;
                             }
                             for (id, payload, duration_ms) in run.records {
-                                let draft = self.draft(id, &run.action, payload, duration_ms, now);
+                                let draft = run.action.draft(self.account_id, id, payload, duration_ms, now);
                                 plan.drafts.push(draft);
                             }
                             if run.action.state.is_final() {
@@ -423,7 +423,7 @@ impl Batch<'_> {
                     ..before
                 };
                 let settled = before.next(event, settle_id, now)?;
-                let draft = |payload| self.draft(settle_id, &before, payload, elapsed_ms, now);
+                let draft = |payload| before.draft(self.account_id, settle_id, payload, elapsed_ms, now);
                 plan.drafts.extend(settled.receipt.map(draft));
                 plan.actions.push(settled.action);
             }
@@ -441,24 +441,6 @@ impl Batch<'_> {
             }
         }
         Ok((plan, fates))
-    }
-
-    fn draft(
-        &self,
-        receipt_id: Uuid,
-        action: &Action,
-        payload: Payload,
-        duration_ms: u64,
-        now: Timestamp,
-    ) -> Draft {
-        Draft {
-            receipt_id,
-            account_id: self.account_id.to_owned(),
-            occurred_at: now,
-            duration_ms,
-            policy_hash: (!action.policy_hash.is_empty()).then(|| action.policy_hash.clone()),
-            payload,
-        }
     }
 }
 

@@ -481,11 +481,7 @@ impl Governor {
                 Ok(enforcer) => {
                     enforcers.insert(hash.clone(), enforcer);
                 }
-                Err(
-                    e @ (RegistryError::Missing { .. }
-                    | RegistryError::Bundle { .. }
-                    | RegistryError::Hash { .. }),
-                ) => {
+                Err(e) if e.is_lasting() => {
                     telemetry::count("governor", "enforcer_refused", ("kind", "not_what_its_hash_says"));
                     error!(account = account.partition, error = %e, "enforcer refused");
                 }

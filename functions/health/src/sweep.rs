@@ -21,7 +21,7 @@ use domain::signal::{ActionId, Signal};
 use domain::sweep::{self, Due, Expected, Letter, Missing, Orphan, Patience, Resource, Scope, Stuck};
 use domain::tenant::{BUSY, Lifecycle, Released, Tenant, UNSETTLED};
 use jiff::Timestamp;
-use receipts::receipt::{Draft, Payload};
+use receipts::receipt::Payload;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::task::{JoinError, JoinSet};
@@ -483,14 +483,9 @@ impl Sweep<'_> {
                 }
                 let abandoned = ActionEvent::Abandoned { error_code: "STUCK" };
                 let ended = action.next(&abandoned, *receipt_id, now)?;
-                plan.drafts.extend(ended.receipt.map(|payload| Draft {
-                    receipt_id: *receipt_id,
-                    account_id: tenant.account_id.as_str().to_owned(),
-                    occurred_at: now,
-                    duration_ms: 0,
-                    policy_hash: (!action.policy_hash.is_empty()).then(|| action.policy_hash.clone()),
-                    payload,
-                }));
+                let account_id = tenant.account_id.as_str();
+                let draft = |payload| action.draft(account_id, *receipt_id, payload, 0, now);
+                plan.drafts.extend(ended.receipt.map(draft));
                 released.push(Released {
                     entitlement_id: action.entitlement_id.clone(),
                     completed: false,
@@ -638,14 +633,9 @@ impl Sweep<'_> {
                         completed: false,
                     });
                 }
-                plan.drafts.push(Draft {
-                    receipt_id: *receipt_id,
-                    account_id: tenant.account_id.as_str().to_owned(),
-                    occurred_at: now,
-                    duration_ms: 0,
-                    policy_hash: (!action.policy_hash.is_empty()).then(|| action.policy_hash.clone()),
-                    payload,
-                });
+                let account_id = tenant.account_id.as_str();
+                plan.drafts
+                    .push(action.draft(account_id, *receipt_id, payload, 0, now));
                 plan.actions.push(action);
             }
             if !released.is_empty() {

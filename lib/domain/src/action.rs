@@ -14,7 +14,7 @@
 //! if there was anything left to do: `pending` if it never began, else to be undone.
 
 use jiff::Timestamp;
-use receipts::receipt::{ActionOutcome, Payload};
+use receipts::receipt::{ActionOutcome, Draft, Payload};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -334,6 +334,26 @@ impl Action {
     #[must_use]
     pub fn resumes_at(&self) -> Option<ActionState> {
         self.escalation.as_ref().and_then(|escalation| escalation.resume)
+    }
+
+    /// What is put on record about it. `duration_ms` is how long that took.
+    #[must_use]
+    pub fn draft(
+        &self,
+        account_id: &str,
+        receipt_id: Uuid,
+        payload: Payload,
+        duration_ms: u64,
+        now: Timestamp,
+    ) -> Draft {
+        Draft {
+            receipt_id,
+            account_id: account_id.to_owned(),
+            occurred_at: now,
+            duration_ms,
+            policy_hash: (!self.policy_hash.is_empty()).then(|| self.policy_hash.clone()),
+            payload,
+        }
     }
 
     /// The action after an event. `receipt_id` names the receipt this event leaves, if any.

@@ -8,7 +8,7 @@ use domain::audit::ActionAudit;
 use domain::control::Control;
 use policy::enforcer::Enforcer;
 use proptest::prelude::*;
-use receipts::receipt::{Receipt, Status};
+use receipts::receipt::{Draft, Receipt, Status};
 use serde_json::json;
 
 use super::tests::{account, control, enforcer, loaded, message};
