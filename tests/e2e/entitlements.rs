@@ -250,7 +250,7 @@ async fn a_plan_changes_up_and_down() {
     let arn = world
         .queue_attribute(&tenant.queue_url, QueueAttributeName::QueueArn)
         .await;
-    assert_eq!(world.mappings(&arn).await[0].batch_size, Some(2));
+    assert_eq!(world.mappings(&arn).await[0].batch_size, Some(1));
 
     let up = say(&world, "changed", to("growth"), 200, "entitlement_changed").await;
     let expected = json!({
@@ -266,7 +266,7 @@ async fn a_plan_changes_up_and_down() {
     for (field, value) in expected.as_object().unwrap() {
         assert_eq!(up[field], *value, "{field} of {up}");
     }
-    assert_eq!(world.mappings(&arn).await[0].batch_size, Some(10));
+    assert_eq!(world.mappings(&arn).await[0].batch_size, Some(5));
     asked(&world, &tenant, json!({}), refused("POLICY_HASH_MISMATCH")).await;
     asked(&world, &tenant, json!({ "policy_hash": growth }), DONE).await;
 

@@ -109,7 +109,7 @@ async fn provisioned_resources(world: &World, tenant: &Tenant) -> String {
         .await;
     let mappings = world.mappings(&queue_arn).await;
     assert_eq!(mappings.len(), 1, "{mappings:?}");
-    assert_eq!(mappings[0].batch_size, Some(10));
+    assert_eq!(mappings[0].batch_size, Some(5));
     let responses: Vec<&str> = mappings[0]
         .function_response_types()
         .iter()

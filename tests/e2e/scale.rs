@@ -1,6 +1,7 @@
 //! Queue lag to concurrency, inside quota and budget. The local cloud measures no queues, so alarms are the sample events
 //! with a tenant's queue in them; how long a raise is on trial, and how long idleness lasts, are parameters of the event.
 
+use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_sqs::types::QueueAttributeName;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -38,11 +39,55 @@ async fn tenant(world: &World, name: &str, plan: &str) -> Tenant {
     world.provisioned(answer.body).await
 }
 
-/// A tenant whose queue nobody feeds to the governor, so that what is sent waits.
+/// A tenant whose queue nobody feeds to the governor, so that what is sent waits; its places count as taken, so that it waits
+/// for one of them.
 async fn unfed(world: &World, name: &str, plan: &str) -> Tenant {
     let tenant = tenant(world, name, plan).await;
     fed(world, &tenant, false).await;
+    let text = |value: &str| AttributeValue::S(value.to_owned());
+    let later = Timestamp::now() + SignedDuration::from_mins(10);
+    let update = world.dynamodb.update_item().table_name(&world.env.tenants_table);
+    update
+        .key("account_id", text(&tenant.account))
+        .key("sk", text("TENANT"))
+        .update_expression("SET #tenant.full_at = :at")
+        .expression_attribute_names("#tenant", "tenant")
+        .expression_attribute_values(":at", text(&later.to_string()))
+        .send()
+        .await
+        .unwrap();
     tenant
+}
+
+/// Signals that wait though places are free wait for a poll: more places would not help, and people are told.
+#[tokio::test]
+async fn signals_that_nobody_polls_raise_nothing() {
+    let world = alongside().await;
+    let tenant = tenant(&world, "unpolled", "large").await;
+    fed(&world, &tenant, false).await;
+    waiting(&world, &tenant, 11).await;
+    let report = scale(&world, &impatient(&tenant)).await;
+    assert_eq!(decided(&report), "");
+    let expected = json!({
+        "signals": 11, "largest_lag": 11, "oldest_age_seconds": 0, "for_a_place": 0, "for_a_poll": 1,
+        "unpolled": [tenant.account], "places_in_use": 0, "places": 10,
+    });
+    assert_eq!(report["waiting"], expected);
+    let show = ["tenants", "show", "--account-id", &tenant.account];
+    let told = world.ggen(&show).await.ok();
+    assert!(
+        told.contains("11 signals wait to be polled, though places are free"),
+        "{told}"
+    );
+    let shown = world
+        .ggen(&[&show[..], &["--format", "json"]].concat())
+        .await
+        .json();
+    let expected = json!({
+        "lag": 11, "waits_for": "poll", "oldest_age_seconds": null, "places_in_use": 0, "places": 10,
+    });
+    assert_eq!(shown["backlog"], expected);
+    assert_eq!(on_record(&world, &tenant).await, []);
 }
 
 async fn fed(world: &World, tenant: &Tenant, enabled: bool) {
@@ -165,7 +210,7 @@ async fn signals_that_wait_raise_the_limit_once_however_often_it_is_told() {
     let tenant = unfed(&world, "lag", "large").await;
     assert_eq!(
         (limit(&world, &tenant).await, pace(&world, &tenant).await),
-        (10, (10, 2))
+        (10, (5, 2))
     );
     waiting(&world, &tenant, 10).await;
     let report = scale(&world, &alarm("alarm", &tenant)).await;
@@ -321,7 +366,7 @@ async fn when_nothing_is_to_do_the_limit_goes_back_to_its_base() {
         world.settled(&tenant.account, id, &["action_complete"]).await;
     }
     world.drained(&tenant.queue_url).await;
-    assert_eq!(pace(&world, &tenant).await, (10, 3));
+    assert_eq!(pace(&world, &tenant).await, (8, 3));
 
     // Not before its time: it is noted since when, and what is done meanwhile counts.
     let mut event = impatient(&tenant);
@@ -344,7 +389,7 @@ async fn when_nothing_is_to_do_the_limit_goes_back_to_its_base() {
     );
     assert_eq!(
         (limit(&world, &tenant).await, pace(&world, &tenant).await),
-        (12, (10, 2))
+        (12, (6, 2))
     );
     let all = on_record(&world, &tenant).await;
     let told: Vec<_> = all

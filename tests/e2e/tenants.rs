@@ -141,6 +141,13 @@ async fn a_fresh_tenant() {
         "in_flight": 0,
         "in_flight_action_limit": 10,
         "concurrent_actions": 20,
+        "backlog": {
+            "lag": 0,
+            "waits_for": null,
+            "oldest_age_seconds": null,
+            "places_in_use": 0,
+            "places": 10,
+        },
         "scale": {
             "limit": null,
             "floor": null,

@@ -1,9 +1,9 @@
-//! What to do with a batch of signals: pure, so that it can be asked again whenever another writer was first.
+//! What to do with signals, and what to write of it: pure, so that it can be asked again whenever another writer was first.
 //!
-//! [`decide`] says what each message means, [`Batch::claim`] what is written before the handler is called, and
-//! [`Batch::settle`] what is written when all of it is over. In between a [`Run`] takes what the handler said.
+//! A governor decides and writes in groups: [`Group::plan`] says in one transaction what became of the actions that are over
+//! and which of the signals in hand take the places that this frees. In between a [`Run`] takes what the handler said.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use aws::store::{Account, Plan};
 use domain::account::EntitlementId;
@@ -17,11 +17,19 @@ use domain::entitlement::Entitlement;
 use domain::gate::{RefusalCode, Verdict};
 use domain::names::printable;
 use domain::signal::{ActionId, Signal};
-use domain::tenant::Released;
+use domain::tenant::{LastClaim, Released};
 use jiff::{SignedDuration, Timestamp};
 use receipts::receipt::Payload;
 use serde_json::{Map, Value};
 use uuid::Uuid;
+
+/// How soon an action that is still to be undone is tried again, in seconds: after the first failure, and at most.
+const UNDO_AGAIN_SECONDS: (u32, u32) = (2, 60);
+/// How soon a signal comes again about whose action another governor is at work, in seconds. Its claim holds for
+/// [`LEASE_SECONDS`] at the most.
+pub const BUSY_SECONDS: u32 = 2;
+/// Deliveries from which on a signal that waits for a place is sent anew, so that no wait brings it among the dead letters.
+pub const RENEWED_AT: u32 = MAX_DELIVERIES / 2;
 
 /// A message of the batch, read.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +44,8 @@ pub struct Message {
     pub deliveries: u32,
     /// What it asks for.
     pub asked: Asked,
+    /// As it was sent.
+    pub body: String,
 }
 
 /// What a message asks for.
@@ -95,13 +105,15 @@ impl Message {
     }
 }
 
-/// What to do with one message.
+/// What to do with one signal.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
-    /// Its action is final, or another message of the batch asks for the same: acknowledge.
+    /// Its action is final, or another message in hand asks for the same: acknowledge.
     Acknowledge,
-    /// Not now: give it back.
-    Later,
+    /// Another governor is at work on it: give it back for a while.
+    Busy,
+    /// No place is free for it.
+    Wait(Full),
     /// Settle it without running anything: refused or routed.
     Settle(ActionEvent),
     /// Run it, under this entitlement.
@@ -112,12 +124,23 @@ pub enum Step {
     GiveUp,
 }
 
-/// What becomes of one message.
+/// What has no free place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Full {
+    /// All the tenant's places are taken.
+    Tenant,
+    /// The tenant has places, and this entitlement has none.
+    Entitlement(EntitlementId),
+}
+
+/// What becomes of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// Settled: SQS may delete it.
+    /// Settled: it may be deleted.
     Acknowledged,
-    /// Comes back soon, or goes to the dead letters when it came too often.
+    /// It comes again after so many seconds, or goes to the dead letters when it came too often.
+    Again(u32),
+    /// It comes again when the queue shows it again.
     Later,
 }
 
@@ -143,9 +166,9 @@ impl Run {
         }
     }
 
-    /// What the claim of `owner` has become of in the table.
-    fn claim(&self, stored: Option<&Action>, owner: Uuid) -> Claim {
-        let Some(stored) = stored.filter(|stored| stored.owner == owner) else {
+    /// What has become of its claim in the table.
+    fn claim(&self, stored: Option<&Action>) -> Claim {
+        let Some(stored) = stored.filter(|stored| stored.owner == self.claimed.owner) else {
             return Claim::Lost;
         };
         let telling = |action: &Action| (action.state, action.rollback_attempts, action.receipts.len());
@@ -187,19 +210,6 @@ enum Claim {
     Lost,
 }
 
-/// One batch of one tenant, and who works on it.
-#[derive(Debug, Clone, Copy)]
-pub struct Batch<'a> {
-    /// The tenant's account.
-    pub account_id: &'a str,
-    /// What is asked for.
-    pub messages: &'a [Message],
-    /// This invocation's claim.
-    pub owner: Uuid,
-    /// Ids of the receipts that its own decisions leave: two for each message.
-    pub ids: &'a [(Uuid, Uuid)],
-}
-
 impl Step {
     /// Whether the handler is called.
     #[must_use]
@@ -208,10 +218,10 @@ impl Step {
     }
 }
 
-/// Decides each message of a batch, in order; what is let through counts against the limits of the next.
+/// Decides each signal, in order; what is let through counts against the limits of the next.
 #[must_use]
 pub fn decide(
-    messages: &[Message],
+    messages: &[&Message],
     account: &Account,
     control: Option<&Control>,
     enforcers: &Enforcers,
@@ -219,25 +229,36 @@ pub fn decide(
 ) -> Vec<Step> {
     let mut seen = BTreeSet::new();
     let mut let_through = LetThrough::default();
-    messages
-        .iter()
-        .map(|message| {
-            let step = if !seen.insert(message.action_id()) {
-                Step::Acknowledge
-            } else {
-                match standing(account.actions.get(message.action_id()), now) {
-                    Standing::Done => Step::Acknowledge,
-                    Standing::Busy => Step::Later,
-                    Standing::Undo => Step::Undo,
-                    Standing::New => ask(message, account, control, enforcers, &let_through, now),
-                }
-            };
-            if let Step::Execute(id) = &step {
-                let_through.add(id);
+    let steps = messages.iter().map(|message| {
+        let step = if !seen.insert(message.action_id()) {
+            Step::Acknowledge
+        } else {
+            match standing(account.actions.get(message.action_id()), now) {
+                Standing::Done => Step::Acknowledge,
+                Standing::Busy => Step::Busy,
+                Standing::Undo => Step::Undo,
+                Standing::New => ask(message, account, control, enforcers, &let_through, now),
             }
-            step
-        })
-        .collect()
+        };
+        if let Step::Execute(id) = &step {
+            let_through.add(id);
+        }
+        step
+    });
+    let mut steps: Vec<Step> = steps.collect();
+    // Two messages that ask for the same action have the same fate: where the first one comes again, so does the other.
+    let again: BTreeSet<&ActionId> = messages
+        .iter()
+        .zip(&steps)
+        .filter(|(_, step)| matches!(step, Step::Busy | Step::Wait(_) | Step::Execute(_) | Step::Undo))
+        .map(|(message, _)| message.action_id())
+        .collect();
+    for (message, step) in messages.iter().zip(&mut steps) {
+        if *step == Step::Acknowledge && again.contains(message.action_id()) {
+            *step = Step::Busy;
+        }
+    }
+    steps
 }
 
 fn ask(
@@ -254,20 +275,17 @@ fn ask(
             return refuse(RefusalCode::MalformedSignal, Some(detail.clone()), Vec::new());
         }
     };
-    let admission = admit(
-        signal,
-        account.tenant.as_ref(),
-        control,
-        enforcers,
-        let_through,
-        now,
-    );
+    let tenant = account.tenant.as_ref();
+    let admission = admit(signal, tenant, control, enforcers, let_through, now);
     match (admission.verdict, admission.entitlement) {
         (Verdict::Execute, Some(id)) => Step::Execute(id),
         // The gate lets nothing through without an entitlement.
         (Verdict::Execute, None) => refuse(RefusalCode::NoEntitlement, None, Vec::new()),
         (Verdict::NotNow, _) if message.is_last_delivery() => Step::GiveUp,
-        (Verdict::NotNow, _) => Step::Later,
+        (Verdict::NotNow, Some(id)) if tenant.is_some_and(|tenant| let_through.leave_room(tenant)) => {
+            Step::Wait(Full::Entitlement(id))
+        }
+        (Verdict::NotNow, _) => Step::Wait(Full::Tenant),
         (Verdict::Refuse { code, rules, detail }, _) => refuse(code, detail, rules),
         (Verdict::Route(code), _) => Step::Settle(ActionEvent::Routed { code }),
     }
@@ -297,154 +315,229 @@ pub fn action_of(message: &Message, account: &Account, now: Timestamp) -> Action
     }
 }
 
-impl Batch<'_> {
-    fn each(&self) -> impl Iterator<Item = (&Message, (Uuid, Uuid))> {
-        let ids = self.ids.iter().copied();
-        self.messages.iter().zip(ids)
-    }
+/// An action that is over as far as this governor goes: its handler has answered, or won't.
+#[derive(Debug, Clone, Copy)]
+pub struct Over<'a> {
+    /// The message it came with.
+    pub message: &'a Message,
+    /// What happened to it.
+    pub run: &'a Run,
+    /// Id of the receipt that it leaves should it be given up.
+    pub receipt_id: Uuid,
+    /// How long it has been in this governor's hands, in milliseconds.
+    pub elapsed_ms: u64,
+}
 
-    /// What is written before the handler is called: claims of what is to run or to be undone. Nothing when there is neither.
+/// A signal in hand, not decided yet or waiting for a place.
+#[derive(Debug, Clone, Copy)]
+pub struct InHand<'a> {
+    /// The message.
+    pub message: &'a Message,
+    /// Id of the receipt that deciding it leaves.
+    pub receipt_id: Uuid,
+    /// How long it has been in this governor's hands, in milliseconds.
+    pub elapsed_ms: u64,
+}
+
+/// What is written at once, for one tenant.
+#[derive(Debug, Clone)]
+pub struct Group<'a> {
+    /// The tenant's account.
+    pub account_id: &'a str,
+    /// Whose claims those will be that it makes: another id for each attempt.
+    pub owner: Uuid,
+    /// Actions that are over.
+    pub over: Vec<Over<'a>>,
+    /// Signals to decide.
+    pub hand: Vec<InHand<'a>>,
+}
+
+/// What a group comes to.
+#[derive(Debug)]
+pub struct Decided {
+    /// What is written.
+    pub plan: Plan,
+    /// What becomes of the messages of the actions that are over, in order.
+    pub fates: Vec<Fate>,
+    /// What to do with the signals in hand, in order.
+    pub steps: Vec<Step>,
+}
+
+impl Group<'_> {
+    /// Settles what is over, then decides what is in hand: the places that become free are given away again in the same
+    /// transaction.
     ///
     /// # Errors
-    /// [`IllegalTransition`] when steps and actions do not fit.
-    pub fn claim(
+    /// [`IllegalTransition`] when what happened does not fit the actions.
+    pub fn plan(
         &self,
+        account: &Account,
+        control: Option<&Control>,
+        enforcers: &Enforcers,
+        now: Timestamp,
+    ) -> Result<Decided, IllegalTransition> {
+        let mut plan = Plan::default();
+        let fates = self.settle(&mut plan, account, now)?;
+        let mut settled = account.clone();
+        settled.tenant = plan.tenant.clone().or(settled.tenant);
+        for action in &plan.actions {
+            settled.actions.insert(action.action_id.clone(), action.clone());
+        }
+        let written: BTreeSet<ActionId> = plan.actions.iter().map(|a| a.action_id.clone()).collect();
+        let messages: Vec<&Message> = self.hand.iter().map(|hand| hand.message).collect();
+        let mut steps = decide(&messages, &settled, control, enforcers, now);
+        for (message, step) in messages.iter().zip(&mut steps) {
+            // A transaction writes an item once.
+            if *step != Step::Acknowledge && written.contains(message.action_id()) {
+                *step = Step::Busy;
+            }
+        }
+        self.claim(&mut plan, &steps, &settled, now)?;
+        if let (Some(after), Some(read)) = (&mut plan.tenant, &account.tenant) {
+            // One write, however many reasons there are for it.
+            after.revision = read.written().revision;
+        }
+        Ok(Decided { plan, fates, steps })
+    }
+
+    /// Writes what became of the actions that are over, with their receipts.
+    fn settle(
+        &self,
+        plan: &mut Plan,
+        account: &Account,
+        now: Timestamp,
+    ) -> Result<Vec<Fate>, IllegalTransition> {
+        let mut released = Vec::new();
+        let mut fates = Vec::with_capacity(self.over.len());
+        for over in &self.over {
+            let stored = account.actions.get(over.message.action_id());
+            let mut run = over.run.clone();
+            fates.push(match run.claim(stored) {
+                Claim::Settled { is_final: true } => Fate::Acknowledged,
+                Claim::Settled { is_final: false } => undo_again(&run),
+                Claim::Lost => Fate::Again(BUSY_SECONDS),
+                Claim::Stands => {
+                    let unfinished = !run.action.state.is_final();
+                    if unfinished && over.message.is_last_delivery() {
+                        let abandoned = ActionEvent::Abandoned {
+                            error_code: DEAD_LETTERED,
+                        };
+                        run.take(&abandoned, over.receipt_id, over.elapsed_ms, now)?;
+                    }
+                    for (id, payload, duration_ms) in std::mem::take(&mut run.records) {
+                        let draft = run.action.draft(self.account_id, id, payload, duration_ms, now);
+                        plan.drafts.push(draft);
+                    }
+                    if run.action.state.is_final() {
+                        released.push(Released {
+                            entitlement_id: run.action.entitlement_id.clone(),
+                            completed: run.action.state == ActionState::Complete,
+                        });
+                    }
+                    let fate = match unfinished {
+                        true => undo_again(&run),
+                        false => Fate::Acknowledged,
+                    };
+                    // The claim ends here: what still has to be undone may be taken up at once.
+                    let owner = run.action.owner;
+                    plan.actions.push(run.action.owned_by(owner, now));
+                    fate
+                }
+            });
+        }
+        if !released.is_empty() {
+            plan.tenant = account.tenant.as_ref().map(|tenant| tenant.released(&released));
+        }
+        Ok(fates)
+    }
+
+    /// Writes what was decided of the signals in hand: claims, and what is refused, routed or given up.
+    fn claim(
+        &self,
+        plan: &mut Plan,
         steps: &[Step],
         account: &Account,
         now: Timestamp,
-    ) -> Result<Plan, IllegalTransition> {
+    ) -> Result<(), IllegalTransition> {
         let lease = now
             .saturating_add(SignedDuration::from_secs(LEASE_SECONDS))
             .unwrap_or(now);
-        let mut plan = Plan::default();
         let mut executing = LetThrough::default();
-        for ((message, (claim_id, _)), step) in self.each().zip(steps) {
+        let mut claims = false;
+        let mut oldest: Option<Timestamp> = None;
+        for (hand, step) in self.hand.iter().zip(steps) {
+            let message = hand.message;
             let before = action_of(message, account, now);
+            let mut record = |before: &Action, payload, duration_ms| {
+                let draft = before.draft(self.account_id, hand.receipt_id, payload, duration_ms, now);
+                plan.drafts.push(draft);
+            };
             let claimed = match step {
+                Step::Acknowledge | Step::Busy | Step::Wait(_) => continue,
                 Step::Execute(id) => {
                     executing.add(id);
+                    oldest = Some(oldest.map_or(message.sent_at, |oldest| oldest.min(message.sent_at)));
                     let before = Action {
                         entitlement_id: Some(id.clone()),
                         parameters: message.parameters(),
                         ..before
                     };
-                    before.next(&ActionEvent::Claimed, claim_id, now)?.action
+                    before.next(&ActionEvent::Claimed, hand.receipt_id, now)?.action
                 }
                 // Its governor is gone: the deadline it did not report is over.
                 Step::Undo if before.state == ActionState::Running => {
-                    let expired = before.next(&ActionEvent::LeaseExpired, claim_id, now)?;
-                    let draft = |payload| before.draft(self.account_id, claim_id, payload, 0, now);
-                    plan.drafts.extend(expired.receipt.map(draft));
+                    let expired = before.next(&ActionEvent::LeaseExpired, hand.receipt_id, now)?;
+                    if let Some(payload) = expired.receipt {
+                        record(&before, payload, 0);
+                    }
                     expired.action
                 }
                 Step::Undo => before,
-                Step::Acknowledge | Step::Later | Step::Settle(_) | Step::GiveUp => continue,
-            };
-            plan.actions.push(claimed.owned_by(self.owner, lease));
-        }
-        // Also what is undone has a claim that ends: the sweep waits for it.
-        if !plan.actions.is_empty() {
-            let tenant = account.tenant.as_ref();
-            plan.tenant = tenant.map(|tenant| tenant.claimed(executing.by_entitlement(), now, lease));
-        }
-        Ok(plan)
-    }
-
-    /// What is written when all is over, every outcome with its receipts as one group, and what becomes of each message.
-    /// `elapsed_ms` is how long the batch took so far.
-    ///
-    /// # Errors
-    /// [`IllegalTransition`] when steps and actions do not fit.
-    pub fn settle(
-        &self,
-        steps: &[Step],
-        runs: &BTreeMap<ActionId, Run>,
-        account: &Account,
-        elapsed_ms: u64,
-        now: Timestamp,
-    ) -> Result<(Plan, Vec<Fate>), IllegalTransition> {
-        let mut plan = Plan::default();
-        let mut released = Vec::new();
-        let mut fates = Vec::with_capacity(steps.len());
-        for ((message, (_, settle_id)), step) in self.each().zip(steps) {
-            let abandoned = ActionEvent::Abandoned {
-                error_code: DEAD_LETTERED,
-            };
-            let (event, fate) = match step {
-                Step::Acknowledge => (None, Fate::Acknowledged),
-                Step::Later => (None, Fate::Later),
-                Step::Settle(event) => (Some(event), Fate::Acknowledged),
-                Step::GiveUp => (Some(&abandoned), Fate::Later),
-                Step::Execute(_) | Step::Undo => {
-                    let run = runs.get(message.action_id());
-                    let stored = account.actions.get(message.action_id());
-                    let claim = run.map(|run| (run, run.claim(stored, self.owner)));
-                    fates.push(match claim {
-                        Some((_, Claim::Settled { is_final: true })) => Fate::Acknowledged,
-                        Some((_, Claim::Settled { is_final: false } | Claim::Lost)) | None => Fate::Later,
-                        Some((run, Claim::Stands)) => {
-                            let mut run = run.clone();
-                            let unfinished = !run.action.state.is_final();
-                            if unfinished && message.is_last_delivery() {
-                                run.take(&abandoned, settle_id, elapsed_ms, now)?;
-                            }
-                            for (id, payload, duration_ms) in run.records {
-                                let draft = run.action.draft(self.account_id, id, payload, duration_ms, now);
-                                plan.drafts.push(draft);
-                            }
-                            if run.action.state.is_final() {
-                                released.push(Released {
-                                    entitlement_id: run.action.entitlement_id.clone(),
-                                    completed: run.action.state == ActionState::Complete,
-                                });
-                            }
-                            // The claim ends here: what still has to be undone may be taken up at once.
-                            let owner = run.action.owner;
-                            plan.actions.push(run.action.owned_by(owner, now));
-                            match unfinished {
-                                true => Fate::Later,
-                                false => Fate::Acknowledged,
-                            }
-                        }
-                    });
+                Step::Settle(_) | Step::GiveUp => {
+                    let abandoned = ActionEvent::Abandoned {
+                        error_code: DEAD_LETTERED,
+                    };
+                    let event = match step {
+                        Step::Settle(event) => event,
+                        _ => &abandoned,
+                    };
+                    // What is given up may be taken up again, for the same entitlement.
+                    let before = Action {
+                        parameters: message.parameters(),
+                        entitlement_id: message.held(account).map(|(id, _)| id.clone()),
+                        ..before
+                    };
+                    let settled = before.next(event, hand.receipt_id, now)?;
+                    if let Some(payload) = settled.receipt {
+                        record(&before, payload, hand.elapsed_ms);
+                    }
+                    plan.actions.push(settled.action);
                     continue;
                 }
             };
-            fates.push(fate);
-            // Another governor may have settled the same signal first.
-            let open = |action: &Action| action.state == ActionState::Pending;
-            let open = account.actions.get(message.action_id()).is_none_or(open);
-            if let Some(event) = event.filter(|_| open) {
-                let before = action_of(message, account, now);
-                // What is given up may be taken up again, for the same entitlement.
-                let before = Action {
-                    parameters: message.parameters(),
-                    entitlement_id: message.held(account).map(|(id, _)| id.clone()),
-                    ..before
-                };
-                let settled = before.next(event, settle_id, now)?;
-                let draft = |payload| before.draft(self.account_id, settle_id, payload, elapsed_ms, now);
-                plan.drafts.extend(settled.receipt.map(draft));
-                plan.actions.push(settled.action);
-            }
+            claims = true;
+            plan.actions.push(claimed.owned_by(self.owner, lease));
         }
-        if !released.is_empty() {
-            plan.tenant = account.tenant.as_ref().map(|tenant| tenant.released(&released));
+        // Also what is undone has a claim that ends: the sweep waits for it.
+        if claims {
+            plan.tenant = account.tenant.as_ref().map(|tenant| {
+                let mut claimed = tenant.claimed(executing.by_entitlement(), now, lease);
+                let last = oldest.map(|sent_at| LastClaim { at: now, sent_at });
+                claimed.last_claim = last.or(claimed.last_claim);
+                claimed
+            });
         }
-        let mut given_back = BTreeSet::new();
-        for (message, fate) in self.messages.iter().zip(&mut fates) {
-            // Two messages that ask for the same action have the same fate.
-            if *fate == Fate::Later {
-                given_back.insert(message.action_id());
-            } else if given_back.contains(message.action_id()) {
-                *fate = Fate::Later;
-            }
-        }
-        Ok((plan, fates))
+        Ok(())
     }
 }
 
+/// When an action that is still to be undone comes again: ever later with each attempt.
+fn undo_again(run: &Run) -> Fate {
+    let (first, most) = UNDO_AGAIN_SECONDS;
+    let failed = u32::try_from(run.action.rollback_attempts).unwrap_or(u32::MAX);
+    let doubled = first.saturating_mul(1 << failed.saturating_sub(1).min(8));
+    Fate::Again(doubled.min(most))
+}
+
 #[cfg(test)]
-mod simulation;
-#[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,4 +1,4 @@
-//! A batch's way: read, load, decide, claim, call, commit, report.
+//! A batch's way: read it, then carry out what its [`Shift`] says until all is done, and report.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,11 +8,11 @@ use aws::clients;
 use aws::config::{self, ConfigError, Stack};
 use aws::control::{ControlError, ControlStore};
 use aws::handler::{Call, ClientError, HandlerClient};
-use aws::queues::Messages;
+use aws::queues::{Left, Messages};
 use aws::registry::{Registry, RegistryError};
 use aws::secrets::{Secrets, SecretsError};
 use aws::spool::{Spool, SpoolError};
-use aws::store::{Account, Keys, Store, StoreError};
+use aws::store::{self, Account, Keys, Store, StoreError};
 use aws::telemetry;
 use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage};
 use domain::account::AccountId;
@@ -30,19 +30,18 @@ use receipts::key::Signer;
 use receipts::receipt::{Draft, Payload};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::task::{JoinSet, yield_now};
-use tokio::time::Instant;
+use tokio::task::{JoinError, JoinSet, yield_now};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use crate::batch::{Asked, Batch, Fate, Message, Run, Step, decide};
+use crate::batch::{Asked, Decided, Fate, Message, Run, Step};
+use crate::shift::{Chosen, Do, Effects, Shift, Source};
 
-/// How soon a signal that has to wait comes back, in seconds: after its first delivery, and at most.
-const RETRY_SECONDS: (u32, u32) = (2, 60);
-
-/// Messages that are claimed, and settled, in one transaction: each takes four of its hundred items at the most. SQS hands
-/// out ten at a time.
-const AT_ONCE: usize = 20;
+/// How long an invocation may take: the function's timeout.
+const INVOCATION: Duration = Duration::from_secs(15);
+/// What of it is kept for writing, other writers included.
+const WRITING: Duration = Duration::from_secs(5);
 
 /// Everything `governor` needs, made once per process.
 pub struct Governor {
@@ -52,6 +51,8 @@ pub struct Governor {
     spool: Spool,
     secrets: Secrets,
     handler: Arc<HandlerClient>,
+    /// How long an invocation takes up new signals.
+    shift: Duration,
     messages: Messages,
     stack: Stack,
     handler_secret: String,
@@ -130,7 +131,8 @@ impl Governor {
         let control = config::required(config::CONTROL_BUCKET)?;
         let audit = config::required(config::AUDIT_BUCKET)?;
         let handler_secret = config::required(config::HANDLER_SECRET_ID)?;
-        let handler = HandlerClient::new(config::handler_target()?, config::rollback_budget()?);
+        let rollback_budget = config::rollback_budget()?;
+        let handler = HandlerClient::new(config::handler_target()?, rollback_budget);
         let queue_prefix = config::required(config::QUEUE_PREFIX)?;
         let sdk = clients::load().await;
         let s3 = clients::s3(&sdk);
@@ -141,6 +143,7 @@ impl Governor {
             spool: Spool::new(s3, audit),
             secrets: Secrets::new(&sdk),
             handler: Arc::new(handler),
+            shift: shift_of(rollback_budget),
             messages: Messages::new(&sdk),
             stack,
             handler_secret,
@@ -192,252 +195,240 @@ impl Governor {
                 .push(message);
         }
         for (queue, raw) in queues {
-            let messages: Vec<Message> = raw.iter().map(|m| self.read(&queue, m)).collect();
-            let fates = match Box::pin(self.govern(&queue, &messages)).await {
-                Ok(fates) => fates,
+            let messages: Vec<Message> = raw.into_iter().map(|m| self.handed_out(&queue, m)).collect();
+            let ids: Vec<String> = messages.iter().map(|m| m.message_id.clone()).collect();
+            let unsettled = match Box::pin(self.govern(&queue, messages)).await {
+                Ok(unsettled) => unsettled,
                 Err(e) => {
                     goes_back(&queue, &e);
-                    vec![Fate::Later; messages.len()]
+                    ids
                 }
             };
-            for (message, fate) in messages.iter().zip(fates) {
-                if fate == Fate::Later {
-                    let mut failure = BatchItemFailure::default();
-                    failure.item_identifier.clone_from(&message.message_id);
-                    response.batch_item_failures.push(failure);
-                }
+            for message_id in unsettled {
+                let mut failure = BatchItemFailure::default();
+                failure.item_identifier = message_id;
+                response.batch_item_failures.push(failure);
             }
         }
         response
     }
 
-    fn read(&self, queue: &str, message: &SqsMessage) -> Message {
-        let message_id = message.message_id.clone().unwrap_or_default();
+    /// A message that the queue's mapping hands out.
+    fn handed_out(&self, queue: &str, mut message: SqsMessage) -> Message {
+        let sent_at = message.attributes.remove("SentTimestamp");
+        let deliveries = message.attributes.remove("ApproximateReceiveCount");
+        let left = Left {
+            message_id: message.message_id.unwrap_or_default(),
+            receipt_handle: message.receipt_handle.unwrap_or_default(),
+            body: message.body.unwrap_or_default(),
+            sent_at_ms: sent_at,
+            deliveries,
+        };
+        self.read(queue, left)
+    }
+
+    fn read(&self, queue: &str, message: Left) -> Message {
         let malformed = |detail: &str| Asked::Malformed {
-            action_id: ActionId::of_message(&message_id),
+            action_id: ActionId::of_message(&message.message_id),
             detail: printable(detail, 512),
         };
-        let asked = match Signal::parse(message.body.as_deref().unwrap_or_default()) {
+        let asked = match Signal::parse(&message.body) {
             Ok(signal) if names::queue_belongs_to(queue, &self.queue_prefix, &signal.account_id) => {
                 Asked::Signal(signal)
             }
             Ok(_) => malformed("signal field `account_id`: is not the tenant of this queue"),
             Err(e) => malformed(&e.for_the_record()),
         };
-        let number = |name: &str| {
-            message
-                .attributes
-                .get(name)
-                .and_then(|text| text.parse::<i64>().ok())
-        };
-        let sent_at = number("SentTimestamp").and_then(|ms| Timestamp::from_millisecond(ms).ok());
+        let sent_at = message.sent_at_ms.and_then(|ms| ms.parse().ok());
+        let sent_at = sent_at.and_then(|ms| Timestamp::from_millisecond(ms).ok());
         Message {
-            receipt_handle: message.receipt_handle.clone().unwrap_or_default(),
+            message_id: message.message_id,
+            receipt_handle: message.receipt_handle,
             sent_at: sent_at.unwrap_or_else(Timestamp::now),
-            deliveries: number("ApproximateReceiveCount")
-                .and_then(|n| u32::try_from(n).ok())
-                .unwrap_or(1),
+            deliveries: message.deliveries.and_then(|n| n.parse().ok()).unwrap_or(1),
             asked,
-            message_id,
+            body: message.body,
         }
     }
 
-    async fn govern(&self, queue: &str, messages: &[Message]) -> Result<Vec<Fate>, BatchError> {
-        let control = match self.control.read().await {
-            Ok(control) => Some(control),
+    async fn control(&self) -> Option<Control> {
+        let read = self.control.read().await;
+        read.inspect_err(|e| error!(error = %e, "control is unreadable: everything is refused"))
+            .ok()
+    }
+
+    /// Works through a batch and, while places are free, through what else its queue holds. Gives the ids of the batch's
+    /// messages that are not settled.
+    async fn govern(&self, queue: &str, messages: Vec<Message>) -> Result<Vec<String>, BatchError> {
+        let began = Instant::now();
+        let control = self.control().await;
+        let signer = self.secrets.signer(&self.stack.signing_key_secret).await?;
+        let mut shift = Shift::new(self.shift);
+        if control.as_ref().is_none_or(Control::degraded) {
+            let fates = self.refuse_all(&signer, &mut messages.iter()).await?;
+            let fates = messages.into_iter().zip(fates);
+            return Ok(fates
+                .filter(|(_, fate)| *fate != Fate::Acknowledged)
+                .map(|(message, _)| message.message_id)
+                .collect());
+        }
+        let (account_id, partition) = self.owner(queue, &messages).await?;
+        shift.take(messages, Source::Mapping, began.elapsed(), Uuid::now_v7);
+        let mut work = Work {
+            queue,
+            account_id,
+            partition,
+            signer,
+            began,
+            shift,
+            control: Some(control),
+            secret: None,
+            calls: JoinSet::new(),
+        };
+        loop {
+            while let Some(joined) = work.calls.try_join_next() {
+                work.joined(joined);
+            }
+            match work.shift.next(began.elapsed()) {
+                Do::Receive(most) => self.receive(&mut work, most).await,
+                Do::Commit => Box::pin(self.commit(&mut work)).await,
+                Do::Release => {
+                    let effects = work.shift.release(began.elapsed(), fastrand::f64());
+                    self.carry_out(&mut work, effects).await;
+                }
+                Do::Wait(time) if work.calls.is_empty() => sleep(time).await,
+                Do::Wait(time) => {
+                    // A call that ended is taken in above, with all others that did.
+                    if let Ok(Some(joined)) = timeout(time, work.calls.join_next()).await {
+                        work.joined(joined);
+                    }
+                }
+                Do::End => return Ok(work.shift.unsettled()),
+            }
+        }
+    }
+
+    async fn receive(&self, work: &mut Work<'_>, most: usize) {
+        let Some(queue_url) = work.queue_url() else {
+            work.shift.receives_no_more();
+            return;
+        };
+        match self.messages.receive(&queue_url, most).await {
+            Ok(received) => {
+                let messages: Vec<Message> = received.into_iter().map(|m| self.read(work.queue, m)).collect();
+                let now = work.began.elapsed();
+                work.shift.take(messages, Source::Received, now, Uuid::now_v7);
+            }
             Err(e) => {
-                error!(error = %e, "control is unreadable: everything is refused");
+                warn!(queue = work.queue, error = %e, "no further signals are received: the mapping brings them");
+                work.shift.receives_no_more();
+            }
+        }
+    }
+
+    /// Writes a group: what is over, and what is decided of the signals in hand. What can't be written goes back to the queue.
+    async fn commit(&self, work: &mut Work<'_>) {
+        let chosen = work.shift.choose();
+        if let Err(e) = self.try_commit(work, &chosen).await {
+            goes_back(work.queue, &e);
+            work.shift.failed(&chosen);
+        }
+    }
+
+    async fn try_commit(&self, work: &mut Work<'_>, chosen: &Chosen) -> Result<(), BatchError> {
+        let control = match (chosen.decides(), work.control.take()) {
+            (false, looked) => {
+                work.control = looked;
                 None
             }
+            (true, Some(looked)) => looked,
+            (true, None) => self.control().await,
         };
-        let signer = self.secrets.signer(&self.stack.signing_key_secret).await?;
-        if control.as_ref().is_none_or(Control::degraded) {
-            return self.refuse_all(&signer, messages).await;
+        if chosen.decides() && control.as_ref().is_none_or(Control::degraded) {
+            let fates = self
+                .refuse_all(&work.signer, &mut work.shift.in_hand_of(chosen))
+                .await?;
+            let effects = work.shift.refused(chosen, &fates);
+            self.carry_out(work, effects).await;
+            return Ok(());
         }
-        let (account_id, partition) = self.owner(queue, messages).await?;
-        // SQS hands out no more than one group. Where there are several, what is claimed is called and settled, whatever
-        // becomes of the others.
-        let mut fates = Vec::with_capacity(messages.len());
-        let mut claimed = Vec::new();
-        for (group, messages) in messages.chunks(AT_ONCE).enumerate() {
-            let claim = self.claim(&signer, &account_id, &partition, messages, control.as_ref());
-            let claim = Box::pin(claim).await.inspect_err(|e| goes_back(queue, e));
-            claimed.extend(claim.ok().map(|claimed| (group, claimed)));
-            fates.push(vec![Fate::Later; messages.len()]);
-        }
-        let runs = self.run(claimed.iter().map(|(_, claimed)| claimed)).await?;
-        for (group, claimed) in claimed {
-            let (queue_url, messages) = (claimed.queue_url(), claimed.messages);
-            let settled = Box::pin(self.commit(&signer, claimed, &runs)).await;
-            let Ok(settled) = settled.inspect_err(|e| goes_back(queue, e)) else {
-                continue;
+        if let Some(actions) = work.shift.to_read(chosen) {
+            let keys = Keys {
+                actions: actions.into_iter().collect(),
+                ..Keys::default()
             };
-            if let Some(queue_url) = queue_url {
-                self.hand_back(&queue_url, messages, &settled).await;
-            }
-            if let Some(fates) = fates.get_mut(group) {
-                *fates = settled;
-            }
+            work.shift.read(self.store.load(&work.partition, &keys).await?);
         }
-        Ok(fates.concat())
-    }
-
-    /// Reads what the messages are about, decides, and claims what is to run or to be undone. Messages with neither write
-    /// nothing here.
-    async fn claim<'m>(
-        &self,
-        signer: &Signer,
-        account_id: &str,
-        partition: &str,
-        messages: &'m [Message],
-        control: Option<&Control>,
-    ) -> Result<Claimed<'m>, BatchError> {
-        let started = Instant::now();
-        let keys = Keys {
-            actions: messages.iter().map(|m| m.action_id().clone()).collect(),
-            ..Keys::default()
+        let Some(account) = work.shift.account().cloned() else {
+            return Ok(());
         };
-        let account = self.store.load(partition, &keys).await?;
         let enforcers = self.enforcers(&account).await?;
-        let decided = |account: &Account, now| decide(messages, account, control, &enforcers, now);
-        let calls = decided(&account, Timestamp::now());
-        let secret = match calls.iter().any(Step::calls_handler) {
-            // Before anything is claimed: a claim whose call cannot be made ends as a timeout.
-            true => Some(self.ready_to_call().await?),
-            false => None,
-        };
         let owner = Uuid::now_v7();
-        let ids: Vec<(Uuid, Uuid)> = messages
-            .iter()
-            .map(|_| (Uuid::now_v7(), Uuid::now_v7()))
-            .collect();
-        let batch = Batch {
-            account_id,
-            messages,
-            owner,
-            ids: &ids,
-        };
-        let mut steps = Vec::new();
-        let plan = |account: &Account| {
-            let now = Timestamp::now();
-            steps = decided(account, now);
-            Ok::<_, BatchError>(batch.claim(&steps, account, now)?)
-        };
-        let committed = self.store.transact(signer, partition, &keys, Some(account), plan);
-        let account = committed.await?.account;
-        Ok(Claimed {
-            account_id: account_id.to_owned(),
-            messages,
-            keys,
-            owner,
-            ids,
-            steps,
-            account,
-            enforcers,
-            secret,
-            started,
-        })
-    }
-
-    /// Calls the handler for every claimed action at once. What is lost here is found again when its claim is over.
-    async fn run<'c>(
-        &self,
-        claimed: impl Iterator<Item = &'c Claimed<'c>>,
-    ) -> Result<BTreeMap<ActionId, Run>, BatchError> {
-        let mut calls = JoinSet::new();
-        for (claimed, message) in claimed.flat_map(Claimed::to_call) {
-            let Some(action) = claimed.account.actions.get(message.action_id()).cloned() else {
-                continue;
-            };
-            let enforcer = claimed.enforcers.get(&action.policy_hash);
-            let Some(spec) = enforcer.and_then(|e| e.action(&action.template)) else {
-                // Only an undo can find its enforcer gone; a person has to undo it.
-                calls.spawn(async move { no_rollback_route(action) });
-                continue;
-            };
-            // Those the claim was made with: a repeated signal may say others.
-            let parameters = action.parameters.clone().or_else(|| message.parameters());
-            let call = Call {
-                action_id: action.action_id.as_str().to_owned(),
-                account_id: claimed.account_id.clone(),
-                template: action.template.clone(),
-                parameters: parameters.unwrap_or_default(),
-            };
-            let (act, undo) = (spec.handler.clone(), spec.rollback.clone());
-            let handler = Arc::clone(&self.handler);
-            let secret = match &claimed.secret {
-                Some(secret) => secret.clone(),
-                None => self.ready_to_call().await?,
-            };
-            calls.spawn(async move { carry_out(&handler, &secret, &act, &undo, &call, action).await });
+        let now = (work.began.elapsed(), Timestamp::now());
+        let facts = (control.as_ref(), &enforcers);
+        let decided = work
+            .shift
+            .plan(chosen, &account, (&work.account_id, owner), facts, now)?;
+        if work.secret.is_none() && decided.steps.iter().any(Step::calls_handler) {
+            // Before anything is claimed: a claim whose call cannot be made ends as a timeout.
+            work.secret = Some(self.ready_to_call().await?);
         }
-        let mut runs = BTreeMap::new();
-        while let Some(joined) = calls.join_next().await {
-            match joined.map_err(|e| BatchError::Lost(e.to_string())).flatten() {
-                Ok(run) => {
-                    runs.insert(run.action.action_id.clone(), run);
+        let written = Box::pin(self.store.commit(&work.signer, &account, &decided.plan, now.1));
+        let Some(committed) = written.await? else {
+            let wait = |lost| {
+                // Full jitter: writers that lost together do not come back together.
+                Duration::from_millis(fastrand::u64(0..=store::longest_wait(lost)))
+            };
+            let lost = work.shift.outrun(work.began.elapsed(), wait);
+            info!(account = work.account_id, lost, "another writer was first");
+            if lost >= store::ATTEMPTS {
+                return Err(StoreError::Contended {
+                    account: work.partition.clone(),
                 }
-                Err(e) => {
-                    telemetry::count("governor", "call_lost", ("error", e.kind()));
-                    error!(error = %e, "an action is left to whoever finds its claim over");
-                }
+                .into());
             }
-        }
-        Ok(runs)
-    }
-
-    /// Commits every outcome and its receipts as one group, and says what becomes of each message.
-    async fn commit(
-        &self,
-        signer: &Signer,
-        claimed: Claimed<'_>,
-        runs: &BTreeMap<ActionId, Run>,
-    ) -> Result<Vec<Fate>, BatchError> {
-        let Claimed {
-            account_id,
-            messages,
-            keys,
-            owner,
-            ids,
-            steps,
-            account,
-            started,
-            ..
-        } = claimed;
-        let partition = account.partition.clone();
-        let batch = Batch {
-            account_id: &account_id,
-            messages,
-            owner,
-            ids: &ids,
+            return Ok(());
         };
-        let mut fates = Vec::new();
-        let mut escalated = Vec::new();
-        let plan = |account: &Account| {
-            let (plan, each) = batch.settle(&steps, runs, account, millis(started), Timestamp::now())?;
-            fates = each;
-            let actions = plan.actions.iter();
-            escalated = actions
-                .filter_map(|action| Some((action.action_id.clone(), action.escalation.clone()?)))
-                .collect();
-            Ok::<_, BatchError>(plan)
-        };
-        let committed = self
-            .store
-            .transact(signer, &partition, &keys, Some(account), plan);
-        let committed = committed.await?;
         for sealed in &committed.sealed {
             telemetry::count("governor", sealed.operation, ("stage", "ledger"));
         }
-        for (action_id, escalation) in escalated {
-            let (action_id, error_code) = (action_id.as_str(), escalation.error_code);
-            telemetry::count("governor", "action_escalated", ("stage", "ledger"));
-            error!(
-                account = account_id,
-                action_id, error_code, "escalated: a person has to look"
-            );
+        told_escalated(&work.account_id, &decided);
+        let now = work.began.elapsed();
+        let effects = work
+            .shift
+            .written(chosen, &decided, committed.account, now, fastrand::f64());
+        work.call(&self.handler, &effects, &enforcers);
+        self.carry_out(work, effects).await;
+        Ok(())
+    }
+
+    /// Deletes, gives back and sends anew what a shift says. What fails comes back after the queue's own time, and is found
+    /// settled then.
+    async fn carry_out(&self, work: &mut Work<'_>, mut effects: Effects) {
+        let Some(queue_url) = work.queue_url() else {
+            return;
+        };
+        for index in std::mem::take(&mut effects.renew) {
+            let Some(body) = work.shift.message(index).map(|message| message.body.clone()) else {
+                continue;
+            };
+            match self.messages.send(&queue_url, body).await {
+                Ok(()) => effects.delete.extend(work.shift.renewed(index).delete),
+                Err(e) => warn!(queue = work.queue, error = %e, "a signal that waits is not sent anew yet"),
+            }
         }
-        Ok(fates)
+        if !effects.delete.is_empty() {
+            let deleted = self.messages.delete(&queue_url, &effects.delete).await;
+            if let Err(e) = deleted {
+                warn!(queue = work.queue, error = %e, "settled signals come back, and are acknowledged then");
+            }
+        }
+        if !effects.give_back.is_empty() {
+            let given_back = self.messages.retry_in(&queue_url, &effects.give_back).await;
+            if let Err(e) = given_back {
+                warn!(queue = work.queue, error = %e, "signals come back later than they could");
+            }
+        }
     }
 
     /// Whose queue it is: as a signal that fits the queue says, or as was noted when the queue was made.
@@ -492,8 +483,12 @@ impl Governor {
     }
 
     /// Degraded: each signal is refused with a receipt in the spool, and nothing touches the tables.
-    async fn refuse_all(&self, signer: &Signer, messages: &[Message]) -> Result<Vec<Fate>, BatchError> {
-        let mut fates = Vec::with_capacity(messages.len());
+    async fn refuse_all(
+        &self,
+        signer: &Signer,
+        messages: &mut (dyn Iterator<Item = &Message> + Send),
+    ) -> Result<Vec<Fate>, BatchError> {
+        let mut fates = Vec::new();
         for message in messages {
             let Asked::Signal(signal) = &message.asked else {
                 // Whose ledger a malformed message belongs to is only in the tables; it waits for them.
@@ -518,60 +513,106 @@ impl Governor {
         }
         Ok(fates)
     }
-
-    /// Makes messages that have to wait visible soon; without that they come back after the queue's own time.
-    async fn hand_back(&self, queue_url: &str, messages: &[Message], fates: &[Fate]) {
-        let handles: Vec<(String, u32)> = messages
-            .iter()
-            .zip(fates)
-            .filter(|(message, fate)| **fate == Fate::Later && !message.receipt_handle.is_empty())
-            .map(|(message, _)| (message.receipt_handle.clone(), retry_in(message.deliveries)))
-            .collect();
-        if handles.is_empty() {
-            return;
-        }
-        if let Err(e) = self.messages.retry_in(queue_url, &handles).await {
-            warn!(queue_url, error = %e, "signals come back later than they could");
-        }
-    }
 }
 
-/// Doubles with each delivery, so that a signal that has to wait long does not use up the queue's patience.
-fn retry_in(deliveries: u32) -> u32 {
-    let (first, most) = RETRY_SECONDS;
-    first
-        .saturating_mul(1 << deliveries.saturating_sub(1).min(8))
-        .min(most)
-}
-
-/// Messages that were decided, and what of them is claimed.
-struct Claimed<'m> {
+/// One batch being worked through.
+struct Work<'q> {
+    queue: &'q str,
     account_id: String,
-    messages: &'m [Message],
-    keys: Keys,
-    /// This invocation's claim.
-    owner: Uuid,
-    ids: Vec<(Uuid, Uuid)>,
-    steps: Vec<Step>,
-    account: Account,
-    enforcers: Enforcers,
-    /// What signs the calls, when there are some.
+    partition: String,
+    signer: Signer,
+    began: Instant,
+    shift: Shift,
+    /// The control object as the first decision is taken by it; each later one looks again.
+    control: Option<Option<Control>>,
+    /// What signs the calls, once there are some.
     secret: Option<Secret>,
-    started: Instant,
+    calls: JoinSet<Called>,
 }
 
-impl<'m> Claimed<'m> {
-    /// Those of its messages for which the handler is called.
-    fn to_call(&self) -> impl Iterator<Item = (&Self, &'m Message)> {
-        let called = self.messages.iter().zip(&self.steps);
-        called
-            .filter(|(_, step)| step.calls_handler())
-            .map(move |(message, _)| (self, message))
+/// A call that ended: of which message, with what, and how long it took.
+type Called = (usize, Result<Run, BatchError>, Duration);
+
+impl Work<'_> {
+    fn queue_url(&self) -> Option<String> {
+        let tenant = self.shift.account()?.tenant.as_ref()?;
+        Some(tenant.resources.queue_url.clone()).filter(|url| !url.is_empty())
     }
 
-    fn queue_url(&self) -> Option<String> {
-        let tenant = self.account.tenant.as_ref();
-        tenant.map(|tenant| tenant.resources.queue_url.clone())
+    /// Calls the handler for each action that was claimed. What is lost here is found again when its claim is over.
+    fn call(&mut self, handler: &Arc<HandlerClient>, effects: &Effects, enforcers: &Enforcers) {
+        let (Some(account), Some(secret)) = (self.shift.account(), &self.secret) else {
+            return;
+        };
+        for index in effects.calls.iter().copied() {
+            let Some(message) = self.shift.message(index) else {
+                continue;
+            };
+            let Some(action) = account.actions.get(message.action_id()).cloned() else {
+                continue;
+            };
+            let enforcer = enforcers.get(&action.policy_hash);
+            let Some(spec) = enforcer.and_then(|e| e.action(&action.template)) else {
+                // Only an undo can find its enforcer gone; a person has to undo it.
+                self.calls
+                    .spawn(async move { (index, no_rollback_route(action), Duration::ZERO) });
+                continue;
+            };
+            // Those the claim was made with: a repeated signal may say others.
+            let parameters = action.parameters.clone().or_else(|| message.parameters());
+            let call = Call {
+                action_id: action.action_id.as_str().to_owned(),
+                account_id: self.account_id.clone(),
+                template: action.template.clone(),
+                parameters: parameters.unwrap_or_default(),
+            };
+            let (act, undo) = (spec.handler.clone(), spec.rollback.clone());
+            let (handler, secret) = (Arc::clone(handler), secret.clone());
+            self.calls.spawn(async move {
+                let began = Instant::now();
+                let run = carry_out(&handler, &secret, &act, &undo, &call, action).await;
+                (index, run, began.elapsed())
+            });
+        }
+    }
+
+    fn joined(&mut self, joined: Result<Called, JoinError>) {
+        let now = self.began.elapsed();
+        let lost = |e: &BatchError| {
+            telemetry::count("governor", "call_lost", ("error", e.kind()));
+            error!(error = %e, "an action is left to whoever finds its claim over");
+        };
+        match joined {
+            Ok((index, run, took)) => {
+                let run = run.inspect_err(lost).ok();
+                self.shift.ended(index, run, took, now);
+            }
+            Err(e) => lost(&BatchError::Lost(e.to_string())),
+        }
+        if self.calls.is_empty() {
+            // Which one it was died with a lost call.
+            self.shift.forsake();
+        }
+    }
+}
+
+/// How long an invocation takes up new signals, so that the last one's action, its undo and what is written of both end in
+/// the invocation's time.
+fn shift_of(rollback_budget: Duration) -> Duration {
+    let deadline = Duration::from_millis(action::DEADLINE_MS);
+    INVOCATION.saturating_sub(deadline + rollback_budget + WRITING)
+}
+
+fn told_escalated(account_id: &str, decided: &Decided) {
+    for action in &decided.plan.actions {
+        if let Some(escalation) = &action.escalation {
+            let (action_id, error_code) = (action.action_id.as_str(), &escalation.error_code);
+            telemetry::count("governor", "action_escalated", ("stage", "ledger"));
+            error!(
+                account = account_id,
+                action_id, error_code, "escalated: a person has to look"
+            );
+        }
     }
 }
 
@@ -645,11 +686,18 @@ fn unavailable(account_id: &AccountId, message: &Message) -> Draft {
 
 #[cfg(test)]
 mod tests {
-    use super::retry_in;
+    use std::time::Duration;
+
+    use super::{INVOCATION, WRITING, shift_of};
 
     #[test]
-    fn waiting_signals_come_back_ever_later() {
-        let waits: Vec<u32> = [0, 1, 2, 3, 4, 5, 6, 7, 1000].map(retry_in).into();
-        assert_eq!(waits, [2, 2, 4, 8, 16, 32, 60, 60, 60]);
+    fn a_shift_ends_in_its_invocations_time() {
+        assert_eq!(
+            shift_of(Duration::from_millis(2_000)),
+            Duration::from_millis(7_500)
+        );
+        assert_eq!(shift_of(Duration::from_millis(10_000)), Duration::ZERO);
+        let longest = Duration::from_millis(100);
+        assert!(shift_of(longest) + longest + Duration::from_millis(500) + WRITING <= INVOCATION);
     }
 }

@@ -2,6 +2,7 @@
 
 mod batch;
 mod handler;
+mod shift;
 
 use handler::Governor;
 use lambda_runtime::{Error, LambdaEvent, run, service_fn};

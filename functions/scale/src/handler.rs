@@ -16,7 +16,7 @@ use aws::store::{Account, Keys, Plan, Store, StoreError};
 use aws::{clients, telemetry};
 use domain::account::AccountId;
 use domain::names::{self, printable};
-use domain::scale::{self, Costs, Decision, Patience, Queue, Verdict};
+use domain::scale::{self, Backlog, Costs, Decision, Patience, Queue, Verdict, WaitsFor};
 use domain::sweep::turn;
 use domain::tenant::{BUSY, Lifecycle, Tenant, UNSETTLED};
 use jiff::Timestamp;
@@ -66,6 +66,8 @@ pub struct Report {
     decided: BTreeMap<&'static str, u64>,
     /// The first changes.
     changed: Vec<Changed>,
+    /// Signals that wait, of all that was looked at, and what for.
+    waiting: Waiting,
     /// Alarms that asked for nothing, and why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ignored: Vec<String>,
@@ -73,6 +75,72 @@ pub struct Report {
     left: usize,
     /// What went wrong.
     errors: Vec<String>,
+}
+
+/// What waits, over all tenants that were looked at.
+#[derive(Debug, Default, Serialize)]
+struct Waiting {
+    /// Signals.
+    signals: u64,
+    /// The largest lag of one tenant.
+    largest_lag: u64,
+    /// About how old the oldest signal is, in seconds.
+    oldest_age_seconds: u64,
+    /// Tenants whose signals wait for a free place.
+    for_a_place: u64,
+    /// Tenants whose signals wait for a poll of their queue, though places are free.
+    for_a_poll: u64,
+    /// The first of these with more signals than a governor takes up at once.
+    unpolled: Vec<AccountId>,
+    places_in_use: u64,
+    places: u64,
+}
+
+impl Waiting {
+    fn add(&mut self, account_id: &AccountId, backlog: &Backlog) {
+        self.signals = self.signals.saturating_add(backlog.lag);
+        self.largest_lag = self.largest_lag.max(backlog.lag);
+        self.oldest_age_seconds = self
+            .oldest_age_seconds
+            .max(backlog.oldest_age_seconds.unwrap_or_default());
+        self.places_in_use = self.places_in_use.saturating_add(backlog.places_in_use);
+        self.places = self.places.saturating_add(backlog.places);
+        match backlog.waits_for {
+            Some(WaitsFor::Place) => self.for_a_place += 1,
+            // A few may just have come.
+            Some(WaitsFor::Poll) if backlog.lag > scale::LAG => {
+                self.for_a_poll += 1;
+                let (account, lag) = (account_id.as_str(), backlog.lag);
+                warn!(
+                    account,
+                    lag,
+                    places = backlog.places,
+                    "signals wait though places are free: is the mapping enabled, has Lambda concurrency left, is an \
+                     entitlement full?"
+                );
+                if self.unpolled.len() < TOLD {
+                    self.unpolled.push(account_id.clone());
+                }
+            }
+            Some(WaitsFor::Poll) | None => {}
+        }
+    }
+
+    /// Also when nothing waits, so that whoever draws these has a line.
+    fn measure(&self) {
+        telemetry::measure(
+            "scale",
+            &[
+                ("signals_waiting", self.signals, "Count"),
+                ("largest_lag", self.largest_lag, "Count"),
+                ("oldest_signal_age", self.oldest_age_seconds, "Seconds"),
+                ("places_in_use", self.places_in_use, "Count"),
+                ("places", self.places, "Count"),
+                ("tenants_waiting_for_a_place", self.for_a_place, "Count"),
+                ("tenants_waiting_for_a_poll", self.for_a_poll, "Count"),
+            ],
+        );
+    }
 }
 
 /// A change of a tenant's limit, or that there can be none.
@@ -286,6 +354,7 @@ impl Scaler {
             report.left += running.len();
             report.fail("time", &ScaleError::BrokenOff);
         }
+        report.waiting.measure();
         info!(looked = report.looked, left = report.left, decided = ?report.decided, "queues looked at");
         Ok(report)
     }
@@ -353,27 +422,46 @@ impl Scaler {
                 continue;
             };
             report.looked += 1;
-            let made = Box::pin(self.look(&signer, &tenant, &patience)).await?;
-            report.made(&tenant.account_id, made);
+            let (backlog, made) = Box::pin(self.look(&signer, &tenant, &patience)).await;
+            if let Some(backlog) = backlog {
+                report.waiting.add(&tenant.account_id, &backlog);
+            }
+            report.made(&tenant.account_id, made?);
         }
         Ok(report)
     }
 
-    /// Looks at one tenant's queue, and does what is decided.
+    /// Looks at one tenant's queue, and does what is decided. Gives what it saw, whatever became of that.
     async fn look(
         &self,
         signer: &Signer,
         tenant: &Tenant,
         patience: &Patience,
-    ) -> Result<Option<(Made, u64)>, ScaleError> {
+    ) -> (Option<Backlog>, Result<Option<(Made, u64)>, ScaleError>) {
         let started = Instant::now();
-        let backlog = self.feeds.backlog(&tenant.resources.queue_url).await?;
+        let seen = match self.feeds.backlog(&tenant.resources.queue_url).await {
+            Ok(seen) => seen,
+            Err(e) => return (None, Err(e.into())),
+        };
         let queue = Queue {
-            visible: backlog.waiting,
-            hidden: backlog.in_flight,
-            delayed: backlog.delayed,
+            visible: seen.waiting,
+            hidden: seen.in_flight,
+            delayed: seen.delayed,
         };
         let now = Timestamp::now();
+        let backlog = scale::backlog(tenant, queue, now);
+        let made = self.follow(signer, tenant, queue, patience, (started, now)).await;
+        (Some(backlog), made)
+    }
+
+    async fn follow(
+        &self,
+        signer: &Signer,
+        tenant: &Tenant,
+        queue: Queue,
+        patience: &Patience,
+        (started, now): (Instant, Timestamp),
+    ) -> Result<Option<(Made, u64)>, ScaleError> {
         let decide = |tenant: &Tenant| scale::decide(tenant, queue, &self.costs, patience, now);
         if decide(tenant).is_none() {
             self.pace_again(tenant).await?;
@@ -542,14 +630,24 @@ impl Scaler {
 }
 
 /// How one look ended.
-type Looked = (AccountId, Result<Option<(Made, u64)>, ScaleError>);
+type Looked = (
+    AccountId,
+    (Option<Backlog>, Result<Option<(Made, u64)>, ScaleError>),
+);
 
 impl Report {
     fn settle(&mut self, joined: Option<Result<Looked, tokio::task::JoinError>>) {
         match joined {
             None => {}
-            Some(Ok((account_id, Ok(made)))) => self.made(&account_id, made),
-            Some(Ok((account_id, Err(e)))) => self.fail(account_id.as_str(), &e),
+            Some(Ok((account_id, (backlog, made)))) => {
+                if let Some(backlog) = backlog {
+                    self.waiting.add(&account_id, &backlog);
+                }
+                match made {
+                    Ok(made) => self.made(&account_id, made),
+                    Err(e) => self.fail(account_id.as_str(), &e),
+                }
+            }
             Some(Err(e)) => {
                 error!(error = %e, "a look at a queue was broken off");
                 self.fail("a look", &ScaleError::BrokenOff);

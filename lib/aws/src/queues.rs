@@ -6,7 +6,8 @@ use std::time::Duration;
 use aws_sdk_lambda::error::ProvideErrorMetadata as _;
 use aws_sdk_lambda::types::{FunctionResponseType, ScalingConfig};
 use aws_sdk_sqs::types::{
-    ChangeMessageVisibilityBatchRequestEntry, MessageSystemAttributeName, QueueAttributeName,
+    ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, MessageSystemAttributeName,
+    QueueAttributeName,
 };
 use domain::action::MAX_DELIVERIES;
 use domain::names;
@@ -412,6 +413,8 @@ pub struct Left {
     pub receipt_handle: String,
     /// When it was put on the tenant's queue, in milliseconds since 1970.
     pub sent_at_ms: Option<String>,
+    /// How many times it was received, this time included.
+    pub deliveries: Option<String>,
 }
 
 /// Takes up to ten messages that nobody feeds to the governor, hidden from others for as long as is said, or for the queue's
@@ -427,20 +430,29 @@ async fn receive(
         .receive_message()
         .queue_url(queue_url)
         .max_number_of_messages(10)
-        .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp)
         .set_visibility_timeout(hidden)
         .wait_time_seconds(1);
+    received(receive, queue_url).await
+}
+
+async fn received(
+    receive: aws_sdk_sqs::operation::receive_message::builders::ReceiveMessageFluentBuilder,
+    queue_url: &str,
+) -> Result<Vec<Left>, QueueError> {
+    let receive = receive
+        .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp)
+        .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
     let answer = match receive.send().await {
         Ok(answer) => answer,
         Err(e) if queue_is_gone(e.code()) => return Ok(Vec::new()),
         Err(e) => return Err(call("ReceiveMessage", queue_url, explain(&e))),
     };
     let messages = answer.messages.unwrap_or_default().into_iter();
+    let known = |m: &aws_sdk_sqs::types::Message, name| m.attributes.as_ref()?.get(&name).cloned();
     Ok(messages
         .map(|m| Left {
-            sent_at_ms: m
-                .attributes
-                .and_then(|mut known| known.remove(&MessageSystemAttributeName::SentTimestamp)),
+            sent_at_ms: known(&m, MessageSystemAttributeName::SentTimestamp),
+            deliveries: known(&m, MessageSystemAttributeName::ApproximateReceiveCount),
             message_id: m.message_id.unwrap_or_default(),
             body: m.body.unwrap_or_default(),
             receipt_handle: m.receipt_handle.unwrap_or_default(),
@@ -547,7 +559,7 @@ impl Teardown {
     }
 }
 
-/// Sends messages and hands some back.
+/// Sends messages, receives some, and deletes or gives them back.
 pub struct Messages {
     sqs: aws_sdk_sqs::Client,
 }
@@ -578,6 +590,45 @@ impl Messages {
             .map_err(|e| call("SendMessage", queue_url, explain(&e)))
     }
 
+    /// Takes up to `most` messages that are there at once, hidden from others for the queue's own time; at most ten. None when
+    /// there are none, or no queue; SQS asks only some of its servers, so there may be some for all that.
+    ///
+    /// # Errors
+    /// [`QueueError`] when SQS does not answer.
+    pub async fn receive(&self, queue_url: &str, most: usize) -> Result<Vec<Left>, QueueError> {
+        let most = i32::try_from(most.clamp(1, 10)).unwrap_or(1);
+        let receive = self.sqs.receive_message().queue_url(queue_url);
+        received(
+            receive.max_number_of_messages(most).wait_time_seconds(0),
+            queue_url,
+        )
+        .await
+    }
+
+    /// Deletes messages that are settled.
+    ///
+    /// # Errors
+    /// [`QueueError`] when SQS does not do it; the messages then come back after the queue's own time.
+    pub async fn delete(&self, queue_url: &str, handles: &[String]) -> Result<(), QueueError> {
+        let operation = "DeleteMessageBatch";
+        // SQS takes ten at a time.
+        for handles in handles.chunks(10) {
+            let mut entries = Vec::with_capacity(handles.len());
+            for (n, handle) in handles.iter().enumerate() {
+                let entry = DeleteMessageBatchRequestEntry::builder()
+                    .id(n.to_string())
+                    .receipt_handle(handle)
+                    .build();
+                entries.push(entry.map_err(|e| call(operation, queue_url, e))?);
+            }
+            let delete = self.sqs.delete_message_batch().queue_url(queue_url);
+            let answer = delete.set_entries(Some(entries)).send().await;
+            let answer = answer.map_err(|e| call(operation, queue_url, explain(&e)))?;
+            all_done(operation, queue_url, &answer.failed)?;
+        }
+        Ok(())
+    }
+
     /// Makes messages visible again after some seconds instead of the queue's own time.
     ///
     /// # Errors
@@ -604,14 +655,23 @@ impl Messages {
         let change = self.sqs.change_message_visibility_batch().queue_url(queue_url);
         let answer = change.set_entries(Some(entries)).send().await;
         let answer = answer.map_err(|e| call(operation, queue_url, explain(&e)))?;
-        match answer.failed.first() {
-            None => Ok(()),
-            Some(failed) => Err(call(
-                operation,
-                queue_url,
-                format!("{} of entry {}", failed.code, failed.id),
-            )),
-        }
+        all_done(operation, queue_url, &answer.failed)
+    }
+}
+
+/// Whether SQS did all that a batch asked for.
+fn all_done(
+    operation: &'static str,
+    queue_url: &str,
+    failed: &[aws_sdk_sqs::types::BatchResultErrorEntry],
+) -> Result<(), QueueError> {
+    match failed.first() {
+        None => Ok(()),
+        Some(failed) => Err(call(
+            operation,
+            queue_url,
+            format!("{} of entry {}", failed.code, failed.id),
+        )),
     }
 }
 

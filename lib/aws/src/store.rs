@@ -36,7 +36,7 @@ use crate::config::Stack;
 /// Simulated with 16 writers of one account that never pause, and calls of 13 to 90 ms: no commit given up within two
 /// minutes, three to seven attempts a commit, the slowest of a hundred after 1.2 to 4 s. With 16 attempts and waits that
 /// only grow, one commit in 200 was given up: who has just committed comes back at once, and wins again.
-const ATTEMPTS: u32 = 48;
+pub const ATTEMPTS: u32 = 48;
 /// How long a delivery's answer is kept, in seconds: senders retry for days.
 const DELIVERY_KEPT_SECONDS: i64 = 7 * 24 * 3600;
 
@@ -517,8 +517,12 @@ impl Store {
         Ok(None)
     }
 
-    /// Commits a plan. `None` when a condition failed.
-    async fn commit(
+    /// Tries once to write a plan of an account as it was read. `None` when another writer was first: read again, ask again,
+    /// and wait for [`longest_wait`] at the most.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the tables do not answer.
+    pub async fn commit(
         &self,
         signer: &Signer,
         account: &Account,
@@ -1465,7 +1469,8 @@ fn line_of(partition: &str, item: &Item, place: impl FnOnce() -> String) -> Resu
 
 /// How long to wait at most after this attempt, from 1, in milliseconds: briefly at first, as most often one other
 /// writer was there once; then long, to make room; then less and less, so that who has lost often is not last for ever.
-fn longest_wait(attempt: u32) -> u64 {
+#[must_use]
+pub fn longest_wait(attempt: u32) -> u64 {
     match attempt {
         0 | 1 => 40,
         2 => 80,

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use jiff::Timestamp;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tracing_subscriber::EnvFilter;
 
 /// Namespace of every metric.
@@ -50,23 +50,40 @@ pub fn init() {
 }
 
 /// Counts one occurrence of `name`, by function and one more dimension.
-///
-/// CloudWatch makes a metric of the line without a call to it, see the embedded metric format specification.
 pub fn count(function: &str, name: &str, dimension: (&str, &str)) {
     let (key, value) = dimension;
-    let line = json!({
-        "_aws": {
-            "Timestamp": Timestamp::now().as_millisecond(),
-            "CloudWatchMetrics": [{
-                "Namespace": NAMESPACE,
-                "Dimensions": [["function"], ["function", key]],
-                "Metrics": [{ "Name": name, "Unit": "Count" }],
-            }],
-        },
-        "function": function,
-        key: value,
-        name: 1,
+    let fields = [
+        ("function", json!(function)),
+        (key, json!(value)),
+        (name, json!(1)),
+    ];
+    emit(&[&["function"], &["function", key]], &[(name, "Count")], fields);
+}
+
+/// Tells values, each as name, value and CloudWatch's name of its unit, by function.
+pub fn measure(function: &str, values: &[(&str, u64, &str)]) {
+    let units: Vec<(&str, &str)> = values.iter().map(|(name, _, unit)| (*name, *unit)).collect();
+    let fields = values.iter().map(|(name, value, _)| (*name, json!(value)));
+    let fields = fields.chain([("function", json!(function))]);
+    emit(&[&["function"]], &units, fields);
+}
+
+/// CloudWatch makes metrics of the line without a call to it, see the embedded metric format specification.
+fn emit<'a>(
+    dimensions: &[&[&str]],
+    units: &[(&str, &str)],
+    fields: impl IntoIterator<Item = (&'a str, Value)>,
+) {
+    let metrics: Vec<Value> = units
+        .iter()
+        .map(|(name, unit)| json!({ "Name": name, "Unit": unit }))
+        .collect();
+    let about = json!({
+        "Timestamp": Timestamp::now().as_millisecond(),
+        "CloudWatchMetrics": [{ "Namespace": NAMESPACE, "Dimensions": dimensions, "Metrics": metrics }],
     });
+    let fields = fields.into_iter().chain([("_aws", about)]);
+    let line: Map<String, Value> = fields.map(|(name, value)| (name.to_owned(), value)).collect();
     // A metric that cannot be written must not fail the work it counts; the log has the event as well.
-    let _ = writeln!(std::io::stdout().lock(), "{line}");
+    let _ = writeln!(std::io::stdout().lock(), "{}", Value::Object(line));
 }

@@ -41,6 +41,12 @@ impl LetThrough {
         self.0.values().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
+    /// Whether the tenant has a free place behind all these.
+    #[must_use]
+    pub fn leave_room(&self, tenant: &Tenant) -> bool {
+        tenant.in_flight.saturating_add(self.all()) < tenant.in_flight_action_limit()
+    }
+
     /// How many, by entitlement.
     #[must_use]
     pub fn by_entitlement(&self) -> &BTreeMap<EntitlementId, u64> {

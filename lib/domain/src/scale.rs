@@ -7,6 +7,7 @@
 //! | 3 | the trial is over, and more signals wait than when it began | back to the limit before, no raise for 10 minutes | `scale_reverted` |
 //! | 4 | the trial is over otherwise | the raise stays; the rows below go on | – |
 //! | 5 | more than 10 signals wait, and a raise was taken back less than 10 minutes ago | nothing | – |
+//! | 5b | more than 10 wait for a poll of their queue: the tenant has had free places for a minute | nothing, as more places would not help | – |
 //! | 6 | more than 10 wait, and plans and budget allow more | twice as many, as far as both go; a trial begins | `governor_scaled` |
 //! | 7 | more than 10 wait, and that this limit can't be raised is on record | nothing | – |
 //! | 8 | more than 10 wait, and the plans allow no more | put on record | `quota_exceeded` |
@@ -27,12 +28,15 @@ use receipts::receipt::{Concurrency, Payload, Scaling, UsdDelta};
 use serde::{Deserialize, Serialize};
 
 use crate::entitlement::Standing;
-use crate::tenant::{Lifecycle, Pace, Tenant};
+use crate::tenant::{Lifecycle, Tenant};
 
 /// Actions at one time of a tenant that nobody scaled: one full batch of signals.
 pub const BASE_LIMIT: u64 = 10;
 /// More waiting signals than these ask for a raise.
 pub const LAG: u64 = 10;
+/// Seconds for which a tenant still counts as full: a look once a minute would else see a place that is free between an
+/// outcome and the next claim.
+const FULL_SECONDS: i64 = 60;
 /// Seconds without a raise after one was taken back.
 const REST_SECONDS: i64 = 600;
 
@@ -116,18 +120,67 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Signals that wait. Governors put back what finds no free place, hidden for up to a minute: of the hidden messages
-    /// only as many as can be in work count as such.
+    /// Signals that wait: hidden messages are those of actions in flight, and others that wait to be shown again.
     #[must_use]
-    pub fn lag(&self, pace: Pace) -> u64 {
-        let in_work =
-            u64::from(pace.batch_size.unsigned_abs()) * u64::from(pace.maximum_concurrency.unsigned_abs());
-        let put_back = self.hidden.saturating_sub(in_work);
-        self.visible.saturating_add(self.delayed).saturating_add(put_back)
+    pub fn lag(&self, in_flight: u64) -> u64 {
+        let put_aside = self.hidden.saturating_sub(in_flight);
+        self.visible
+            .saturating_add(self.delayed)
+            .saturating_add(put_aside)
     }
 
     fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+/// What waiting signals wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitsFor {
+    /// A place: all are taken.
+    Place,
+    /// A poll of their queue, though places are free: its mapping is off or slow, Lambda has no concurrency left, or the
+    /// entitlement that they are for is full by itself.
+    Poll,
+}
+
+/// A tenant's backlog, as it was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Backlog {
+    /// Signals that wait.
+    pub lag: u64,
+    /// What for; nothing when none waits.
+    pub waits_for: Option<WaitsFor>,
+    /// About how old the oldest of them is, in seconds: as old as the oldest that was claimed last, as queues hand out old
+    /// signals first. Unknown when none waits, or none was claimed yet.
+    pub oldest_age_seconds: Option<u64>,
+    /// Places in use.
+    pub places_in_use: u64,
+    /// Places there are.
+    pub places: u64,
+}
+
+/// What a tenant's queue and counters say of its backlog.
+#[must_use]
+pub fn backlog(tenant: &Tenant, queue: Queue, now: Timestamp) -> Backlog {
+    let lag = queue.lag(tenant.in_flight);
+    let lately = |full_at: Timestamp| seconds(full_at, now) < FULL_SECONDS;
+    let full = tenant.is_full() || tenant.full_at.is_some_and(lately);
+    let waits_for = match full {
+        true => WaitsFor::Place,
+        false => WaitsFor::Poll,
+    };
+    let age = |sent_at: Timestamp| seconds(sent_at, now).max(0).unsigned_abs();
+    Backlog {
+        lag,
+        waits_for: (lag > 0).then_some(waits_for),
+        oldest_age_seconds: tenant
+            .last_claim
+            .filter(|_| lag > 0)
+            .map(|last| age(last.sent_at)),
+        places_in_use: tenant.in_flight,
+        places: tenant.in_flight_action_limit(),
     }
 }
 
@@ -306,7 +359,7 @@ pub fn decide(
         return None;
     }
     let limit = tenant.in_flight_action_limit();
-    let lag = queue.lag(tenant.pace());
+    let Backlog { lag, waits_for, .. } = backlog(tenant, queue, now);
     let mut scale = tenant.scale.clone();
     let mut verdict = Verdict::Noted;
     if let Some(trial) = scale.trial.take() {
@@ -327,7 +380,7 @@ pub fn decide(
         scale.exceeded = None;
     }
     let resting = scale.rest_until.is_some_and(|until| now < until);
-    if lag > LAG && !resting {
+    if lag > LAG && waits_for == Some(WaitsFor::Place) && !resting {
         match room(tenant, costs) {
             Ok((new, check)) => return Some(raise(scale, limit, new, lag, check, costs, now)),
             Err(check) if scale.exceeded.is_none() => return Some(exceed(scale, limit, lag, &check, costs)),

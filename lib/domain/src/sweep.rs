@@ -803,7 +803,7 @@ mod tests {
         let mut found = Found::default();
         for name in names.split_whitespace() {
             if let Some(queue) = name.strip_suffix(">>") {
-                found.mapping(queue, Some(Pace::of(1)));
+                found.mapping(queue, Some(Pace::of(30)));
                 continue;
             }
             match name.strip_suffix('>') {

@@ -257,6 +257,13 @@ pub struct Tenant {
     pub in_flight: u64,
     /// When the last claim ends. Actions that are in flight later than that are stuck.
     pub lease_until: Option<Timestamp>,
+    /// When a claim last took the last free place. Signals that wait while this is recent wait for a place; if it isn't, they
+    /// wait for a poll of their queue.
+    #[serde(default)]
+    pub full_at: Option<Timestamp>,
+    /// The last claim.
+    #[serde(default)]
+    pub last_claim: Option<LastClaim>,
     /// Actions completed since this generation began.
     pub actions_completed: u64,
     /// Actions failed, undone or escalated since this generation began.
@@ -267,6 +274,16 @@ pub struct Tenant {
     pub changed_at: Timestamp,
     /// Changes with every write; every write is conditioned on the one it read.
     pub revision: u64,
+}
+
+/// When actions were claimed last, and how long the oldest of their signals had waited: those that still wait are about as
+/// old, as a queue hands out old signals first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastClaim {
+    /// When.
+    pub at: Timestamp,
+    /// When the oldest of the claimed signals was put on the queue.
+    pub sent_at: Timestamp,
 }
 
 /// Which entitlement a signal is about.
@@ -293,13 +310,12 @@ impl Pace {
     /// Most signals of any batch: SQS hands out no more at a time.
     pub const MOST: u64 = 10;
 
-    /// The pace at which so many actions can run at one time.
+    /// The pace that hands out no more signals than can run at one time, except for a tenant with one place: two is the
+    /// least concurrency that Lambda allows. Places that are left over are filled by governors that already run (ADR 17).
     #[must_use]
     pub fn of(concurrent_actions: u64) -> Self {
-        // No batch may hold more signals than may run at once, or some of each batch would always go back.
-        let batch = concurrent_actions.clamp(1, Self::MOST);
-        // Two is the least Lambda allows.
-        let concurrency = concurrent_actions.div_ceil(batch).clamp(2, 1000);
+        let concurrency = concurrent_actions.div_ceil(Self::MOST).clamp(2, 1000);
+        let batch = (concurrent_actions / concurrency).clamp(1, Self::MOST);
         Self {
             batch_size: i32::try_from(batch).unwrap_or(1),
             maximum_concurrency: i32::try_from(concurrency).unwrap_or(2),
@@ -341,6 +357,8 @@ impl Tenant {
             scale: Scale::default(),
             in_flight: 0,
             lease_until: None,
+            full_at: None,
+            last_claim: None,
             actions_completed: 0,
             actions_failed: 0,
             began_at: now,
@@ -444,7 +462,16 @@ impl Tenant {
             next.in_flight = next.in_flight.saturating_add(*count);
         }
         next.lease_until = next.lease_until.max(Some(lease_until));
+        if !counts.is_empty() && next.is_full() {
+            next.full_at = Some(now);
+        }
         next
+    }
+
+    /// Whether all places are taken.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.in_flight >= self.in_flight_action_limit()
     }
 
     /// The tenant after actions it had claimed became final.
@@ -559,6 +586,8 @@ impl Tenant {
             scale: Scale::default(),
             in_flight: 0,
             lease_until: None,
+            full_at: None,
+            last_claim: None,
             actions_completed: 0,
             actions_failed: 0,
             began_at: now,
@@ -844,8 +873,29 @@ decommissioned Archived -
             let pace = Pace::of(limit);
             (pace.batch_size, pace.maximum_concurrency)
         };
-        assert_eq!([0, 1, 3, 10].map(pace), [(1, 2), (1, 2), (3, 2), (10, 2)]);
-        assert_eq!([25, 9_999, u64::MAX].map(pace), [(10, 3), (10, 1000), (10, 1000)]);
+        assert_eq!(
+            [0, 1, 2, 3, 10].map(pace),
+            [(1, 2), (1, 2), (1, 2), (1, 2), (5, 2)]
+        );
+        assert_eq!([15, 20, 25].map(pace), [(7, 2), (10, 2), (8, 3)]);
+        assert_eq!([9_999, u64::MAX].map(pace), [(9, 1000), (10, 1000)]);
+        for limit in 2..=10_000 {
+            let (batch, concurrency) = pace(limit);
+            let fed = u64::try_from(batch * concurrency).unwrap();
+            assert!(fed <= limit, "{limit}: {fed} are fed");
+        }
+    }
+
+    #[test]
+    fn a_claim_that_takes_the_last_place_says_so() {
+        let now = Timestamp::from_second(200).unwrap();
+        let two = tenant().claimed(&BTreeMap::from([(id("s"), 2)]), now, now);
+        assert_eq!((two.full_at, two.is_full()), (None, false));
+        let three = two.claimed(&BTreeMap::from([(id("s"), 1)]), now, now);
+        assert_eq!((three.full_at, three.is_full()), (Some(now), true));
+        let later = Timestamp::from_second(300).unwrap();
+        let undone = three.claimed(&BTreeMap::new(), later, later);
+        assert_eq!(undone.full_at, Some(now), "what is undone takes no new place");
     }
 
     #[test]

@@ -10,15 +10,17 @@ use policy::enforcer::Enforcer;
 use receipts::ledger::Head;
 use serde_json::json;
 
+use std::collections::BTreeMap;
+
 use super::*;
 
 const POLICY: &str = include_str!("../../../../policies/marketplace-sku-456/professional.yaml");
 
-pub(super) fn enforcer() -> Enforcer {
+pub(crate) fn enforcer() -> Enforcer {
     Enforcer::load(&policy::compile(POLICY).unwrap().bytes).unwrap()
 }
 
-pub(super) fn control() -> Control {
+pub(crate) fn control() -> Control {
     let switches = Switches {
         armed: true,
         automation_enabled: true,
@@ -32,13 +34,13 @@ pub(super) fn control() -> Control {
     }
 }
 
-pub(super) fn loaded(enforcer: &Enforcer) -> Enforcers {
+pub(crate) fn loaded(enforcer: &Enforcer) -> Enforcers {
     let again = Enforcer::load(&policy::compile(POLICY).unwrap().bytes).unwrap();
     assert_eq!(again.hash(), enforcer.hash());
     [(again.hash().to_owned(), Arc::new(again))].into()
 }
 
-pub(super) fn account(enforcer: &Enforcer, concurrent: u64) -> Account {
+pub(crate) fn account(enforcer: &Enforcer, concurrent: u64) -> Account {
     let at = Timestamp::UNIX_EPOCH;
     let offer = Offer {
         sku_id: SkuId::parse("s").unwrap(),
@@ -71,7 +73,7 @@ pub(super) fn account(enforcer: &Enforcer, concurrent: u64) -> Account {
     }
 }
 
-pub(super) fn message(enforcer: &Enforcer, id: &str, template: &str, parameters: Value) -> Message {
+pub(crate) fn message(enforcer: &Enforcer, id: &str, template: &str, parameters: Value) -> Message {
     let Value::Object(parameters) = parameters else {
         panic!()
     };
@@ -90,7 +92,19 @@ pub(super) fn message(enforcer: &Enforcer, id: &str, template: &str, parameters:
         sent_at: Timestamp::UNIX_EPOCH,
         deliveries: 1,
         asked: Asked::Signal(signal),
+        body: id.to_owned(),
     }
+}
+
+/// What is decided of signals that are all in hand.
+fn decided(
+    batch: &[Message],
+    account: &Account,
+    control: Option<&Control>,
+    enforcers: &Enforcers,
+) -> Vec<Step> {
+    let batch: Vec<&Message> = batch.iter().collect();
+    decide(&batch, account, control, enforcers, Timestamp::UNIX_EPOCH)
 }
 
 fn name(step: &Step) -> String {
@@ -100,6 +114,8 @@ fn name(step: &Step) -> String {
         }
         Step::Settle(ActionEvent::Routed { code }) => code.name().to_owned(),
         Step::Execute(_) => "Execute".to_owned(),
+        Step::Wait(Full::Tenant) => "Wait".to_owned(),
+        Step::Wait(Full::Entitlement(id)) => format!("Wait for {id}"),
         other => format!("{other:?}"),
     }
 }
@@ -108,13 +124,11 @@ fn name(step: &Step) -> String {
 fn check(template: &str, parameters: Value, expected: &str) {
     let enforcer = enforcer();
     let batch = [message(&enforcer, "a", template, parameters)];
-    let now = Timestamp::UNIX_EPOCH;
-    let steps = decide(
+    let steps = decided(
         &batch,
         &account(&enforcer, 5),
         Some(&control()),
         &loaded(&enforcer),
-        now,
     );
     assert_eq!(steps.iter().map(name).collect::<Vec<_>>(), [expected]);
 }
@@ -146,24 +160,22 @@ fn the_sample_policy_decides() {
 }
 
 #[test]
-fn a_batch_never_exceeds_what_is_left_and_repeats_are_acknowledged() {
+fn a_batch_never_exceeds_what_is_left_and_repeats_come_again() {
     let enforcer = enforcer();
     let ids = ["a", "b", "a", "c", "d"];
     let batch: Vec<Message> = ids
         .iter()
         .map(|id| message(&enforcer, id, "restart-service", json!({"service": "x"})))
         .collect();
-    let now = Timestamp::UNIX_EPOCH;
-    let steps = decide(
+    let steps = decided(
         &batch,
         &account(&enforcer, 2),
         Some(&control()),
         &loaded(&enforcer),
-        now,
     );
     assert_eq!(
         steps.iter().map(name).collect::<Vec<_>>(),
-        ["Execute", "Execute", "Acknowledge", "Later", "Later"]
+        ["Execute", "Execute", "Busy", "Wait", "Wait"]
     );
 }
 
@@ -193,19 +205,30 @@ fn entitlements_do_not_share_their_limits() {
         for_sku("d", None),
         for_sku("e", Some("u")),
     ];
-    let now = Timestamp::UNIX_EPOCH;
-    let steps = decide(&batch, &account, Some(&control()), &loaded(&enforcer), now);
+    let steps = decided(&batch, &account, Some(&control()), &loaded(&enforcer));
     assert_eq!(
         steps.iter().map(name).collect::<Vec<_>>(),
         [
             "Execute",
             "Execute",
-            "Later",
+            "Wait",
             "AMBIGUOUS_ENTITLEMENT ",
             "NO_ENTITLEMENT "
         ]
     );
     assert!(matches!(&steps[1], Step::Execute(id) if id.as_str() == "t"));
+    let tenant = account.tenant.as_mut().unwrap();
+    let held = tenant
+        .entitlements
+        .get_mut(&EntitlementId::parse("s").unwrap())
+        .unwrap();
+    held.quota.concurrent_actions = 5;
+    let steps = decided(&batch[1..3], &account, Some(&control()), &loaded(&enforcer));
+    assert_eq!(
+        steps.iter().map(name).collect::<Vec<_>>(),
+        ["Execute", "Wait for t"],
+        "the tenant has places left"
+    );
 }
 
 #[test]
@@ -220,7 +243,7 @@ fn known_actions_do_not_pass_the_gate_again() {
     )];
     for (state, lease, expected) in [
         (ActionState::Complete, 0, "Acknowledge"),
-        (ActionState::Running, 1_001, "Later"),
+        (ActionState::Running, 1_001, "Busy"),
         (ActionState::Running, 1_000, "Undo"),
         (ActionState::TimedOut, 999, "Undo"),
     ] {
@@ -232,7 +255,7 @@ fn known_actions_do_not_pass_the_gate_again() {
         }
         .owned_by(Uuid::nil(), lease);
         account.actions.insert(action.action_id.clone(), action);
-        let steps = decide(&batch, &account, None, &Enforcers::new(), now);
+        let steps = decide(&[&batch[0]], &account, None, &Enforcers::new(), now);
         assert_eq!(
             steps.iter().map(name).collect::<Vec<_>>(),
             [expected],
@@ -254,14 +277,13 @@ fn malformed_messages_and_missing_tenants_are_refused() {
             action_id,
             detail: "x".to_owned(),
         },
+        body: String::new(),
     };
-    let now = Timestamp::UNIX_EPOCH;
-    let steps = decide(
+    let steps = decided(
         &[malformed],
         &account(&enforcer, 2),
         Some(&control()),
         &loaded(&enforcer),
-        now,
     );
     assert_eq!(steps.iter().map(name).collect::<Vec<_>>(), ["MALFORMED_SIGNAL "]);
     let mut nobody = account(&enforcer, 2);
@@ -272,7 +294,7 @@ fn malformed_messages_and_missing_tenants_are_refused() {
         "restart-service",
         Value::Object(Map::new()),
     )];
-    let steps = decide(&batch, &nobody, Some(&control()), &Enforcers::new(), now);
+    let steps = decided(&batch, &nobody, Some(&control()), &Enforcers::new());
     assert_eq!(steps.iter().map(name).collect::<Vec<_>>(), ["NOT_FOUND "]);
 }
 

@@ -12,7 +12,7 @@ use domain::account::{AccountId, EntitlementId};
 use domain::entitlement::{Entitlement, EventOrder, Standing};
 use domain::names;
 use domain::provisioning::{Failure, Provisioning};
-use domain::scale::Scale;
+use domain::scale::{self, Scale, WaitsFor};
 use domain::tenant::{Deferred, Lifecycle, PolicyPin, Quota, Tables, Tenant, month_of};
 use domain::webhook::event::{EntitlementEvent, PlanReference, ProductReference};
 use jiff::Timestamp;
@@ -167,6 +167,8 @@ struct Shown {
     in_flight_action_limit: u64,
     /// That its plans allow at one time.
     concurrent_actions: u64,
+    /// `null` when SQS did not say.
+    backlog: Option<scale::Backlog>,
     scale: Scale,
     lease_until: Option<Timestamp>,
     actions_completed: u64,
@@ -227,11 +229,13 @@ pub async fn show(args: &ShowArgs, out: &mut Out) -> Result<Verdict, TenantsErro
         return Ok(Verdict::NotGood);
     }
     let receipts = last_receipts(&store, &account, args.receipts).await?;
-    let mut shown = Shown::of(&account, &args.account_id, receipts, Timestamp::now());
+    let now = Timestamp::now();
+    let mut shown = Shown::of(&account, &args.account_id, receipts, now);
     let asked = match &mut shown.queues {
         Some(queues) => lags(queues, &Teardown::new(&sdk)).await,
         None => Ok(()),
     };
+    shown.backlog = shown.backlog_of(account.tenant.as_ref(), now);
     // Who asks while queues do not answer wants to know the rest all the more.
     out.show(&shown)?;
     asked?;
@@ -308,6 +312,7 @@ impl Shown {
             in_flight: tenant.in_flight,
             in_flight_action_limit: tenant.in_flight_action_limit(),
             concurrent_actions: tenant.concurrent_actions(),
+            backlog: None,
             scale: tenant.scale.clone(),
             lease_until: tenant.lease_until,
             actions_completed: tenant.actions_completed,
@@ -326,6 +331,35 @@ impl Shown {
             },
             receipts,
         }
+    }
+
+    /// What the queue's lag comes to, once it is known.
+    fn backlog_of(&self, tenant: Option<&Tenant>, now: Timestamp) -> Option<scale::Backlog> {
+        let lag = self.queues.as_ref()?.signals.lag.as_ref()?;
+        let queue = scale::Queue {
+            visible: lag.waiting,
+            hidden: lag.in_flight,
+            delayed: lag.delayed,
+        };
+        Some(scale::backlog(tenant?, queue, now))
+    }
+
+    /// What waits, and what for.
+    fn backlog(&self) -> Option<String> {
+        let backlog = self.backlog?;
+        let Some(waits_for) = backlog.waits_for else {
+            return Some("no signal waits".to_owned());
+        };
+        let lag = match backlog.lag {
+            1 => "1 signal waits".to_owned(),
+            lag => format!("{lag} signals wait"),
+        };
+        let age = backlog.oldest_age_seconds;
+        let age = age.map_or_else(String::new, |age| format!(", the oldest for about {age} s"));
+        Some(match waits_for {
+            WaitsFor::Place => format!("{lag} for a free place{age}"),
+            WaitsFor::Poll => format!("{lag} to be polled, though places are free{age}"),
+        })
     }
 
     /// How far it is scaled.
@@ -375,6 +409,9 @@ impl Shown {
                 ),
             );
             fact("limit", self.limit());
+            if let Some(backlog) = self.backlog() {
+                fact("backlog", backlog);
+            }
         }
         fact(
             "tables",

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::tenant::LastClaim;
 use crate::tenant::tests::{id, tenant};
 
 fn at(second: i64) -> Timestamp {
@@ -20,8 +21,10 @@ fn usual() -> Costs {
     costs("1.0950", "100")
 }
 
+/// A tenant whose plan allows so much, and whose places were all taken a moment ago, whenever that is.
 fn allowed(quota: u64) -> Tenant {
     let mut tenant = tenant();
+    tenant.full_at = Some(at(1_000_000));
     tenant
         .entitlements
         .get_mut(&id("s"))
@@ -295,11 +298,56 @@ fn messages_in_work_do_not_wait() {
         hidden,
         delayed,
     };
-    // Two batches of ten are in work.
-    let pace = allowed(100).pace();
-    assert_eq!(queue(3, 20, 4).lag(pace), 7);
-    assert_eq!(queue(3, 25, 4).lag(pace), 12);
-    assert_eq!(queue(u64::MAX, 99, 1).lag(pace), u64::MAX);
+    assert_eq!(queue(3, 20, 4).lag(20), 7);
+    assert_eq!(queue(3, 25, 4).lag(20), 12);
+    assert_eq!(queue(3, 0, 4).lag(20), 7);
+    assert_eq!(queue(u64::MAX, 99, 1).lag(20), u64::MAX);
+}
+
+#[test]
+fn a_backlog_says_what_it_waits_for_and_since_when() {
+    let told = |tenant: &Tenant, lag| {
+        let seen = backlog(tenant, waiting(lag), at(100));
+        (seen.waits_for, seen.oldest_age_seconds)
+    };
+    let mut tenant = allowed(100);
+    tenant.full_at = None;
+    assert_eq!(told(&tenant, 0), (None, None));
+    assert_eq!(
+        told(&tenant, 1),
+        (Some(WaitsFor::Poll), None),
+        "no place was ever taken"
+    );
+    tenant.in_flight = 10;
+    assert_eq!(told(&tenant, 1).0, Some(WaitsFor::Place));
+    tenant.in_flight = 9;
+    tenant.full_at = Some(at(41));
+    tenant.last_claim = Some(LastClaim {
+        at: at(95),
+        sent_at: at(30),
+    });
+    assert_eq!(told(&tenant, 1), (Some(WaitsFor::Place), Some(70)));
+    tenant.full_at = Some(at(40));
+    assert_eq!(
+        told(&tenant, 1).0,
+        Some(WaitsFor::Poll),
+        "a minute with free places"
+    );
+    assert_eq!(told(&tenant, 0), (None, None));
+    let seen = backlog(&tenant, waiting(3), at(100));
+    assert_eq!((seen.lag, seen.places_in_use, seen.places), (3, 9, 10));
+}
+
+#[test]
+fn row_5b_more_places_do_not_help_signals_that_wait_for_a_poll() {
+    let mut tenant = allowed(100);
+    tenant.full_at = None;
+    check(&tenant, 11, 0, "nothing");
+    check(&tenant, 1_000_000, 0, "nothing");
+    // Also where there would be none.
+    let mut tenant = allowed(5);
+    tenant.full_at = None;
+    check(&tenant, 11, 0, "nothing");
 }
 
 #[test]

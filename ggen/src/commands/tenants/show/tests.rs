@@ -143,6 +143,13 @@ fn all_of_a_tenant() {
             delayed: 0,
         });
     }
+    let mut busy: Tenant = serde_json::from_value(tenant()).unwrap();
+    busy.full_at = Some(at(NOW));
+    busy.last_claim = Some(domain::tenant::LastClaim {
+        at: at(NOW),
+        sent_at: at("2026-11-21T17:02:42Z"),
+    });
+    shown.backlog = shown.backlog_of(Some(&busy), at(NOW));
     let expected = "\
 customer-123
   lifecycle   active since 2026-11-21 17:02:54Z
@@ -150,6 +157,7 @@ customer-123
   governor    mg-dev-t-customer-123-0f-g2
   actions     4 in flight of 40, until 2026-11-21 17:03:00Z; 15 completed, 1 failed
   limit       40 at one time, the plans allow 60; base 20; on trial since 2026-11-21 17:02:54Z, 20 before
+  backlog     9 signals wait for a free place, the oldest for about 12 s
   tables      pool: those of all tenants
   mapping     8f0a
   ledger      size 3, the last receipt 2026-11-21 17:02:54Z, hash abcdef012345
