@@ -1,5 +1,5 @@
-//! HTTP/1 on loopback, blocking, one request a connection: the meter must not bring a client of its own that costs more
-//! to build than what it measures.
+//! HTTP/1 on loopback, blocking: the meter must not bring a client of its own that costs more to build than what it
+//! measures.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -14,7 +14,7 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
-/// Sends one request to an `http://` URL.
+/// Sends one request to an `http://` URL, over a connection of its own.
 #[must_use]
 pub fn send(method: &str, url: &str, headers: &[(String, String)], body: &[u8]) -> Answer {
     let rest = url.strip_prefix("http://").expect("an http:// URL");
@@ -42,6 +42,64 @@ pub fn send(method: &str, url: &str, headers: &[(String, String)], body: &[u8]) 
         status: status.unwrap_or_else(|| panic!("{method} {url}: no status in {head:?}")),
         head,
         body: answer.split_off(end + 4),
+    }
+}
+
+/// A connection that stays open for the next request, as an action handler's callers keep theirs.
+pub struct Connection {
+    host: String,
+    stream: BufReader<TcpStream>,
+}
+
+impl Connection {
+    /// Connects to the host of an `http://` URL.
+    #[must_use]
+    pub fn open(url: &str) -> Self {
+        let rest = url.strip_prefix("http://").expect("an http:// URL");
+        let host = rest.split('/').next().unwrap_or(rest).to_owned();
+        let stream = TcpStream::connect(&host).unwrap_or_else(|e| panic!("connecting to {url}: {e}"));
+        let _ = stream.set_nodelay(true);
+        Self {
+            host,
+            stream: BufReader::new(stream),
+        }
+    }
+
+    /// Posts a body and reads the answer to its end; the status.
+    pub fn post(&mut self, path: &str, headers: &[(&str, String)], body: &[u8]) -> u16 {
+        let mut request = format!(
+            "POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\n",
+            self.host,
+            body.len()
+        );
+        for (name, value) in headers {
+            request.push_str(&format!("{name}: {value}\r\n"));
+        }
+        request.push_str("\r\n");
+        let request = [request.as_bytes(), body].concat();
+        let answered = self.stream.get_mut().write_all(&request).map(|()| self.answer());
+        let status = answered.unwrap_or_else(|e| panic!("POST {path}: {e}"));
+        status.unwrap_or_else(|| panic!("POST {path}: the answer is not HTTP, or ends early"))
+    }
+
+    fn answer(&mut self) -> Option<u16> {
+        let (mut status, mut length) = (None, 0);
+        loop {
+            let mut line = String::new();
+            if self.stream.read_line(&mut line).ok()? == 0 {
+                return None;
+            }
+            let line = line.trim_end().to_lowercase();
+            if line.is_empty() {
+                break;
+            } else if let Some(value) = line.strip_prefix("content-length:") {
+                length = value.trim().parse().ok()?;
+            } else if status.is_none() {
+                status = line.split(' ').nth(1)?.parse().ok();
+            }
+        }
+        self.stream.read_exact(&mut vec![0; length]).ok()?;
+        status
     }
 }
 

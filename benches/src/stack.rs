@@ -90,6 +90,27 @@ pub fn policy(sku: &str, version: &str) -> String {
         .replace(VERSION, &format!("version: {version}"))
 }
 
+/// The sample policy with so many actions at one time, and more a month than any bench asks for.
+#[must_use]
+pub fn roomy_policy(sku: &str, concurrent_actions: usize) -> String {
+    let limits = [
+        (
+            "concurrent_actions: 20",
+            format!("concurrent_actions: {concurrent_actions}"),
+        ),
+        ("monthly_actions: 10000", "monthly_actions: 1000000".to_owned()),
+    ];
+    limits
+        .iter()
+        .fold(policy(sku, "1.0.0"), |policy, (before, after)| {
+            assert!(
+                policy.contains(before),
+                "the sample policy is not the one this bench knows: no {before}"
+            );
+            policy.replace(before, after)
+        })
+}
+
 /// Puts a policy in force, as compliance does.
 pub fn deploy(policy: &str) {
     let _ = ggen(&["policy", "deploy", "-"], policy);
@@ -272,9 +293,65 @@ impl Tenant {
 
     /// Puts a signal on the tenant's queue, as a producer does.
     pub fn send(&self, signal: &Value) {
-        let queue = sqs("GetQueueUrl", &json!({"QueueName": self.queue}));
-        let message = json!({"QueueUrl": queue["QueueUrl"], "MessageBody": signal.to_string()});
+        let message = json!({"QueueUrl": self.queue_url(), "MessageBody": signal.to_string()});
         let _ = sqs("SendMessage", &message);
+    }
+
+    /// Puts signals on the tenant's queue, ten in a call. `sent` is told of each ten before they go.
+    pub fn send_all(&self, signals: &[Value], mut sent: impl FnMut(&[Value])) {
+        let url = self.queue_url();
+        for ten in signals.chunks(10) {
+            let entry = |(n, signal): (usize, &Value)| json!({"Id": n.to_string(), "MessageBody": signal.to_string()});
+            let entries: Vec<Value> = ten.iter().enumerate().map(entry).collect();
+            sent(ten);
+            let answer = sqs("SendMessageBatch", &json!({"QueueUrl": url, "Entries": entries}));
+            let taken = answer["Successful"].as_array().map_or(0, Vec::len);
+            assert_eq!(taken, ten.len(), "SendMessageBatch to {}: {answer}", self.queue);
+        }
+    }
+
+    /// Messages on the tenant's queue, those included that somebody works on, as SQS counts them.
+    #[must_use]
+    pub fn messages(&self) -> usize {
+        let names = [
+            "ApproximateNumberOfMessages",
+            "ApproximateNumberOfMessagesNotVisible",
+            "ApproximateNumberOfMessagesDelayed",
+        ];
+        let asked = json!({"QueueUrl": self.queue_url(), "AttributeNames": names});
+        let answer = sqs("GetQueueAttributes", &asked);
+        let count = |name: &str| answer["Attributes"][name].as_str()?.parse::<usize>().ok();
+        names.iter().filter_map(|name| count(name)).sum()
+    }
+
+    /// Throws away what is on the tenant's queue.
+    pub fn purge(&self) {
+        let _ = sqs("PurgeQueue", &json!({"QueueUrl": self.queue_url()}));
+    }
+
+    /// How its actions stand: one cheap call, to be asked often.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        let item = json!({
+            "TableName": variable("TENANTS_TABLE"),
+            "Key": {"account_id": {"S": self.account}, "sk": {"S": "TENANT"}},
+            "ConsistentRead": true,
+        });
+        let answer = aws("dynamodb", "DynamoDB_20120810.GetItem", &item);
+        let count = |name: &str| {
+            let found = answer["Item"]["tenant"]["M"][name]["N"].as_str();
+            let number = found.and_then(|text| text.parse().ok());
+            number.unwrap_or_else(|| panic!("no {name} in the tenant {}: {answer}", self.account))
+        };
+        Standing {
+            completed: count("actions_completed"),
+            failed: count("actions_failed"),
+            in_flight: count("in_flight"),
+        }
+    }
+
+    fn queue_url(&self) -> Value {
+        sqs("GetQueueUrl", &json!({"QueueName": self.queue}))["QueueUrl"].take()
     }
 
     /// The tenant's ledger, oldest receipt first.
@@ -301,6 +378,25 @@ impl Tenant {
         aws("dynamodb", "DynamoDB_20120810.Query", &query)
             .to_string()
             .contains(&format!("\\\"{operation}\\\""))
+    }
+}
+
+/// How a tenant's actions stand.
+#[derive(Debug, Clone, Copy)]
+pub struct Standing {
+    /// Those that were done.
+    pub completed: usize,
+    /// Those that failed, were undone or escalated.
+    pub failed: usize,
+    /// Those that run.
+    pub in_flight: usize,
+}
+
+impl Standing {
+    /// Those that have come to an end.
+    #[must_use]
+    pub fn ended(self) -> usize {
+        self.completed + self.failed
     }
 }
 
@@ -435,12 +531,49 @@ pub fn cool(function: &str) {
     );
 }
 
+/// Gives a deployed function's variable another value; the one before.
+pub fn set_variable(function: &str, name: &str, value: &str) -> String {
+    let answer = lambda("GET", &format!("{function}/configuration"), b"");
+    let mut configuration: Value = serde_json::from_slice(&answer.body).expect("a configuration in JSON");
+    let mut variables = configuration["Environment"]["Variables"].take();
+    let before = variables[name].as_str().unwrap_or_default().to_owned();
+    variables[name] = json!(value);
+    let changed = json!({"Environment": {"Variables": variables}});
+    let _ = lambda(
+        "PUT",
+        &format!("{function}/configuration"),
+        changed.to_string().as_bytes(),
+    );
+    before
+}
+
+/// How long each invocation of a deployed function took that ended since then, in milliseconds: what Lambda's `REPORT` lines
+/// say. On the local cloud that includes the start of a process, and the way to it.
+#[must_use]
+pub fn invocations(function: &str, since: Timestamp) -> Vec<f64> {
+    let asked = json!({
+        "logGroupName": format!("/aws/lambda/{function}"),
+        "filterPattern": "REPORT",
+        "startTime": since.as_millisecond(),
+    });
+    let answer = aws("logs", "Logs_20140328.FilterLogEvents", &asked);
+    let events = answer["events"].as_array();
+    let events = events.unwrap_or_else(|| panic!("the log of {function} has no events: {answer}"));
+    let lines = events.iter().filter_map(|event| event["message"].as_str());
+    lines
+        .filter(|line| line.starts_with("REPORT "))
+        .filter_map(|line| line.split_once("\tDuration: ")?.1.split(' ').next()?.parse().ok())
+        .collect()
+}
+
 /// One call that a deployed function made.
 pub struct Call {
     /// Service, as in the credential scope.
     pub service: String,
     /// Operation.
     pub operation: String,
+    /// Status of the answer; 0 where there was none.
+    pub status: u64,
     /// Consumed read units.
     pub read_units: f64,
     /// Consumed write units.
@@ -472,6 +605,7 @@ pub fn calls(function: &str) -> Vec<Call> {
         .map(|call| Call {
             service: text(call, "service"),
             operation: text(call, "operation"),
+            status: call["status"].as_u64().unwrap_or_default(),
             read_units: call["read_units"].as_f64().unwrap_or_default(),
             write_units: call["write_units"].as_f64().unwrap_or_default(),
         })

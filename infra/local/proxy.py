@@ -7,7 +7,8 @@ Faults and the meter are asked for over HTTP on the same port:
     PUT    /_faults/<service>        {"mode": "refuse", ...}     sets the service's rule without an id
     PUT    /_faults/<service>/<id>   {"mode": "refuse", ...}     one more; an id that is there is replaced, as the last
     DELETE /_faults/<service>        or /_faults/<service>/<id>: that rule only
-    GET    /_faults                  {service: {id: rule}}, "" for the one without an id
+    GET    /_faults                  {service: {id: rule}}, "" for the one without an id; each with "met", how many requests
+                                     it applied to, so that `delay` with 0 `ms` counts and breaks nothing
     GET    /_calls                   [{"service", "operation", "function", "status", "read_units", "write_units"}, ...]
     DELETE /_calls
 
@@ -217,6 +218,7 @@ class Fault:
         self.mode = mode
         self.skip = int(rule.get("skip", 0))
         self.count = int(rule["count"]) if "count" in rule else None
+        self.met = 0
         self.text = rule.get("contains")
         if self.text is not None and not (isinstance(self.text, str) and self.text):
             raise ValueError("`contains` is a text, and not an empty one")
@@ -241,10 +243,12 @@ class Fault:
         if self.skip > 0:
             self.skip -= 1
             return False
-        if self.count is None:
-            return True
-        self.count -= 1
-        return self.count >= 0
+        if self.count is not None:
+            self.count -= 1
+            if self.count < 0:
+                return False
+        self.met += 1
+        return True
 
 
 class Proxy:
@@ -373,7 +377,7 @@ class Proxy:
                 self.calls.clear()
                 respond(writer, "204 No Content")
             elif path == "/_faults" and method == "GET":
-                rules = {service: {name: fault.rule for name, fault in faults.items()}
+                rules = {service: {name: {**fault.rule, "met": fault.met} for name, fault in faults.items()}
                          for service, faults in self.faults.items()}
                 respond(writer, "200 OK", json.dumps(rules).encode())
             elif path.startswith("/_faults/") and method in ("PUT", "DELETE"):

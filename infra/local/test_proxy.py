@@ -83,7 +83,8 @@ class Rules(unittest.IsolatedAsyncioTestCase):
         self.assertEqual(await self.status(BOB), 200, "counted out")
         self.assertEqual(await self.status(ALICE, service="sqs"), 200)
         _, _, listed = await self.admin("GET", "/_faults")
-        self.assertEqual(list(json.loads(listed)["dynamodb"]), ["", "a", "b"])
+        rules = json.loads(listed)["dynamodb"]
+        self.assertEqual([(name, rule["met"]) for name, rule in rules.items()], [("", 1), ("a", 1), ("b", 1)])
         await self.admin("DELETE", "/_faults/dynamodb")
         self.assertEqual(await self.status(BOB, operation="PutItem"), 200)
         self.assertEqual(await self.status(ALICE), None, "only the rule that was named is gone")

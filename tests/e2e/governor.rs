@@ -138,7 +138,7 @@ async fn a_large_batch_is_one_run() {
 }
 
 /// A tenant whose plan allows so many actions a month, and at one time.
-async fn tenant_of(world: &World, name: &str, monthly: u64, concurrent: u64) -> Tenant {
+pub(crate) async fn tenant_of(world: &World, name: &str, monthly: u64, concurrent: u64) -> Tenant {
     let sku = unique(name);
     let changes = [
         ("sku_id: pool-sku", format!("sku_id: {sku}")),

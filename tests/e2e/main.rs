@@ -11,6 +11,7 @@
 )]
 
 mod actions;
+mod backlog;
 mod bad_input;
 mod entitlements;
 mod escalations;

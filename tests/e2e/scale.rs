@@ -215,6 +215,11 @@ async fn signals_that_wait_raise_the_limit_once_however_often_it_is_told() {
     waiting(&world, &tenant, 10).await;
     let report = scale(&world, &alarm("alarm", &tenant)).await;
     assert_eq!((decided(&report), &report["looked"]), (String::new(), &json!(1)));
+    let seen = &report["waiting"];
+    assert_eq!(
+        (&seen["signals"], &seen["for_a_place"], &seen["for_a_poll"]),
+        (&json!(10), &json!(1), &json!(0))
+    );
 
     waiting(&world, &tenant, 5).await;
     let event = alarm("alarm", &tenant);

@@ -653,6 +653,11 @@ impl World {
     pub(crate) async fn fault(&self, service: &str, rule: Value) {
         let calls = format!("{}/_calls", self.env.proxy_url);
         self.http.delete(calls).send().await.unwrap();
+        self.rule(service, rule).await;
+    }
+
+    /// Sets a rule of the proxy's and forgets no calls, so that it can count beside tests that look for theirs.
+    pub(crate) async fn rule(&self, service: &str, rule: Value) {
         let url = format!("{}/_faults/{service}", self.env.proxy_url);
         let answer = self.http.put(url).json(&rule).send().await.unwrap();
         assert!(
@@ -660,6 +665,14 @@ impl World {
             "{rule}: {}",
             answer.text().await.unwrap()
         );
+    }
+
+    /// How many requests a rule of the proxy's has applied to.
+    pub(crate) async fn met(&self, service: &str, id: &str) -> u64 {
+        let url = format!("{}/_faults", self.env.proxy_url);
+        let rules: Value = self.http.get(url).send().await.unwrap().json().await.unwrap();
+        let met = rules[service][id]["met"].as_u64();
+        met.unwrap_or_else(|| panic!("no rule {service}/{id}: {rules}"))
     }
 
     /// Ends a fault.

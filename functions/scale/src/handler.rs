@@ -84,13 +84,13 @@ struct Waiting {
     signals: u64,
     /// The largest lag of one tenant.
     largest_lag: u64,
-    /// About how old the oldest signal is, in seconds.
+    /// About how old the oldest signal of the tenants counted below is, in seconds.
     oldest_age_seconds: u64,
     /// Tenants whose signals wait for a free place.
     for_a_place: u64,
-    /// Tenants whose signals wait for a poll of their queue, though places are free.
+    /// Tenants of which more than a few signals wait for a poll of their queue, though places are free.
     for_a_poll: u64,
-    /// The first of these with more signals than a governor takes up at once.
+    /// The first of these.
     unpolled: Vec<AccountId>,
     places_in_use: u64,
     places: u64,
@@ -100,14 +100,10 @@ impl Waiting {
     fn add(&mut self, account_id: &AccountId, backlog: &Backlog) {
         self.signals = self.signals.saturating_add(backlog.lag);
         self.largest_lag = self.largest_lag.max(backlog.lag);
-        self.oldest_age_seconds = self
-            .oldest_age_seconds
-            .max(backlog.oldest_age_seconds.unwrap_or_default());
         self.places_in_use = self.places_in_use.saturating_add(backlog.places_in_use);
         self.places = self.places.saturating_add(backlog.places);
         match backlog.waits_for {
             Some(WaitsFor::Place) => self.for_a_place += 1,
-            // A few may just have come.
             Some(WaitsFor::Poll) if backlog.lag > scale::LAG => {
                 self.for_a_poll += 1;
                 let (account, lag) = (account_id.as_str(), backlog.lag);
@@ -115,18 +111,21 @@ impl Waiting {
                     account,
                     lag,
                     places = backlog.places,
-                    "signals wait though places are free: is the mapping enabled, has Lambda concurrency left, is an \
-                     entitlement full?"
+                    "signals wait though places are free: is the tenant's mapping enabled, has Lambda concurrency left, is \
+                     an entitlement full?"
                 );
                 if self.unpolled.len() < TOLD {
                     self.unpolled.push(account_id.clone());
                 }
             }
-            Some(WaitsFor::Poll) | None => {}
+            // A few may just have come; after a week without any, they would pass for a week old.
+            Some(WaitsFor::Poll) | None => return,
         }
+        let age = backlog.oldest_age_seconds.unwrap_or_default();
+        self.oldest_age_seconds = self.oldest_age_seconds.max(age);
     }
 
-    /// Also when nothing waits, so that whoever draws these has a line.
+    /// Also when nothing waits, so that alarms have data and graphs a line.
     fn measure(&self) {
         telemetry::measure(
             "scale",
@@ -708,4 +707,54 @@ fn scaling_of(payload: &Payload) -> Option<Scaling> {
 
 fn milliseconds(started: Instant) -> u64 {
     u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_is_told_by_what_it_waits_for() {
+        let mut waiting = Waiting::default();
+        let mut add = |account: &str, lag, waits_for, oldest_age_seconds| {
+            let backlog = Backlog {
+                lag,
+                waits_for,
+                oldest_age_seconds,
+                places_in_use: 4,
+                places: 10,
+            };
+            waiting.add(&AccountId::parse(account).unwrap(), &backlog);
+        };
+        add("idle", 0, None, None);
+        add("full", 25, Some(WaitsFor::Place), Some(40));
+        add("full-once", 1, Some(WaitsFor::Place), Some(3));
+        add("unpolled", 11, Some(WaitsFor::Poll), Some(90));
+        add("never-polled", 12, Some(WaitsFor::Poll), None);
+        // It has just come, a week after the last claim.
+        add("about-to-be-polled", 10, Some(WaitsFor::Poll), Some(604_800));
+        assert_eq!(
+            serde_json::to_value(&waiting).unwrap(),
+            serde_json::json!({
+                "signals": 59, "largest_lag": 25, "oldest_age_seconds": 90, "for_a_place": 2, "for_a_poll": 2,
+                "unpolled": ["unpolled", "never-polled"], "places_in_use": 24, "places": 60,
+            })
+        );
+    }
+
+    #[test]
+    fn a_report_names_so_many_and_counts_all() {
+        let mut waiting = Waiting::default();
+        let backlog = Backlog {
+            lag: 11,
+            waits_for: Some(WaitsFor::Poll),
+            oldest_age_seconds: None,
+            places_in_use: 0,
+            places: 10,
+        };
+        for n in 0..=TOLD {
+            waiting.add(&AccountId::parse(format!("c-{n}")).unwrap(), &backlog);
+        }
+        assert_eq!((waiting.for_a_poll, waiting.unpolled.len()), (51, TOLD));
+    }
 }

@@ -20,9 +20,9 @@ fn after_help() -> String {
 Example:
   ggen scale --account-id customer-123 --concurrency 40
 
-The concurrency is the tenant's base from now on: it is raised above it while more than ten signals wait, and comes back
-to it when nothing is to do. What the tenant's plans or the stack's budget do not allow is refused, exit code 1; either way
-a signed receipt says so, governor_scaled or quota_exceeded, with what the change costs a month.
+The concurrency is the tenant's base from now on: it is raised above it while more than ten signals wait for a free place,
+and comes back to it when nothing is to do. What the tenant's plans or the stack's budget do not allow is refused, exit
+code 1; either way a signed receipt says so, governor_scaled or quota_exceeded, with what the change costs a month.
 {NEEDS_A_STACK}"
     )
 }

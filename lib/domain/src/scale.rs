@@ -8,10 +8,10 @@
 //! | 4 | the trial is over otherwise | the raise stays; the rows below go on | – |
 //! | 5 | more than 10 signals wait, and a raise was taken back less than 10 minutes ago | nothing | – |
 //! | 5b | more than 10 wait for a poll of their queue: the tenant has had free places for a minute | nothing, as more places would not help | – |
-//! | 6 | more than 10 wait, and plans and budget allow more | twice as many, as far as both go; a trial begins | `governor_scaled` |
-//! | 7 | more than 10 wait, and that this limit can't be raised is on record | nothing | – |
-//! | 8 | more than 10 wait, and the plans allow no more | put on record | `quota_exceeded` |
-//! | 9 | more than 10 wait, and the budget affords no more | put on record | `quota_exceeded` |
+//! | 6 | more than 10 wait for a place, and plans and budget allow more | twice as many, as far as both go; a trial begins | `governor_scaled` |
+//! | 7 | more than 10 wait for a place, and that this limit can't be raised is on record | nothing | – |
+//! | 8 | more than 10 wait for a place, and the plans allow no more | put on record | `quota_exceeded` |
+//! | 9 | more than 10 wait for a place, and the budget affords no more | put on record | `quota_exceeded` |
 //! | 10 | nothing waited or ran for 5 minutes, and the limit is above its base | back to the base | `governor_scaled` |
 //! | 11 | nothing waited, and no more than half ran, for half an hour, and the limit is above its base | half the limit, or the base | `governor_scaled` |
 //! | 12 | either has just begun, or was interrupted, or nothing waits any more after row 8 or 9, or plans keep a raise from counting | noted | – |
@@ -30,9 +30,9 @@ use serde::{Deserialize, Serialize};
 use crate::entitlement::Standing;
 use crate::tenant::{Lifecycle, Tenant};
 
-/// Actions at one time of a tenant that nobody scaled: one full batch of signals.
+/// Actions at one time of a tenant that nobody scaled.
 pub const BASE_LIMIT: u64 = 10;
-/// More waiting signals than these ask for a raise.
+/// More signals than these that wait for a place ask for a raise.
 pub const LAG: u64 = 10;
 /// Seconds for which a tenant still counts as full: a look once a minute would else see a place that is free between an
 /// outcome and the next claim.
@@ -153,7 +153,9 @@ pub struct Backlog {
     /// What for; nothing when none waits.
     pub waits_for: Option<WaitsFor>,
     /// About how old the oldest of them is, in seconds: as old as the oldest that was claimed last, as queues hand out old
-    /// signals first. Unknown when none waits, or none was claimed yet.
+    /// signals first. While they wait for a place the last claim is recent and this is close. While they wait for a poll it
+    /// is the most they can be: they may have come long after the last claim. Unknown when none waits, or none was claimed
+    /// yet.
     pub oldest_age_seconds: Option<u64>,
     /// Places in use.
     pub places_in_use: u64,

@@ -167,7 +167,7 @@ struct Shown {
     in_flight_action_limit: u64,
     /// That its plans allow at one time.
     concurrent_actions: u64,
-    /// `null` when SQS did not say.
+    /// `null` when SQS did not say, or there is no queue.
     backlog: Option<scale::Backlog>,
     scale: Scale,
     lease_until: Option<Timestamp>,
@@ -354,12 +354,13 @@ impl Shown {
             1 => "1 signal waits".to_owned(),
             lag => format!("{lag} signals wait"),
         };
+        let (what, about) = match waits_for {
+            WaitsFor::Place => ("for a free place", "about"),
+            WaitsFor::Poll => ("to be polled, though places are free", "at most about"),
+        };
         let age = backlog.oldest_age_seconds;
-        let age = age.map_or_else(String::new, |age| format!(", the oldest for about {age} s"));
-        Some(match waits_for {
-            WaitsFor::Place => format!("{lag} for a free place{age}"),
-            WaitsFor::Poll => format!("{lag} to be polled, though places are free{age}"),
-        })
+        let age = age.map_or_else(String::new, |age| format!(", the oldest for {about} {age} s"));
+        Some(format!("{lag} {what}{age}"))
     }
 
     /// How far it is scaled.

@@ -348,6 +348,24 @@ fn row_5b_more_places_do_not_help_signals_that_wait_for_a_poll() {
     let mut tenant = allowed(5);
     tenant.full_at = None;
     check(&tenant, 11, 0, "nothing");
+    // The last place was taken a minute ago, and just less than that.
+    let mut tenant = allowed(100);
+    tenant.full_at = Some(at(0));
+    check(&tenant, 11, 60, "nothing");
+    let expected = "raised governor_scaled 10→20 10.95: within quota: 20 of 100";
+    check(&tenant, 11, 59, expected);
+}
+
+#[test]
+fn row_5b_a_trial_is_judged_whatever_signals_wait_for() {
+    let mut trial = scaled(100, on_trial(20, 10, 15));
+    trial.full_at = None;
+    check(&trial, 500, 59, "nothing");
+    let expected = "reverted scale_reverted 20→10 -10.95: 16 signals wait, 15 did before the raise";
+    check(&trial, 16, 60, expected);
+    // It stays, and there is no other behind it.
+    let stays = check(&trial, 15, 60, "confirmed");
+    assert_eq!((stays.limit, stays.trial), (Some(20), None));
 }
 
 #[test]
@@ -427,6 +445,7 @@ fn cost_differences_stay_in_range() {
 #[derive(Debug, Clone)]
 enum Happens {
     Waits(u64),
+    WaitsForPoll(u64),
     Idles,
     Quota(u64),
     Asked(u64),
@@ -435,6 +454,7 @@ enum Happens {
 fn happens() -> impl Strategy<Value = (i64, Happens)> {
     let what = prop_oneof![
         4 => (0u64..60).prop_map(Happens::Waits),
+        1 => (1u64..60).prop_map(Happens::WaitsForPoll),
         2 => Just(Happens::Idles),
         1 => (1u64..200).prop_map(Happens::Quota),
         1 => (1u64..300).prop_map(Happens::Asked),
@@ -460,7 +480,7 @@ proptest! {
             second += pause;
             let now = at(second);
             let before = tenant.in_flight_action_limit();
-            let mut asked = false;
+            let (mut asked, mut unpolled) = (false, false);
             let decision = match event {
                 Happens::Quota(quota) => {
                     tenant.entitlements.get_mut(&id("s")).unwrap().quota.concurrent_actions = quota;
@@ -470,8 +490,13 @@ proptest! {
                     asked = true;
                     set(&tenant, wanted, &costs)
                 }
-                Happens::Waits(_) | Happens::Idles => {
-                    lag = if let Happens::Waits(n) = event { n } else { 0 };
+                Happens::Waits(_) | Happens::WaitsForPoll(_) | Happens::Idles => {
+                    (lag, unpolled) = match event {
+                        Happens::Waits(n) => (n, false),
+                        Happens::WaitsForPoll(n) => (n, true),
+                        _ => (0, false),
+                    };
+                    tenant.full_at = (!unpolled).then_some(now);
                     decide(&tenant, waiting(lag), &costs, &Patience::default(), now)
                 }
             };
@@ -487,6 +512,8 @@ proptest! {
                     prop_assert!(after <= costs.affordable());
                     prop_assert!(after <= before * 2 || asked);
                 }
+                let more = [Verdict::Raised, Verdict::Exceeded].contains(&decision.verdict);
+                prop_assert!(!(unpolled && more), "{:?} for signals that nobody polls", decision.verdict);
                 match decision.verdict {
                     Verdict::Raised => {
                         trials += 1;

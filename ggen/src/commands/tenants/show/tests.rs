@@ -207,6 +207,52 @@ Last receipts
 }
 
 #[test]
+fn what_signals_wait_for() {
+    #[track_caller]
+    fn check(lag: u64, waits_for: Option<WaitsFor>, oldest_age_seconds: Option<u64>, expected: &str) {
+        let mut shown = shown(Some(tenant()), Vec::new());
+        shown.backlog = Some(scale::Backlog {
+            lag,
+            waits_for,
+            oldest_age_seconds,
+            places_in_use: 4,
+            places: 40,
+        });
+        let text = shown.to_string();
+        assert!(text.contains(&format!("  backlog     {expected}\n")), "{text}");
+        let value = serde_json::to_value(&shown).unwrap();
+        assert_eq!(
+            value["backlog"],
+            json!({
+                "lag": lag, "waits_for": waits_for, "oldest_age_seconds": oldest_age_seconds, "places_in_use": 4,
+                "places": 40,
+            })
+        );
+    }
+    let (place, poll) = (Some(WaitsFor::Place), Some(WaitsFor::Poll));
+    check(0, None, None, "no signal waits");
+    check(1, place, None, "1 signal waits for a free place");
+    check(
+        30,
+        place,
+        Some(7),
+        "30 signals wait for a free place, the oldest for about 7 s",
+    );
+    check(
+        1,
+        poll,
+        None,
+        "1 signal waits to be polled, though places are free",
+    );
+    let expected = "30 signals wait to be polled, though places are free, the oldest for at most about 7 s";
+    check(30, poll, Some(7), expected);
+    // Queues did not answer.
+    let unknown = shown(Some(tenant()), Vec::new());
+    assert_eq!(serde_json::to_value(&unknown).unwrap()["backlog"], Value::Null);
+    assert!(!unknown.to_string().contains("backlog"), "{unknown}");
+}
+
+#[test]
 fn programs_get_it_whole() {
     let value = serde_json::to_value(shown(Some(tenant()), receipts())).unwrap();
     assert_eq!(value["state"], "unsettled");
