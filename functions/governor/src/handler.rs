@@ -184,6 +184,7 @@ impl Governor {
 
     /// Governs one batch. Messages it could not settle are named in the answer and come back.
     async fn batch(&self, event: SqsEvent) -> SqsBatchResponse {
+        let invoked = Instant::now();
         let mut response = SqsBatchResponse::default();
         // One mapping has one queue, but nothing promises that a direct invocation keeps to that.
         let mut queues: BTreeMap<String, Vec<SqsMessage>> = BTreeMap::new();
@@ -197,7 +198,7 @@ impl Governor {
         for (queue, raw) in queues {
             let messages: Vec<Message> = raw.into_iter().map(|m| self.handed_out(&queue, m)).collect();
             let ids: Vec<String> = messages.iter().map(|m| m.message_id.clone()).collect();
-            let unsettled = match Box::pin(self.govern(&queue, messages)).await {
+            let unsettled = match Box::pin(self.govern(&queue, messages, invoked)).await {
                 Ok(unsettled) => unsettled,
                 Err(e) => {
                     goes_back(&queue, &e);
@@ -259,11 +260,16 @@ impl Governor {
 
     /// Works through a batch and, while places are free, through what else its queue holds. Gives the ids of the batch's
     /// messages that are not settled.
-    async fn govern(&self, queue: &str, messages: Vec<Message>) -> Result<Vec<String>, BatchError> {
+    async fn govern(
+        &self,
+        queue: &str,
+        messages: Vec<Message>,
+        invoked: Instant,
+    ) -> Result<Vec<String>, BatchError> {
         let began = Instant::now();
         let control = self.control().await;
         let signer = self.secrets.signer(&self.stack.signing_key_secret).await?;
-        let mut shift = Shift::new(self.shift);
+        let mut shift = Shift::new(self.shift.saturating_sub(invoked.elapsed()));
         if control.as_ref().is_none_or(Control::degraded) {
             let fates = self.refuse_all(&signer, &mut messages.iter()).await?;
             let fates = messages.into_iter().zip(fates);
@@ -362,7 +368,11 @@ impl Governor {
         let Some(account) = work.shift.account().cloned() else {
             return Ok(());
         };
-        let enforcers = self.enforcers(&account).await?;
+        // What is over needs none: it is written whatever the registry says.
+        let enforcers = match chosen.decides() {
+            true => self.enforcers(&account).await?,
+            false => Enforcers::new(),
+        };
         let owner = Uuid::now_v7();
         let now = (work.began.elapsed(), Timestamp::now());
         let facts = (control.as_ref(), &enforcers);

@@ -62,7 +62,7 @@ const AT_ONCE: usize = 20;
 pub enum Do {
     /// Receive so many signals at the most.
     Receive(usize),
-    /// Write what [`Shift::group`] gives.
+    /// Write what [`Shift::choose`] gives.
     Commit,
     /// Give back what [`Shift::release`] gives.
     Release,
