@@ -559,7 +559,11 @@ impl World {
         let Some(governor) = self.governors[which].take() else {
             return;
         };
-        let ids: BTreeSet<String> = governor.shift.held().collect();
+        let mut ids: BTreeSet<String> = governor.shift.held().collect();
+        if let Midst::Written(effects) = governor.midst {
+            // The queue has not heard yet that it gives them back.
+            ids.extend(effects.give_back.into_iter().map(|(handle, _)| handle));
+        }
         for letter in &mut self.queue {
             letter.orphaned |= ids.contains(&letter.message.message_id);
         }
@@ -1028,6 +1032,36 @@ proptest! {
         story in proptest::collection::vec(meanwhile(), 0..6),
     ) {
         drain_through(&signals, places, &story);
+    }
+}
+
+/// A governor that crashes behind any step, while another that crashed before still holds places: only the signals that it had
+/// in hand, or was about to give back, come again late.
+#[test]
+fn a_crash_behind_any_step_leaves_no_place_idle() {
+    let signals: Vec<_> = (0..24).map(|n| (Manner::Quick, 0, 1 + n * 37 % 99)).collect();
+    for first in [4, 10, 20] {
+        for second in 1.. {
+            let mut world = World::new(&signals, 12, 1_000_000, MOST_GOVERNORS);
+            let mut steps = [0, 0];
+            let clock = world.drain(|world| {
+                for (which, after) in [first, second].into_iter().enumerate() {
+                    steps[which] += usize::from(steps[which] >= after || world.governors[which].is_some());
+                    if steps[which] == after {
+                        world.crash(which);
+                    }
+                }
+            });
+            world.judge();
+            let idle = clock.idle;
+            assert!(
+                idle <= 1_000,
+                "crashes after {first} and {second} steps: a place idle for {idle} ms"
+            );
+            if steps[1] < second {
+                break;
+            }
+        }
     }
 }
 
