@@ -17,7 +17,7 @@ use domain::entitlement::Entitlement;
 use domain::gate::{RefusalCode, Verdict};
 use domain::names::printable;
 use domain::signal::{ActionId, Signal};
-use domain::tenant::{LastClaim, Released};
+use domain::tenant::{LastClaim, Released, Tenant};
 use jiff::{SignedDuration, Timestamp};
 use receipts::receipt::Payload;
 use serde_json::{Map, Value};
@@ -28,6 +28,9 @@ const UNDO_AGAIN_SECONDS: (u32, u32) = (2, 60);
 /// How soon a signal comes again about whose action another governor is at work, in seconds. Its claim holds for
 /// [`LEASE_SECONDS`] at the most.
 pub const BUSY_SECONDS: u32 = 2;
+/// How long after the end of its claim the signal of an action comes again at the latest, when its governor died: a queue
+/// hides it for 30 seconds from before the claim on.
+const SHOWN_AGAIN_SECONDS: i64 = 30 - LEASE_SECONDS;
 /// Deliveries from which on a signal that waits for a place is sent anew, so that no wait brings it among the dead letters.
 pub const RENEWED_AT: u32 = MAX_DELIVERIES / 2;
 
@@ -129,6 +132,9 @@ pub enum Step {
 pub enum Full {
     /// All the tenant's places are taken.
     Tenant,
+    /// All the tenant's places are taken, and nobody is at work on any of those actions: only their own signals free them,
+    /// and some of these may stand behind this one on the queue.
+    Forsaken,
     /// The tenant has places, and this entitlement has none.
     Entitlement(EntitlementId),
 }
@@ -285,10 +291,21 @@ fn ask(
         (Verdict::NotNow, Some(id)) if tenant.is_some_and(|tenant| let_through.leave_room(tenant)) => {
             Step::Wait(Full::Entitlement(id))
         }
+        (Verdict::NotNow, _) if tenant.is_some_and(|tenant| is_forsaken(tenant, now)) => {
+            Step::Wait(Full::Forsaken)
+        }
         (Verdict::NotNow, _) => Step::Wait(Full::Tenant),
         (Verdict::Refuse { code, rules, detail }, _) => refuse(code, detail, rules),
         (Verdict::Route(code), _) => Step::Settle(ActionEvent::Routed { code }),
     }
+}
+
+/// Whether every claim of a tenant's actions is over, and for so long that their signals are visible again.
+fn is_forsaken(tenant: &Tenant, now: Timestamp) -> bool {
+    let shown_again = SignedDuration::from_secs(SHOWN_AGAIN_SECONDS);
+    tenant
+        .lease_until
+        .is_some_and(|until| now.duration_since(until) > shown_again)
 }
 
 fn refuse(code: RefusalCode, detail: Option<String>, rules: Vec<String>) -> Step {

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | the tenant, and this shift runs something | it stays in hand until a place frees, a second at the most |
 //! | the tenant, and this shift runs nothing | it goes back, visible at once; the shift parks, so that the mapping does not bring it at once again |
+//! | the tenant, by actions that nobody is at work on | the shift sends it anew, to the end of the queue: the signals that free those places may stand behind it |
 //! | its entitlement only | [`STANDBY`] of an entitlement stay in hand, the others go back and come again one after the other, at the pace at which the entitlement can take them; the tenant's places are for others |
 //!
 //! Times are those since the shift began.
@@ -461,15 +462,18 @@ impl Shift {
         for (index, step) in chosen.hand.iter().zip(&decided.steps) {
             let Step::Wait(full) = step else { continue };
             let deliveries = self.letters.get(*index).map(|letter| letter.message.deliveries);
-            if deliveries.is_some_and(|deliveries| deliveries >= RENEWED_AT) {
+            let passed = idle && *full == Full::Forsaken;
+            if passed || deliveries.is_some_and(|deliveries| deliveries >= RENEWED_AT) {
                 effects.renew.push(*index);
             }
             match full {
+                // At its end of the queue it lets pass what frees a place.
+                Full::Forsaken if idle => self.park(now, jitter),
                 Full::Tenant if idle => {
                     self.leave(*index, Fate::Again(0), &mut effects);
                     self.park(now, jitter);
                 }
-                Full::Tenant => {}
+                Full::Tenant | Full::Forsaken => {}
                 Full::Entitlement(id) => {
                     let held = standing_by.entry(id).or_default();
                     *held += 1;

@@ -115,6 +115,7 @@ fn name(step: &Step) -> String {
         Step::Settle(ActionEvent::Routed { code }) => code.name().to_owned(),
         Step::Execute(_) => "Execute".to_owned(),
         Step::Wait(Full::Tenant) => "Wait".to_owned(),
+        Step::Wait(Full::Forsaken) => "Wait for the forsaken".to_owned(),
         Step::Wait(Full::Entitlement(id)) => format!("Wait for {id}"),
         other => format!("{other:?}"),
     }
@@ -177,6 +178,36 @@ fn a_batch_never_exceeds_what_is_left_and_repeats_come_again() {
         steps.iter().map(name).collect::<Vec<_>>(),
         ["Execute", "Execute", "Busy", "Wait", "Wait"]
     );
+}
+
+/// Whose claims are over has governors that died, once their signals must have come again.
+#[test]
+fn places_that_nobody_is_at_work_on_are_told_apart() {
+    let enforcer = enforcer();
+    let batch = [message(
+        &enforcer,
+        "a",
+        "restart-service",
+        json!({"service": "x"}),
+    )];
+    for (claimed_until, expected) in [
+        (None, "Wait"),
+        (Some(20), "Wait"),
+        (Some(-10), "Wait"),
+        (Some(-11), "Wait for the forsaken"),
+    ] {
+        let mut account = account(&enforcer, 1);
+        let tenant = account.tenant.as_mut().unwrap();
+        tenant.in_flight = 1;
+        tenant.entitlements.values_mut().next().unwrap().in_flight = 1;
+        tenant.lease_until = claimed_until.map(|until| Timestamp::from_second(until).unwrap());
+        let steps = decided(&batch, &account, Some(&control()), &loaded(&enforcer));
+        assert_eq!(
+            steps.iter().map(name).collect::<Vec<_>>(),
+            [expected],
+            "{claimed_until:?}"
+        );
+    }
 }
 
 /// Each entitlement has limits of its own, and a signal says which one it is for.

@@ -1065,6 +1065,51 @@ fn a_crash_behind_any_step_leaves_no_place_idle() {
     }
 }
 
+/// Places that a dead governor left behind are freed by signals that stand behind all others: those let them pass.
+#[test]
+fn what_frees_a_place_is_found_behind_a_backlog() {
+    const BACKLOG: usize = 200;
+    for places in [1, 2, 10] {
+        let dead = usize::try_from(places).unwrap();
+        let mut world = World::new(
+            &vec![(Manner::Quick, 0, 300); BACKLOG + dead],
+            places,
+            1_000_000,
+            5,
+        );
+        world.now = 60_000;
+        let held = EntitlementId::parse("s").unwrap();
+        for n in BACKLOG..BACKLOG + dead {
+            let claimed = domain::action::Action {
+                state: ActionState::Running,
+                entitlement_id: Some(held.clone()),
+                ..domain::action::Action::pending(action_id(n), "restart-service", "", Timestamp::UNIX_EPOCH)
+            };
+            world.table.actions.insert(action_id(n), claimed);
+        }
+        let until = Timestamp::from_second(20).unwrap();
+        let tenant = world.table.tenant.take().unwrap();
+        let mut tenant = tenant.claimed(&[(held.clone(), places)].into(), Timestamp::UNIX_EPOCH, until);
+        tenant.revision = 0;
+        world.table.tenant = Some(tenant);
+        world.claims = places;
+        let work = 60_000 + (BACKLOG as u64).div_ceil(places) * (300 + 60);
+        world.drain(|_| {});
+        world.judge();
+        // Both shifts pass a batch at least in 0.6 s.
+        assert!(
+            world.now <= work + BACKLOG as u64 * 400,
+            "{places} places: {} ms",
+            world.now
+        );
+        assert!(
+            world.most_deliveries <= 20,
+            "{} deliveries",
+            world.most_deliveries
+        );
+    }
+}
+
 /// An entitlement with one place and a backlog keeps neither that place idle nor another entitlement's signals waiting, and
 /// what is put aside for it comes again a few times each.
 #[test]
