@@ -69,7 +69,8 @@ async fn signals_that_nobody_polls_raise_nothing() {
     let report = scale(&world, &impatient(&tenant)).await;
     assert_eq!(decided(&report), "");
     let expected = json!({
-        "signals": 11, "largest_lag": 11, "oldest_age_seconds": 0, "for_a_place": 0, "for_a_poll": 1,
+        "signals": 11, "largest_lag": 11, "oldest_age_seconds": 0, "tenants_for_a_place": 0,
+        "tenants_for_an_entitlement": 0, "tenants_for_a_poll": 1,
         "unpolled": [tenant.account], "places_in_use": 0, "places": 10,
     });
     assert_eq!(report["waiting"], expected);
@@ -217,7 +218,11 @@ async fn signals_that_wait_raise_the_limit_once_however_often_it_is_told() {
     assert_eq!((decided(&report), &report["looked"]), (String::new(), &json!(1)));
     let seen = &report["waiting"];
     assert_eq!(
-        (&seen["signals"], &seen["for_a_place"], &seen["for_a_poll"]),
+        (
+            &seen["signals"],
+            &seen["tenants_for_a_place"],
+            &seen["tenants_for_a_poll"]
+        ),
         (&json!(10), &json!(1), &json!(0))
     );
 

@@ -10,7 +10,7 @@
 //! | the tenant, and this shift runs something | it stays in hand until a place frees, a second at the most |
 //! | the tenant, and this shift runs nothing | it goes back, visible at once; the shift parks, so that the mapping does not bring it at once again |
 //! | the tenant, by actions that nobody is at work on | the shift sends it anew, to the end of the queue: the signals that free those places may stand behind it |
-//! | its entitlement only | [`STANDBY`] of an entitlement stay in hand, the others go back and come again one after the other, at the pace at which the entitlement can take them; the tenant's places are for others |
+//! | its entitlement only | as many as its places take within a second stay in hand so long, the others go back and come again one after the other, at the pace at which the entitlement can take them; the tenant's places are for others |
 //!
 //! Times are those since the shift began.
 
@@ -40,8 +40,9 @@ const PARKED: Duration = Duration::from_millis(400);
 const NOTHING_WAITS: Duration = Duration::from_millis(500);
 /// How long a signal is held in hand.
 const HELD: Duration = Duration::from_secs(1);
-/// Signals of an entitlement without a free place that are held in hand, so that its next place has a taker.
-const STANDBY: usize = 2;
+/// Signals of entitlements without a free place that are held in hand, so that their next places have takers: at the least of
+/// one entitlement, and at the most of all.
+const STANDBY: (usize, usize) = (2, 20);
 /// The longest that a signal is put aside because its entitlement is full: should that get more places, they are not
 /// waited for longer.
 const ASIDE: Duration = Duration::from_secs(60);
@@ -76,7 +77,8 @@ pub enum Do {
 /// Who brought a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// The queue's mapping, which deletes what this invocation's answer does not name.
+    /// The queue's mapping, which deletes what this invocation's answer does not name. Until then what is settled would count
+    /// as waiting, so a shift that goes on deletes it itself.
     Mapping,
     /// The shift received it itself, and deletes it itself.
     Received,
@@ -166,6 +168,8 @@ pub struct Shift {
     lines: BTreeMap<EntitlementId, Duration>,
     /// Calls that ended, and how long they took together.
     measured: (u32, Duration),
+    /// Handles of the mapping's messages that are settled and not deleted.
+    settled: Vec<String>,
 }
 
 impl Shift {
@@ -186,6 +190,7 @@ impl Shift {
             parked_until: Duration::ZERO,
             lines: BTreeMap::new(),
             measured: (0, Duration::ZERO),
+            settled: Vec::new(),
         }
     }
 
@@ -250,7 +255,7 @@ impl Shift {
         let free = usize::try_from(free)
             .unwrap_or(usize::MAX)
             .saturating_sub(waiting);
-        free.min(MOST.saturating_sub(self.running() + self.in_hand()))
+        free.min(MOST.saturating_sub(self.running() + waiting))
     }
 
     /// What to do next.
@@ -430,9 +435,24 @@ impl Shift {
         for (index, fate) in chosen.over.iter().zip(&decided.fates) {
             self.leave(*index, *fate, &mut effects);
         }
-        if chosen.hand.is_empty() {
-            return effects;
+        if !chosen.hand.is_empty() {
+            self.place(chosen, decided, now, jitter, &mut effects);
         }
+        if !effects.delete.is_empty() || self.running() > 0 || self.in_hand() > 0 {
+            effects.delete.append(&mut self.settled);
+        }
+        effects
+    }
+
+    /// The signals in hand were decided.
+    fn place(
+        &mut self,
+        chosen: &Chosen,
+        decided: &Decided,
+        now: Duration,
+        jitter: f64,
+        effects: &mut Effects,
+    ) {
         if !self.opened {
             self.open(now);
         }
@@ -442,10 +462,10 @@ impl Shift {
                 continue;
             };
             match step {
-                Step::Acknowledge | Step::Settle(_) => self.leave(*index, Fate::Acknowledged, &mut effects),
-                Step::Busy => self.leave(*index, Fate::Again(BUSY_SECONDS), &mut effects),
+                Step::Acknowledge | Step::Settle(_) => self.leave(*index, Fate::Acknowledged, effects),
+                Step::Busy => self.leave(*index, Fate::Again(BUSY_SECONDS), effects),
                 // SQS takes it to the dead letters when it would show it again.
-                Step::GiveUp => self.leave(*index, Fate::Again(0), &mut effects),
+                Step::GiveUp => self.leave(*index, Fate::Again(0), effects),
                 Step::Execute(_) | Step::Undo => {
                     letter.stand = Stand::Running;
                     effects.calls.push(*index);
@@ -459,6 +479,7 @@ impl Shift {
         }
         let idle = self.running() == 0;
         let mut standing_by: BTreeMap<&EntitlementId, usize> = BTreeMap::new();
+        let mut all_standing_by = 0;
         for (index, step) in chosen.hand.iter().zip(&decided.steps) {
             let Step::Wait(full) = step else { continue };
             let deliveries = self.letters.get(*index).map(|letter| letter.message.deliveries);
@@ -470,21 +491,22 @@ impl Shift {
                 // At its end of the queue it lets pass what frees a place.
                 Full::Forsaken if idle => self.park(now, jitter),
                 Full::Tenant if idle => {
-                    self.leave(*index, Fate::Again(0), &mut effects);
+                    self.leave(*index, Fate::Again(0), effects);
                     self.park(now, jitter);
                 }
                 Full::Tenant | Full::Forsaken => {}
                 Full::Entitlement(id) => {
                     let held = standing_by.entry(id).or_default();
-                    *held += 1;
-                    if idle || *held > STANDBY {
+                    if all_standing_by >= STANDBY.1 || *held >= self.takers(id) {
                         let seconds = self.put_aside(id, now);
-                        self.leave(*index, Fate::Again(seconds), &mut effects);
+                        self.leave(*index, Fate::Again(seconds), effects);
+                    } else {
+                        *held += 1;
+                        all_standing_by += 1;
                     }
                 }
             }
         }
-        effects
     }
 
     /// The first look at the tenant: a batch that is not full says that nothing else waits.
@@ -503,17 +525,31 @@ impl Shift {
         self.parked_until = now + PARKED.mul_f64(1.0 + jitter);
     }
 
+    /// How long the tenant's shifts together leave, on average, between two signals that one of them has to offer to the
+    /// places of an entitlement.
+    fn gap(&self, id: &EntitlementId) -> Duration {
+        let tenant = self.account.as_ref().and_then(|account| account.tenant.as_ref());
+        let held = tenant.and_then(|tenant| tenant.entitlements.get(id));
+        let places = held.map_or(1, |held| held.quota.concurrent_actions.max(1));
+        let shifts = tenant.map_or(2, |tenant| tenant.pace().maximum_concurrency.unsigned_abs());
+        let (calls, time) = self.measured;
+        let usual = time.checked_div(calls).unwrap_or(USUAL);
+        usual * shifts / u32::try_from(places).unwrap_or(u32::MAX)
+    }
+
+    /// Signals of an entitlement that this shift holds in hand: what its places take from it while it holds them.
+    fn takers(&self, id: &EntitlementId) -> usize {
+        let takers = HELD.as_millis() / self.gap(id).as_millis().max(1);
+        usize::try_from(takers)
+            .unwrap_or(STANDBY.1)
+            .clamp(STANDBY.0, STANDBY.1)
+    }
+
     /// Gives a signal its turn behind all that this shift put aside for the same entitlement, and says in how many seconds
     /// that is. The line is taken to move twice as fast as measured: who comes too early is put aside again, and who comes
     /// too late leaves a place free.
     fn put_aside(&mut self, id: &EntitlementId, now: Duration) -> u32 {
-        let tenant = self.account.as_ref().and_then(|account| account.tenant.as_ref());
-        let places = tenant.and_then(|tenant| tenant.entitlements.get(id));
-        let places = places.map_or(1, |held| held.quota.concurrent_actions.max(1));
-        let shifts = tenant.map_or(2, |tenant| tenant.pace().maximum_concurrency.unsigned_abs());
-        let (calls, time) = self.measured;
-        let usual = time.checked_div(calls).unwrap_or(USUAL);
-        let gap = usual * shifts / 2 / u32::try_from(places).unwrap_or(u32::MAX);
+        let gap = self.gap(id) / 2;
         let line = self.lines.entry(id.clone()).or_insert(now);
         *line = (*line).max(now) + gap;
         let aside = line.saturating_sub(now).min(ASIDE);
@@ -530,8 +566,9 @@ impl Shift {
         match (fate, letter.source) {
             _ if handle.is_empty() => {}
             (Fate::Acknowledged, Source::Received) => effects.delete.push(handle.clone()),
+            (Fate::Acknowledged, Source::Mapping) => self.settled.push(handle.clone()),
             (Fate::Again(seconds), _) => effects.give_back.push((handle.clone(), seconds)),
-            (Fate::Acknowledged, Source::Mapping) | (Fate::Later, _) => {}
+            (Fate::Later, _) => {}
         }
     }
 
@@ -539,10 +576,18 @@ impl Shift {
     pub fn release(&mut self, now: Duration, jitter: f64) -> Effects {
         let mut effects = Effects::default();
         for index in 0..self.letters.len() {
-            let held = |letter: &Letter| letter.is_in_hand() && now >= letter.since + HELD;
-            if self.letters.get(index).is_some_and(held) {
-                self.leave(index, Fate::Again(0), &mut effects);
-            }
+            let waits = match self.letters.get(index) {
+                Some(letter) if now >= letter.since + HELD => match &letter.stand {
+                    Stand::InHand { waits } => waits.clone(),
+                    _ => continue,
+                },
+                _ => continue,
+            };
+            let seconds = match waits {
+                Some(Full::Entitlement(id)) => self.put_aside(&id, now),
+                _ => 0,
+            };
+            self.leave(index, Fate::Again(seconds), &mut effects);
         }
         if self.running() == 0 {
             self.park(now, jitter);
@@ -587,6 +632,7 @@ impl Shift {
     pub fn renewed(&mut self, index: usize) -> Effects {
         let mut effects = Effects::default();
         self.leave(index, Fate::Acknowledged, &mut effects);
+        effects.delete.append(&mut self.settled);
         effects
     }
 

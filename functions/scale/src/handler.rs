@@ -87,9 +87,11 @@ struct Waiting {
     /// About how old the oldest signal of the tenants counted below is, in seconds.
     oldest_age_seconds: u64,
     /// Tenants whose signals wait for a free place.
-    for_a_place: u64,
+    tenants_for_a_place: u64,
+    /// Tenants with free places, whose signals wait for one of their entitlement.
+    tenants_for_an_entitlement: u64,
     /// Tenants of which more than a few signals wait for a poll of their queue, though places are free.
-    for_a_poll: u64,
+    tenants_for_a_poll: u64,
     /// The first of these.
     unpolled: Vec<AccountId>,
     places_in_use: u64,
@@ -103,16 +105,16 @@ impl Waiting {
         self.places_in_use = self.places_in_use.saturating_add(backlog.places_in_use);
         self.places = self.places.saturating_add(backlog.places);
         match backlog.waits_for {
-            Some(WaitsFor::Place) => self.for_a_place += 1,
+            Some(WaitsFor::Place) => self.tenants_for_a_place += 1,
+            Some(WaitsFor::Entitlement) => self.tenants_for_an_entitlement += 1,
             Some(WaitsFor::Poll) if backlog.lag > scale::LAG => {
-                self.for_a_poll += 1;
+                self.tenants_for_a_poll += 1;
                 let (account, lag) = (account_id.as_str(), backlog.lag);
                 warn!(
                     account,
                     lag,
                     places = backlog.places,
-                    "signals wait though places are free: is the tenant's mapping enabled, has Lambda concurrency left, is \
-                     an entitlement full?"
+                    "signals wait though places are free: is the tenant's mapping enabled, has Lambda concurrency left?"
                 );
                 if self.unpolled.len() < TOLD {
                     self.unpolled.push(account_id.clone());
@@ -135,8 +137,13 @@ impl Waiting {
                 ("oldest_signal_age", self.oldest_age_seconds, "Seconds"),
                 ("places_in_use", self.places_in_use, "Count"),
                 ("places", self.places, "Count"),
-                ("tenants_waiting_for_a_place", self.for_a_place, "Count"),
-                ("tenants_waiting_for_a_poll", self.for_a_poll, "Count"),
+                ("tenants_waiting_for_a_place", self.tenants_for_a_place, "Count"),
+                (
+                    "tenants_waiting_for_an_entitlement",
+                    self.tenants_for_an_entitlement,
+                    "Count",
+                ),
+                ("tenants_waiting_for_a_poll", self.tenants_for_a_poll, "Count"),
             ],
         );
     }
@@ -729,6 +736,7 @@ mod tests {
         add("idle", 0, None, None);
         add("full", 25, Some(WaitsFor::Place), Some(40));
         add("full-once", 1, Some(WaitsFor::Place), Some(3));
+        add("narrow", 7, Some(WaitsFor::Entitlement), Some(5));
         add("unpolled", 11, Some(WaitsFor::Poll), Some(90));
         add("never-polled", 12, Some(WaitsFor::Poll), None);
         // It has just come, a week after the last claim.
@@ -736,8 +744,9 @@ mod tests {
         assert_eq!(
             serde_json::to_value(&waiting).unwrap(),
             serde_json::json!({
-                "signals": 59, "largest_lag": 25, "oldest_age_seconds": 90, "for_a_place": 2, "for_a_poll": 2,
-                "unpolled": ["unpolled", "never-polled"], "places_in_use": 24, "places": 60,
+                "signals": 66, "largest_lag": 25, "oldest_age_seconds": 90, "tenants_for_a_place": 2,
+                "tenants_for_an_entitlement": 1, "tenants_for_a_poll": 2,
+                "unpolled": ["unpolled", "never-polled"], "places_in_use": 28, "places": 70,
             })
         );
     }
@@ -755,6 +764,6 @@ mod tests {
         for n in 0..=TOLD {
             waiting.add(&AccountId::parse(format!("c-{n}")).unwrap(), &backlog);
         }
-        assert_eq!((waiting.for_a_poll, waiting.unpolled.len()), (51, TOLD));
+        assert_eq!((waiting.tenants_for_a_poll, waiting.unpolled.len()), (51, TOLD));
     }
 }

@@ -43,6 +43,8 @@ Examples:
   HANDLER_SECRET=$(ggen keys secret) ggen handler --listen 127.0.0.1:0
   curl -s \"$HANDLER_URL/log?action_id=a-1\"
 
+Parameters of a signal steer it: \"delay_ms\" (0 to 600000), \"outcome\" (succeed, fail, fail-unrecoverable, fail-rollback).
+
 Routes: POST /actions/{name}, POST /rollbacks/{name}, GET /log[?action_id=ID], GET /health.
 The first line on stdout is {\"listening\":\"http://127.0.0.1:PORT\"}. SIGTERM or Ctrl-C ends it.";
 

@@ -29,10 +29,10 @@ fn after_help() -> String {
         "\
 Examples:
   ggen send-signal --account-id customer-123 --template restart-service --parameters '{{\"service\":\"web\"}}'
-  ggen send-signal --account-id customer-123 --template restart-service --count 20
+  ggen send-signal --account-id customer-123 --template restart-service --parameters '{{\"service\":\"web\"}}' --count 20
   ggen send-signal --account-id customer-123 --template restart-service --sku-id marketplace-sku-456
 
-Prints the action ids. A signal sent twice with one --action-id asks for one action. Exit code 1 if the tenant takes no
+Prints the action ids: exit code 0 says that the signals are on the queue, their receipts what became of them. A signal sent twice with one --action-id asks for one action. Exit code 1 if the tenant takes no
 signals. An account that holds several entitlements (ggen tenants show) says which one is meant with --sku-id or
 --entitlement-id.
 {NEEDS_A_STACK}"

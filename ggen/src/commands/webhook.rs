@@ -25,7 +25,7 @@ const SIGN_EXAMPLES: &str = "\
 Examples:
   ggen webhook sign --body created.json
   ggen webhook sign --provider github --body purchased.json --curl --url \"$API_URL/webhooks/github\" | sh
-  ggen webhook sign --event events/entitlement/created.json > fresh.json
+  ggen webhook sign --event events/entitlement/standard-created.json > fresh.json
   cargo lambda invoke entitlement --data-file fresh.json
 
 The secret is read from an environment variable, never from the command line, which others can see.";

@@ -126,6 +126,9 @@ pub struct Entitlement {
     pub month: String,
     /// Actions executed in `month`.
     pub month_actions: u64,
+    /// When a claim last took the last of its free places. While this is recent its signals wait for one.
+    #[serde(default)]
+    pub full_at: Option<Timestamp>,
     /// The last event of all.
     pub order: EventOrder,
     /// The last event about its plan. A plan and a suspension have nothing to do with each other, so an event about one
@@ -161,6 +164,7 @@ impl Entitlement {
             in_flight: 0,
             month: month_of(now),
             month_actions: 0,
+            full_at: None,
             order,
             plan_order: order,
             standing_order: order,
@@ -233,10 +237,13 @@ impl Entitlement {
         } else {
             0
         };
+        let in_flight = self.in_flight.saturating_add(count);
+        let full = in_flight >= self.quota.concurrent_actions;
         Self {
-            in_flight: self.in_flight.saturating_add(count),
+            in_flight,
             month,
             month_actions: used.saturating_add(count),
+            full_at: if full { Some(now) } else { self.full_at },
             ..self.clone()
         }
     }

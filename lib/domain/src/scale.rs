@@ -140,8 +140,9 @@ impl Queue {
 pub enum WaitsFor {
     /// A place: all are taken.
     Place,
-    /// A poll of their queue, though places are free: its mapping is off or slow, Lambda has no concurrency left, or the
-    /// entitlement that they are for is full by itself.
+    /// A place of their entitlement: all of those are taken, others of the tenant's are free.
+    Entitlement,
+    /// A poll of their queue, though places are free: its mapping is off or slow, or Lambda has no concurrency left.
     Poll,
 }
 
@@ -169,8 +170,12 @@ pub fn backlog(tenant: &Tenant, queue: Queue, now: Timestamp) -> Backlog {
     let lag = queue.lag(tenant.in_flight);
     let lately = |full_at: Timestamp| seconds(full_at, now) < FULL_SECONDS;
     let full = tenant.is_full() || tenant.full_at.is_some_and(lately);
+    let mut held = tenant.entitlements.values();
     let waits_for = match full {
         true => WaitsFor::Place,
+        false if held.any(|held| held.concurrent_left() == 0 || held.full_at.is_some_and(lately)) => {
+            WaitsFor::Entitlement
+        }
         false => WaitsFor::Poll,
     };
     let age = |sent_at: Timestamp| seconds(sent_at, now).max(0).unsigned_abs();

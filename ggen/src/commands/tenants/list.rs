@@ -35,7 +35,7 @@ Examples:
   ggen tenants list --state unsettled
   ggen tenants list --format jsonl | jq -r .account_id
 
-HELD counts entitlements, RUN actions in flight, WAIT events that wait; SINCE is when the lifecycle changed last. Tenants
+HELD counts entitlements, RUN actions in flight, EVTS webhook events that wait; SINCE is when the lifecycle changed last. Tenants
 are found by an index, which is a moment behind; what is told of each is read from its own item. With --format json the
 answer has `tenants` and `more`, with jsonl there is one tenant a line.
 {NEEDS_A_STACK}"
@@ -168,7 +168,7 @@ const COLUMNS: [Column; 9] = [
     numbers("HELD"),
     words("PLANS"),
     numbers("RUN"),
-    numbers("WAIT"),
+    numbers("EVTS"),
     words("ISOLATION"),
     words("SINCE"),
 ];
@@ -313,7 +313,7 @@ mod tests {
             ),
         ];
         let expected = "\
-ACCOUNT      LIFECYCLE  GEN  HELD  PLANS                                         RUN  WAIT  ISOLATION  SINCE
+ACCOUNT      LIFECYCLE  GEN  HELD  PLANS                                         RUN  EVTS  ISOLATION  SINCE
 customer-1   active       1     1  marketplace-sku-456/professional                2     0  pool       2026-11-21 17:02Z
 customer-22  active       1     3  marketplace-sku-456/basic, suspended: marke…    2     0  pool       2026-11-21 17:02Z";
         let listed = Listed { tenants, more: false };

@@ -40,7 +40,11 @@ pub fn after_help() -> String {
         "\
 Examples:
   ggen tenants show --account-id customer-123
-  ggen tenants show --account-id customer-123 --receipts 0 --format json | jq .entitlements
+  ggen tenants show --account-id customer-123 --receipts 0 --format json | jq .backlog
+
+The backlog is what the queue holds, less the actions in flight: what is hidden is in a governor's hands. Signals wait for a
+free place, for one of their entitlement, or for a poll; the age of the oldest is exact only while all places are taken. In JSON:
+backlog.lag, .waits_for (place, entitlement, poll or null), .oldest_age_seconds, .places_in_use and .places.
 
 Shows hashes and long names cut; --format json has everything whole. Counts of queues are SQS's estimates. Exit code 1 if
 nothing was ever heard of the account.
@@ -354,9 +358,15 @@ impl Shown {
             1 => "1 signal waits".to_owned(),
             lag => format!("{lag} signals wait"),
         };
-        let (what, about) = match waits_for {
-            WaitsFor::Place => ("for a free place", "about"),
-            WaitsFor::Poll => ("to be polled, though places are free", "at most about"),
+        let what = match waits_for {
+            WaitsFor::Place => "for a free place",
+            WaitsFor::Entitlement => "for a free place of their entitlement",
+            WaitsFor::Poll => "to be polled, though places are free",
+        };
+        // Signals are as old as those that were claimed last as long as claims go on: when all places are taken.
+        let about = match backlog.places_in_use >= backlog.places {
+            true => "about",
+            false => "at most about",
         };
         let age = backlog.oldest_age_seconds;
         let age = age.map_or_else(String::new, |age| format!(", the oldest for {about} {age} s"));
@@ -719,8 +729,8 @@ impl Shown {
         };
         let columns = [
             words("QUEUE"),
-            numbers("WAITING"),
-            numbers("IN FLIGHT"),
+            numbers("VISIBLE"),
+            numbers("HIDDEN"),
             numbers("DELAYED"),
         ];
         section("Queues", &columns, &both.map(row).collect::<Vec<_>>())

@@ -357,6 +357,23 @@ fn row_5b_more_places_do_not_help_signals_that_wait_for_a_poll() {
 }
 
 #[test]
+fn row_5b_more_places_do_not_help_signals_whose_entitlement_is_full() {
+    let mut tenant = allowed(100);
+    tenant.full_at = None;
+    let told = |tenant: &Tenant, now| backlog(tenant, waiting(11), at(now)).waits_for;
+    let (narrow, mut held) = tenant.entitlements.pop_first().unwrap();
+    let another = id("another");
+    tenant.entitlements.insert(another, held.clone());
+    held.quota.concurrent_actions = 5;
+    tenant.entitlements.insert(narrow.clone(), held.claimed(5, at(0)));
+    tenant.in_flight = 5;
+    assert_eq!(told(&tenant, 1_000), Some(WaitsFor::Entitlement));
+    tenant.entitlements.get_mut(&narrow).unwrap().in_flight = 4;
+    assert_eq!(told(&tenant, 59), Some(WaitsFor::Entitlement));
+    assert_eq!(told(&tenant, 60), Some(WaitsFor::Poll));
+}
+
+#[test]
 fn row_5b_a_trial_is_judged_whatever_signals_wait_for() {
     let mut trial = scaled(100, on_trial(20, 10, 15));
     trial.full_at = None;

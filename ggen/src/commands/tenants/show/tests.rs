@@ -157,7 +157,7 @@ customer-123
   governor    mg-dev-t-customer-123-0f-g2
   actions     4 in flight of 40, until 2026-11-21 17:03:00Z; 15 completed, 1 failed
   limit       40 at one time, the plans allow 60; base 20; on trial since 2026-11-21 17:02:54Z, 20 before
-  backlog     9 signals wait for a free place, the oldest for about 12 s
+  backlog     9 signals wait for a free place, the oldest for at most about 12 s
   tables      pool: those of all tenants
   mapping     8f0a
   ledger      size 3, the last receipt 2026-11-21 17:02:54Z, hash abcdef012345
@@ -190,9 +190,9 @@ Cancellations
   all          2026-11-19 00:00:00Z        7
 
 Queues
-  QUEUE                            WAITING  IN FLIGHT  DELAYED
-  mg-dev-t-customer-123-0f-g2            3         10        0
-  mg-dev-t-customer-123-0f-g2-dlq        ?          ?        ?
+  QUEUE                            VISIBLE  HIDDEN  DELAYED
+  mg-dev-t-customer-123-0f-g2            3      10        0
+  mg-dev-t-customer-123-0f-g2-dlq        ?       ?        ?
 
 Last receipts
   SEQ  TIME                  OPERATION           STATUS   ABOUT
@@ -210,12 +210,22 @@ Last receipts
 fn what_signals_wait_for() {
     #[track_caller]
     fn check(lag: u64, waits_for: Option<WaitsFor>, oldest_age_seconds: Option<u64>, expected: &str) {
+        check_of(4, lag, waits_for, oldest_age_seconds, expected);
+    }
+    #[track_caller]
+    fn check_of(
+        places_in_use: u64,
+        lag: u64,
+        waits_for: Option<WaitsFor>,
+        oldest_age_seconds: Option<u64>,
+        expected: &str,
+    ) {
         let mut shown = shown(Some(tenant()), Vec::new());
         shown.backlog = Some(scale::Backlog {
             lag,
             waits_for,
             oldest_age_seconds,
-            places_in_use: 4,
+            places_in_use,
             places: 40,
         });
         let text = shown.to_string();
@@ -224,19 +234,24 @@ fn what_signals_wait_for() {
         assert_eq!(
             value["backlog"],
             json!({
-                "lag": lag, "waits_for": waits_for, "oldest_age_seconds": oldest_age_seconds, "places_in_use": 4,
-                "places": 40,
+                "lag": lag, "waits_for": waits_for, "oldest_age_seconds": oldest_age_seconds,
+                "places_in_use": places_in_use, "places": 40,
             })
         );
     }
     let (place, poll) = (Some(WaitsFor::Place), Some(WaitsFor::Poll));
     check(0, None, None, "no signal waits");
     check(1, place, None, "1 signal waits for a free place");
+    let expected = "30 signals wait for a free place, the oldest for about 7 s";
+    check_of(40, 30, place, Some(7), expected);
+    let expected = "30 signals wait for a free place, the oldest for at most about 7 s";
+    check_of(39, 30, place, Some(7), expected);
+    let narrow = Some(WaitsFor::Entitlement);
     check(
-        30,
-        place,
-        Some(7),
-        "30 signals wait for a free place, the oldest for about 7 s",
+        2,
+        narrow,
+        None,
+        "2 signals wait for a free place of their entitlement",
     );
     check(
         1,
