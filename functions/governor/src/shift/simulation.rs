@@ -868,7 +868,10 @@ impl World {
             );
             held.is_some_and(|held| held.concurrent_left() > 0)
         };
-        match !tenant.is_full() && self.waits(takes) {
+        // Of twenty places one is always on its way from one action to the next.
+        let limit = tenant.in_flight_action_limit();
+        let free = limit.saturating_sub(tenant.in_flight);
+        match free > limit / 20 && self.waits(takes) {
             true => {
                 let since = *clock.idle_since.get_or_insert(self.now);
                 clock.idle = clock.idle.max(self.now - since);
