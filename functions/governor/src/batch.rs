@@ -75,6 +75,14 @@ impl Message {
         }
     }
 
+    /// Drops what is large of it, once it is settled or given back: an invocation sees many.
+    pub fn forget(&mut self) {
+        self.body = String::new();
+        if let Asked::Signal(signal) = &mut self.asked {
+            signal.parameters = Map::new();
+        }
+    }
+
     /// Whether SQS takes it to the dead letters when it is not settled now.
     #[must_use]
     pub fn is_last_delivery(&self) -> bool {

@@ -36,12 +36,16 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::batch::{Asked, Decided, Fate, Message, Run, Step};
-use crate::shift::{Chosen, Do, Effects, Shift, Source};
+use crate::shift::{self, Chosen, Do, Effects, Shift, Source};
 
 /// How long an invocation may take: the function's timeout.
 const INVOCATION: Duration = Duration::from_secs(15);
 /// What of it is kept for writing, other writers included.
 const WRITING: Duration = Duration::from_secs(5);
+/// Until when signals are claimed at the least: what a large rollback budget leaves is taken from the time for writing.
+const SHORTEST: Duration = Duration::from_secs(2);
+/// How long the queue, and what a decision needs beside the tables, is waited for while outcomes wait.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// Everything `governor` needs, made once per process.
 pub struct Governor {
@@ -92,6 +96,12 @@ pub enum BatchError {
     /// A call to the handler ended without a word.
     #[error("a handler call was lost: {0}")]
     Lost(String),
+    /// What a decision needs did not come in time, while actions had ended whose outcomes were to be written.
+    #[error("{what} did not answer within {} s", ANSWER.as_secs())]
+    Slow {
+        /// What.
+        what: &'static str,
+    },
 }
 
 impl BatchError {
@@ -107,6 +117,7 @@ impl BatchError {
             Self::Client(_) => "client",
             Self::Control(_) => "control",
             Self::Lost(_) => "lost",
+            Self::Slow { .. } => "slow",
         }
     }
 }
@@ -319,13 +330,21 @@ impl Governor {
             work.shift.receives_no_more();
             return;
         };
-        match self.messages.receive(&queue_url, most).await {
-            Ok(received) => {
+        let received = timeout(ANSWER, Box::pin(self.messages.receive(&queue_url, most))).await;
+        match received {
+            Err(_) => {
+                warn!(
+                    queue = work.queue,
+                    "the queue does not answer: the mapping brings further signals"
+                );
+                work.shift.receives_no_more();
+            }
+            Ok(Ok(received)) => {
                 let messages: Vec<Message> = received.into_iter().map(|m| self.read(work.queue, m)).collect();
                 let now = work.began.elapsed();
                 work.shift.take(messages, Source::Received, now, Uuid::now_v7);
             }
-            Err(e) => {
+            Ok(Err(e)) => {
                 warn!(queue = work.queue, error = %e, "no further signals are received: the mapping brings them");
                 work.shift.receives_no_more();
             }
@@ -348,12 +367,17 @@ impl Governor {
                 None
             }
             (true, Some(looked)) => looked,
-            (true, None) => self.control().await,
+            (true, None) => timeout(work.patience(), Box::pin(self.control()))
+                .await
+                .ok()
+                .flatten(),
         };
         if chosen.decides() && control.as_ref().is_none_or(Control::degraded) {
-            let fates = self
-                .refuse_all(&work.signer, &mut work.shift.in_hand_of(chosen))
-                .await?;
+            let fates = {
+                let mut messages = work.shift.in_hand_of(chosen);
+                let refused = Box::pin(self.refuse_all(&work.signer, &mut messages));
+                in_time("the spool", work.patience(), refused).await?
+            };
             let effects = work.shift.refused(chosen, &fates);
             self.carry_out(work, effects).await;
             return Ok(());
@@ -370,7 +394,10 @@ impl Governor {
         };
         // What is over needs none: it is written whatever the registry says.
         let enforcers = match chosen.decides() {
-            true => self.enforcers(&account).await?,
+            true => {
+                let enforcers = Box::pin(self.enforcers(&account));
+                in_time("the registry", work.patience(), enforcers).await?
+            }
             false => Enforcers::new(),
         };
         let owner = Uuid::now_v7();
@@ -381,7 +408,11 @@ impl Governor {
             .plan(chosen, &account, (&work.account_id, owner), facts, now)?;
         if work.secret.is_none() && decided.steps.iter().any(Step::calls_handler) {
             // Before anything is claimed: a claim whose call cannot be made ends as a timeout.
-            work.secret = Some(self.ready_to_call().await?);
+            work.secret = Some(in_time("the secret", work.patience(), Box::pin(self.ready_to_call())).await?);
+        }
+        if chosen.decides() && work.shift.is_late(work.began.elapsed()) {
+            // What was read took too long: the signals go back.
+            return Ok(());
         }
         let written = Box::pin(self.store.commit(&work.signer, &account, &decided.plan, now.1));
         let Some(committed) = written.await? else {
@@ -414,7 +445,20 @@ impl Governor {
 
     /// Deletes, gives back and sends anew what a shift says. What fails comes back after the queue's own time, and is found
     /// settled then.
-    async fn carry_out(&self, work: &mut Work<'_>, mut effects: Effects) {
+    async fn carry_out(&self, work: &mut Work<'_>, effects: Effects) {
+        let queue = work.queue;
+        if timeout(ANSWER, Box::pin(self.tell_queue(work, effects)))
+            .await
+            .is_err()
+        {
+            warn!(
+                queue,
+                "the queue does not answer: signals come back later than they could"
+            );
+        }
+    }
+
+    async fn tell_queue(&self, work: &mut Work<'_>, mut effects: Effects) {
         let Some(queue_url) = work.queue_url() else {
             return;
         };
@@ -544,6 +588,14 @@ struct Work<'q> {
 type Called = (usize, Result<Run, BatchError>, Duration);
 
 impl Work<'_> {
+    /// How long what a decision needs may take. While actions run or are over their outcomes come first.
+    fn patience(&self) -> Duration {
+        match self.shift.is_idle() {
+            true => INVOCATION,
+            false => ANSWER,
+        }
+    }
+
     fn queue_url(&self) -> Option<String> {
         let tenant = self.shift.account()?.tenant.as_ref()?;
         Some(tenant.resources.queue_url.clone()).filter(|url| !url.is_empty())
@@ -606,11 +658,12 @@ impl Work<'_> {
     }
 }
 
-/// How long an invocation takes up new signals, so that the last one's action, its undo and what is written of both end in
-/// the invocation's time.
+/// How long an invocation takes up new signals, so that the last one's action, claimed [`shift::HELD`] later at the most, its
+/// undo and what is written of both end in the invocation's time.
 fn shift_of(rollback_budget: Duration) -> Duration {
     let deadline = Duration::from_millis(action::DEADLINE_MS);
-    INVOCATION.saturating_sub(deadline + rollback_budget + WRITING)
+    let left = INVOCATION.saturating_sub(deadline + rollback_budget + WRITING);
+    left.max(SHORTEST).saturating_sub(shift::HELD)
 }
 
 /// How long a governor waits at the most that others outran so often, in milliseconds: time for each of them to write, and
@@ -635,6 +688,16 @@ fn told_escalated(account_id: &str, decided: &Decided) {
             );
         }
     }
+}
+
+async fn in_time<T>(
+    what: &'static str,
+    patience: Duration,
+    call: impl Future<Output = Result<T, BatchError>>,
+) -> Result<T, BatchError> {
+    timeout(patience, call)
+        .await
+        .unwrap_or(Err(BatchError::Slow { what }))
 }
 
 /// Says why messages go back to the queue that nobody decided about.
@@ -709,7 +772,7 @@ fn unavailable(account_id: &AccountId, message: &Message) -> Draft {
 mod tests {
     use std::time::Duration;
 
-    use super::{INVOCATION, WRITING, longest_wait, shift_of};
+    use super::{INVOCATION, WRITING, longest_wait, shift, shift_of};
 
     #[test]
     fn who_is_outrun_leaves_the_others_time() {
@@ -723,10 +786,14 @@ mod tests {
     fn a_shift_ends_in_its_invocations_time() {
         assert_eq!(
             shift_of(Duration::from_millis(2_000)),
-            Duration::from_millis(7_500)
+            Duration::from_millis(6_500)
         );
-        assert_eq!(shift_of(Duration::from_millis(10_000)), Duration::ZERO);
-        let longest = Duration::from_millis(100);
-        assert!(shift_of(longest) + longest + Duration::from_millis(500) + WRITING <= INVOCATION);
+        let deadline = Duration::from_millis(domain::action::DEADLINE_MS);
+        for (budget, writing) in [(100, WRITING), (2_000, WRITING), (10_000, WRITING / 2)] {
+            let budget = Duration::from_millis(budget);
+            let claimed = shift_of(budget) + shift::HELD;
+            assert!(claimed + deadline + budget + writing <= INVOCATION, "{budget:?}");
+            assert!(shift_of(budget) >= Duration::from_secs(1), "{budget:?}");
+        }
     }
 }

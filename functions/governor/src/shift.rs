@@ -39,7 +39,7 @@ const PARKED: Duration = Duration::from_millis(400);
 /// How long no signals are looked for once there were none: whatever comes then is the mapping's to bring.
 const NOTHING_WAITS: Duration = Duration::from_millis(500);
 /// How long a signal is held in hand.
-const HELD: Duration = Duration::from_secs(1);
+pub const HELD: Duration = Duration::from_secs(1);
 /// Signals of entitlements without a free place that are held in hand, so that their next places have takers: at the least of
 /// one entitlement, and at the most of all.
 const STANDBY: (usize, usize) = (2, 20);
@@ -258,11 +258,26 @@ impl Shift {
         free.min(MOST.saturating_sub(self.running() + waiting))
     }
 
+    /// Whether nothing runs, and no outcome is to be written.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.count(|letter| matches!(letter.stand, Stand::Running | Stand::Over { .. })) == 0
+    }
+
+    /// Whether it is too late to claim anything: what is claimed later may not end in the invocation's time.
+    #[must_use]
+    pub fn is_late(&self, now: Duration) -> bool {
+        now >= self.until + HELD
+    }
+
     /// What to do next.
     #[must_use]
     pub fn next(&self, now: Duration) -> Do {
         if now < self.write_after {
             return Do::Wait(self.write_after - now);
+        }
+        if self.is_late(now) && self.in_hand() > 0 {
+            return Do::Release;
         }
         let fresh = self.count(|letter| matches!(letter.stand, Stand::InHand { waits: None }));
         if fresh > 0 {
@@ -274,15 +289,17 @@ impl Shift {
             _ => None,
         });
         let first_over = first_over.min();
+        // What takes up no more leaves its places to others.
+        let takes_more = self.receives && now < self.until;
         let due = first_over.is_some_and(|since| running == 0 || now >= since + GROUP);
-        let room = match self.receives && now < self.until {
+        let room = match takes_more {
             true => self.room(),
             false => 0,
         };
         if room > 0 && now >= self.look_after && now >= self.parked_until && (due || first_over.is_none()) {
             return Do::Receive(room);
         }
-        if due && (running == 0 || in_hand > 0) {
+        if due && (running == 0 || in_hand > 0 || !takes_more) {
             return Do::Commit;
         }
         let held = self.letters.iter().filter(|letter| letter.is_in_hand());
@@ -562,6 +579,7 @@ impl Shift {
             return;
         };
         letter.stand = Stand::Gone(fate);
+        letter.message.forget();
         let handle = &letter.message.receipt_handle;
         match (fate, letter.source) {
             _ if handle.is_empty() => {}
@@ -572,12 +590,13 @@ impl Shift {
         }
     }
 
-    /// Gives back what was held in hand for long enough.
+    /// Gives back what was held in hand for long enough, and everything when it is too late to claim it.
     pub fn release(&mut self, now: Duration, jitter: f64) -> Effects {
         let mut effects = Effects::default();
+        let late = self.is_late(now);
         for index in 0..self.letters.len() {
             let waits = match self.letters.get(index) {
-                Some(letter) if now >= letter.since + HELD => match &letter.stand {
+                Some(letter) if late || now >= letter.since + HELD => match &letter.stand {
                     Stand::InHand { waits } => waits.clone(),
                     _ => continue,
                 },

@@ -90,7 +90,7 @@ struct Waiting {
     tenants_for_a_place: u64,
     /// Tenants with free places, whose signals wait for one of their entitlement.
     tenants_for_an_entitlement: u64,
-    /// Tenants of which more than a few signals wait for a poll of their queue, though places are free.
+    /// Tenants whose signals nobody polls ([`Backlog::is_unpolled`]).
     tenants_for_a_poll: u64,
     /// The first of these.
     unpolled: Vec<AccountId>,
@@ -107,7 +107,7 @@ impl Waiting {
         match backlog.waits_for {
             Some(WaitsFor::Place) => self.tenants_for_a_place += 1,
             Some(WaitsFor::Entitlement) => self.tenants_for_an_entitlement += 1,
-            Some(WaitsFor::Poll) if backlog.lag > scale::LAG => {
+            Some(WaitsFor::Poll) if backlog.is_unpolled() => {
                 self.tenants_for_a_poll += 1;
                 let (account, lag) = (account_id.as_str(), backlog.lag);
                 warn!(
@@ -231,6 +231,8 @@ struct Remembered {
     scaled: BTreeSet<String>,
     /// Partitions of tenants whose mapping could not be paced.
     unpaced: BTreeSet<String>,
+    /// Partitions of tenants whose signals nobody polls: until that is over each run tells of them, or their alarm would stop.
+    unpolled: BTreeSet<String>,
 }
 
 /// Everything `scale` needs, made once per process.
@@ -370,7 +372,8 @@ impl Scaler {
         let round = (now.as_second().div_euclid(60)).unsigned_abs();
         let mut first: BTreeSet<String> = {
             let remembered = self.remembered();
-            remembered.scaled.union(&remembered.unpaced).cloned().collect()
+            let sets = [&remembered.scaled, &remembered.unpaced, &remembered.unpolled];
+            sets.into_iter().flatten().cloned().collect()
         };
         for state in [BUSY, UNSETTLED] {
             first.extend(self.listed(state, report, until).await);
@@ -456,6 +459,14 @@ impl Scaler {
         };
         let now = Timestamp::now();
         let backlog = scale::backlog(tenant, queue, now);
+        {
+            let partition = names::partition_key(&tenant.account_id);
+            let mut remembered = self.remembered();
+            match backlog.is_unpolled() {
+                true => remembered.unpolled.insert(partition),
+                false => remembered.unpolled.remove(&partition),
+            };
+        }
         let made = self.follow(signer, tenant, queue, patience, (started, now)).await;
         (Some(backlog), made)
     }
@@ -628,6 +639,7 @@ impl Scaler {
         let mut remembered = self.remembered();
         remembered.scaled.remove(&partition);
         remembered.unpaced.remove(&partition);
+        remembered.unpolled.remove(&partition);
     }
 
     fn remembered(&self) -> MutexGuard<'_, Remembered> {

@@ -782,7 +782,7 @@ impl Store {
         let mut item = key(&account.partition, &action_sk(id));
         item.extend(fields);
         if action.state == ActionState::Pending {
-            // No signal lives longer than its queue keeps it.
+            // No signal lives longer than its queue keeps it, unless it waits so long for a place that it is sent anew.
             let expires = action
                 .lease_until
                 .as_second()

@@ -164,12 +164,22 @@ pub struct Backlog {
     pub places: u64,
 }
 
+impl Backlog {
+    /// Whether more signals wait for a poll than are on their way from one action to the next in a tenant at work.
+    #[must_use]
+    pub fn is_unpolled(&self) -> bool {
+        self.waits_for == Some(WaitsFor::Poll) && self.lag > LAG.max(self.places)
+    }
+}
+
 /// What a tenant's queue and counters say of its backlog.
 #[must_use]
 pub fn backlog(tenant: &Tenant, queue: Queue, now: Timestamp) -> Backlog {
     let lag = queue.lag(tenant.in_flight);
     let lately = |full_at: Timestamp| seconds(full_at, now) < FULL_SECONDS;
-    let full = tenant.is_full() || tenant.full_at.is_some_and(lately);
+    // Places that are held by claims which are long over wait for a poll themselves.
+    let forsaken = tenant.lease_until.is_some_and(|until| !lately(until));
+    let full = tenant.is_full() && !forsaken || tenant.full_at.is_some_and(lately);
     let mut held = tenant.entitlements.values();
     let waits_for = match full {
         true => WaitsFor::Place,

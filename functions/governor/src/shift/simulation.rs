@@ -33,7 +33,7 @@ const VISIBILITY: u64 = 30_000;
 /// Governors that work side by side in any order.
 const GOVERNORS: usize = 3;
 /// How long a governor takes up new signals.
-const SHIFT: Duration = Duration::from_millis(7_500);
+const SHIFT: Duration = Duration::from_millis(6_500);
 
 static ENFORCER: LazyLock<Enforcer> = LazyLock::new(enforcer);
 static ENFORCERS: LazyLock<Enforcers> = LazyLock::new(|| loaded(&ENFORCER));
@@ -121,6 +121,10 @@ struct World {
     misheard: bool,
     /// The next write fails, after it was done or before.
     cut: Option<bool>,
+    /// How long undoing takes, in milliseconds.
+    undo_takes: u64,
+    /// The longest shift, in milliseconds.
+    longest: u64,
 }
 
 /// Whose signals, how each is taken, how often undoing it fails, and how long its handler takes, in milliseconds.
@@ -178,6 +182,8 @@ impl World {
             written: 0,
             misheard: false,
             cut: None,
+            undo_takes: 5,
+            longest: 0,
         }
     }
 
@@ -397,7 +403,7 @@ impl World {
         if run.action.state.undo_due() {
             let event = self.undo(&id);
             run.take(&event, self.id(), 1, now).unwrap();
-            lasts += 5;
+            lasts += self.undo_takes;
         }
         Call {
             index,
@@ -482,6 +488,7 @@ impl World {
                     return Some(until.saturating_sub(self.now).max(1));
                 }
                 Do::End => {
+                    self.longest = self.longest.max(self.now - governor.began);
                     let unsettled = governor.shift.unsettled();
                     for message_id in governor.shift.brought() {
                         if !unsettled.contains(&message_id) {
@@ -974,6 +981,24 @@ fn a_free_place_is_never_idle_while_a_signal_waits() {
     ] {
         check_drain(count, places, milliseconds);
     }
+}
+
+/// Places whose actions have ended are not kept from others until the slowest of their shift has been undone.
+#[test]
+fn slow_undos_keep_only_their_own_places() {
+    let signals: Vec<_> = (0..400)
+        .map(|n| {
+            let manner = if n % 20 == 7 { Manner::Fails } else { Manner::Quick };
+            (manner, 0, 100)
+        })
+        .collect();
+    let mut world = World::new(&signals, 10, 1_000_000, MOST_GOVERNORS);
+    world.undo_takes = 2_000;
+    world.drain(|_| {});
+    world.judge();
+    // 400 × 0.1 s and 20 × 2 s in ten places.
+    assert!(world.now <= 8_000 * 13 / 10 + 2_000, "{} ms", world.now);
+    assert!(world.longest <= 10_000, "a shift of {} ms", world.longest);
 }
 
 /// What happens while a backlog drains, and after how many milliseconds.

@@ -338,6 +338,23 @@ fn a_backlog_says_what_it_waits_for_and_since_when() {
     assert_eq!((seen.lag, seen.places_in_use, seen.places), (3, 9, 10));
 }
 
+/// Governors died with all places taken, and nobody polls the signals that would free them.
+#[test]
+fn places_of_dead_governors_wait_for_a_poll() {
+    let mut tenant = allowed(100);
+    tenant.full_at = Some(at(0));
+    tenant.in_flight = 10;
+    tenant.lease_until = Some(at(20));
+    let told = |now| backlog(&tenant, waiting(11), at(now));
+    assert_eq!(told(79).waits_for, Some(WaitsFor::Place));
+    assert_eq!(told(80).waits_for, Some(WaitsFor::Poll));
+    assert!(told(80).is_unpolled() && !told(79).is_unpolled());
+    assert!(!backlog(&tenant, waiting(10), at(80)).is_unpolled());
+    tenant.scale.floor = Some(40);
+    assert!(!backlog(&tenant, waiting(40), at(80)).is_unpolled());
+    assert!(backlog(&tenant, waiting(41), at(80)).is_unpolled());
+}
+
 #[test]
 fn row_5b_more_places_do_not_help_signals_that_wait_for_a_poll() {
     let mut tenant = allowed(100);
