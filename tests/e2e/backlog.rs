@@ -203,6 +203,31 @@ async fn a_full_entitlement_keeps_no_other_waiting() {
     );
 }
 
+/// A queue that hangs keeps no outcome from being written: the governor would be killed over it, and what was done be undone.
+#[tokio::test]
+async fn outcomes_do_not_wait_for_a_queue_that_hangs() {
+    let world = alongside().await;
+    let tenant = tenant_of(&world, "hangs", 1000, 10).await;
+    let rule = rule_name(&tenant, "sqs", "ReceiveMessage");
+    let hangs = json!({
+        "mode": "delay", "ms": 20_000, "function": "governor", "operation": "ReceiveMessage", "contains": &tenant.queue,
+    });
+    world.rule(&rule, hangs).await;
+    let signals = slow(&tenant, 20, 1);
+    send(&world, &tenant, &signals).await;
+    ended(&world, &tenant, signals.len(), 10).await;
+    assert!(
+        world.met("sqs", rule.split_once('/').unwrap().1).await > 0,
+        "nothing hung"
+    );
+    world.mend(&rule).await;
+    let ledger = world.ledger(&tenant.account).await;
+    for signal in &signals {
+        let of: Vec<&str> = ledger.of(id(signal)).into_iter().map(operation).collect();
+        assert_eq!(of, ["action_complete"], "{}", id(signal));
+    }
+}
+
 /// One tenant's backlog is none of another's.
 #[tokio::test]
 async fn a_neighbours_backlog_keeps_no_tenant_waiting() {
