@@ -5,10 +5,11 @@ use std::future::Future;
 use std::io;
 
 use aws::clients;
-use aws::store::{Account, Keys, Store, StoreError};
+use aws::store::{Store, StoreError};
 use clap::Args;
 use domain::account::{AccountId, IdError};
 use domain::names::{self, LedgerId};
+use domain::transaction::{Account, Keys};
 use serde_json::Value;
 
 /// The end of every help of a command that needs a stack.

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 use aws::clients;
-use aws::store::{Plan, Store, StoreError};
+use aws::store::{Store, StoreError};
 use aws_sdk_sqs::types::QueueAttributeName;
 use domain::action::{Action, ActionEvent, DEAD_LETTERED};
 use domain::signal::ActionId;
+use domain::transaction::Plan;
 use jiff::Timestamp;
 use receipts::Signer;
 use receipts::receipt::Draft;
@@ -111,7 +112,7 @@ impl World {
     async fn given_up(&self, tenant: &Tenant, action: &Action, came: &[ActionEvent], code: &'static str) {
         let store = Store::new(&clients::load().await, self.stack());
         let signer = Signer::from_pem(&self.signing_key().await).unwrap();
-        let plan = |account: &aws::store::Account| {
+        let plan = |account: &domain::transaction::Account| {
             let held = account.tenant.as_ref().unwrap();
             let (now, receipt_id) = (Timestamp::now(), Uuid::now_v7());
             let mut action = Action {
@@ -137,7 +138,7 @@ impl World {
                 ..Plan::default()
             })
         };
-        let keys = aws::store::Keys::default();
+        let keys = domain::transaction::Keys::default();
         store
             .transact(&signer, &tenant.account, &keys, None, plan)
             .await

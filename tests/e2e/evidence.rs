@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use aws::spool::Spool;
-use aws::store::{Account, Keys, Plan, Store, StoreError};
+use aws::store::{Store, StoreError};
 use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_s3::types::ObjectLockMode;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use domain::transaction::{Account, Keys, Plan};
 use ed25519_dalek::pkcs8::DecodePrivateKey as _;
 use ed25519_dalek::{Signer as _, SigningKey};
 use receipts::receipt::{Draft, Payload};

@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 
 use aws::clients;
-use aws::store::{Keys, Plan, Store, StoreError};
+use aws::store::{Store, StoreError};
 use aws::tables::{Kind, TenantTables};
 use aws_sdk_sqs::types::QueueAttributeName;
 use domain::action::{Action, ActionEvent};
 use domain::names;
 use domain::signal::ActionId;
+use domain::transaction::{Keys, Plan};
 use jiff::{SignedDuration, Timestamp};
 use receipts::Signer;
 use serde_json::{Map, Value, json};
@@ -253,7 +254,7 @@ pub(crate) async fn abandoned(world: &World, tenant: &Tenant, actions: &[Action]
     let store = Store::new(&clients::load().await, world.stack());
     let signer = Signer::from_pem(&world.signing_key().await).unwrap();
     let (now, over) = (Timestamp::now(), Timestamp::now() - SignedDuration::from_secs(1));
-    let plan = |account: &aws::store::Account| {
+    let plan = |account: &domain::transaction::Account| {
         let held = account.tenant.as_ref().unwrap();
         let id = held.entitlements.keys().next().unwrap().clone();
         let count = u64::try_from(actions.len()).unwrap() + more;

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use aws::clients;
-use aws::store::{Keys, Plan, Store, StoreError};
+use aws::store::{Store, StoreError};
 use aws_sdk_sqs::types::QueueAttributeName;
+use domain::transaction::{Keys, Plan};
 use jiff::{SignedDuration, Timestamp};
 use receipts::Signer;
 use serde_json::{Value, json};
@@ -62,7 +63,7 @@ impl World {
     ) {
         let store = Store::new(&clients::load().await, self.stack());
         let signer = Signer::from_pem(&self.signing_key().await).unwrap();
-        let plan = |account: &aws::store::Account| {
+        let plan = |account: &domain::transaction::Account| {
             Ok::<_, StoreError>(Plan {
                 tenant: account.tenant.as_ref().map(&change),
                 ..Plan::default()

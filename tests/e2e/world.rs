@@ -704,12 +704,12 @@ impl World {
     // -- what only operators see
 
     /// An account as the tables hold it.
-    pub(crate) async fn stored(&self, account: &str) -> aws::store::Account {
+    pub(crate) async fn stored(&self, account: &str) -> domain::transaction::Account {
         let store = aws::store::Store::new(&clients::load().await, self.stack());
         let account = domain::account::AccountId::parse(account).unwrap();
         let partition = domain::names::partition_key(&account);
         store
-            .load(&partition, &aws::store::Keys::default())
+            .load(&partition, &domain::transaction::Keys::default())
             .await
             .unwrap()
     }

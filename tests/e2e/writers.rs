@@ -4,7 +4,8 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 use aws::clients;
-use aws::store::{Keys, Plan, Store, StoreError};
+use aws::store::{Store, StoreError};
+use domain::transaction::{Keys, Plan};
 use receipts::receipt::{Draft, Payload};
 use receipts::{Head, Signer};
 use tokio::task::JoinSet;
@@ -48,7 +49,7 @@ async fn write(world: &World, signer: &Arc<Signer>, writers: usize) -> f64 {
         running.spawn(async move {
             for commit in (writer..COMMITS).step_by(writers) {
                 let drafts: Vec<_> = (0..GROUP).map(|_| draft(&account, commit)).collect();
-                let plan = |_: &aws::store::Account| {
+                let plan = |_: &domain::transaction::Account| {
                     let drafts = drafts.clone();
                     Ok::<_, StoreError>(Plan {
                         drafts,

@@ -1,11 +1,12 @@
 //! What an active tenant needs and has no more is made again, and put on record: somebody deleted it behind our back.
 
 use aws::queues::QueueError;
-use aws::store::{Account, Keys, Plan, StoreError};
+use aws::store::StoreError;
 use aws::tables::TableError;
 use aws::telemetry;
 use domain::names;
 use domain::tenant::{Lifecycle, Tenant, TenantResources};
+use domain::transaction::{Account, Keys, Plan};
 use jiff::Timestamp;
 use receipts::key::Signer;
 use receipts::receipt::{Draft, Payload};

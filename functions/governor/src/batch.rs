@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 
-use aws::store::{Account, Plan};
 use domain::account::EntitlementId;
 use domain::action::{
     Action, ActionEvent, ActionState, DEAD_LETTERED, IllegalTransition, LEASE_SECONDS, MAX_DELIVERIES,
@@ -18,6 +17,7 @@ use domain::gate::{RefusalCode, Verdict};
 use domain::names::printable;
 use domain::signal::{ActionId, Signal};
 use domain::tenant::{LastClaim, Released, Tenant};
+use domain::transaction::{Account, Plan};
 use jiff::{SignedDuration, Timestamp};
 use receipts::receipt::Payload;
 use serde_json::{Map, Value};

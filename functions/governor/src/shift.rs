@@ -17,13 +17,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use aws::store::Account;
 use domain::account::EntitlementId;
 use domain::action::{DEADLINE_MS, IllegalTransition};
 use domain::admission::Enforcers;
 use domain::control::Control;
 use domain::signal::ActionId;
 use domain::tenant::{Lifecycle, Pace};
+use domain::transaction::Account;
 use jiff::Timestamp;
 use uuid::Uuid;
 

@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use aws::clients;
 use aws::config::{ConfigError, Stack};
-use aws::store::{Keys, Store, StoreError};
+use aws::store::{Store, StoreError};
 use clap::Args;
 use domain::account::AccountId;
 use domain::action::{Action, ActionState};
 use domain::names;
 use domain::signal::{ActionId, ActionIdError};
 use domain::tenant::Lifecycle;
+use domain::transaction::Keys;
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::task::{JoinError, JoinSet};

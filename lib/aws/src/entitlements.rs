@@ -21,8 +21,9 @@ use uuid::Uuid;
 use crate::http::Problem;
 use crate::queues::Messages;
 use crate::registry::{Registry, RegistryError};
-use crate::store::{Account, DeliveryPlan, DeliveryRecord, Keys, Plan, Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::webhooks::{answered_before, not_stored};
+use domain::transaction::{Account, DeliveryPlan, DeliveryRecord, Keys, Plan};
 
 /// What the decommission queue carries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -20,8 +20,9 @@ use tracing::{info, warn};
 
 use crate::audit::{Audit, AuditError, Kept, Put};
 use crate::config::{self, ConfigError};
-use crate::store::{Keys, Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::telemetry;
+use domain::transaction::Keys;
 
 /// Objects read or written at a time.
 const AT_ONCE: usize = 16;

@@ -20,11 +20,11 @@ use domain::action::{Action, ActionState};
 use domain::names::{self, LedgerId};
 use domain::signal::ActionId;
 use domain::tenant::{BUSY, Lifecycle, Tables, Tenant};
+use domain::transaction::{Account, Committed, DeliveryPlan, DeliveryRecord, Keys, Plan};
 use jiff::Timestamp;
 use receipts::key::Signer;
 use receipts::ledger::{self, AppendError, Head, Sealed};
-use receipts::receipt::Draft;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tracing::warn;
 use uuid::Uuid;
 
@@ -96,93 +96,6 @@ pub enum StoreError {
         #[source]
         source: AppendError,
     },
-}
-
-/// What was answered to a delivery, kept so that a repeat gets the same.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeliveryRecord {
-    /// The delivery's key.
-    pub key: String,
-    /// SHA-256 of the body that was answered.
-    pub body_sha256: String,
-    /// HTTP status of the answer.
-    pub status: u16,
-    /// The receipt it left.
-    pub receipt: String,
-}
-
-/// Which items of an account to read beside its tenant and head.
-#[derive(Debug, Clone, Default)]
-pub struct Keys {
-    /// Actions.
-    pub actions: BTreeSet<ActionId>,
-    /// A delivery.
-    pub delivery: Option<String>,
-    /// Receipts that must be appended once only.
-    pub once: BTreeSet<Uuid>,
-}
-
-/// An account as the tables hold it.
-#[derive(Debug, Clone)]
-pub struct Account {
-    /// The tables' key of the account.
-    pub partition: String,
-    /// The tenant, if there ever was one.
-    pub tenant: Option<Tenant>,
-    /// Where its ledger ends.
-    pub head: Head,
-    /// The actions asked for that exist.
-    pub actions: BTreeMap<ActionId, Action>,
-    /// Those of them that stand in the tenant's own table.
-    pub own_actions: BTreeSet<ActionId>,
-    /// The delivery asked for, if it was answered before.
-    pub delivery: Option<DeliveryRecord>,
-    /// The receipts asked for that were appended before.
-    pub once: BTreeSet<Uuid>,
-}
-
-/// What to write. An empty plan writes nothing.
-#[derive(Debug, Clone, Default)]
-pub struct Plan {
-    /// The tenant afterwards, its `revision` one more than the one read.
-    pub tenant: Option<Tenant>,
-    /// Actions afterwards. Each is conditioned on what was read: absent, or of the same owner and state.
-    pub actions: Vec<Action>,
-    /// Receipts to append, in order.
-    pub drafts: Vec<Draft>,
-    /// Appends that must happen once only: their `receipt_id`s.
-    pub once: Vec<Uuid>,
-    /// The answer to keep, with the index of the draft that is its receipt.
-    pub delivery: Option<DeliveryPlan>,
-    /// A queue to note as this account's.
-    pub queue: Option<String>,
-    /// Whether the ledger must end where it was read to end, though nothing is appended.
-    pub ledger_stands: bool,
-    /// An action that was escalated and stands in no table any more, as it is now: its mark is taken off and nothing else
-    /// of it is written. Conditioned on the mark being there.
-    pub unmarked: Option<Action>,
-}
-
-/// The answer to a delivery, before its receipt is sealed.
-#[derive(Debug, Clone)]
-pub struct DeliveryPlan {
-    /// The delivery's key.
-    pub key: String,
-    /// SHA-256 of its body.
-    pub body_sha256: String,
-    /// HTTP status of the answer.
-    pub status: u16,
-    /// Which of the plan's drafts is the receipt.
-    pub draft: usize,
-}
-
-/// What was written.
-#[derive(Debug, Clone)]
-pub struct Committed {
-    /// The account as it now is. Only what the plan touched is fresh.
-    pub account: Account,
-    /// The receipts as they stand in the ledger.
-    pub sealed: Vec<Sealed>,
 }
 
 /// Where a listing of actions goes on.

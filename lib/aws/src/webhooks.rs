@@ -14,8 +14,9 @@ use tracing::{error, warn};
 use crate::config::{self, ConfigError};
 use crate::http::{Problem, Request};
 use crate::secrets::{Secrets, SecretsError};
-use crate::store::{DeliveryRecord, StoreError};
+use crate::store::StoreError;
 use crate::telemetry;
+use domain::transaction::DeliveryRecord;
 
 /// Checks and reads deliveries.
 pub struct Webhooks {

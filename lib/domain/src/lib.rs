@@ -17,4 +17,5 @@ pub mod scale;
 pub mod signal;
 pub mod sweep;
 pub mod tenant;
+pub mod transaction;
 pub mod webhook;

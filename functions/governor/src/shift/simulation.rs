@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use aws::store::{Account, Plan};
 use domain::account::EntitlementId;
 use domain::action::{ActionEvent, ActionState, DEAD_LETTERED, MAX_DELIVERIES};
 use domain::admission::Enforcers;
@@ -17,6 +16,7 @@ use domain::audit::ActionAudit;
 use domain::control::Control;
 use domain::signal::ActionId;
 use domain::tenant::Pace;
+use domain::transaction::{Account, Plan};
 use jiff::{SignedDuration, Timestamp};
 use policy::enforcer::Enforcer;
 use proptest::prelude::*;
