@@ -112,9 +112,9 @@ impl World {
     async fn given_up(&self, tenant: &Tenant, action: &Action, came: &[ActionEvent], code: &'static str) {
         let store = Store::new(&clients::load().await, self.stack());
         let signer = Signer::from_pem(&self.signing_key().await).unwrap();
-        let plan = |account: &domain::transaction::Account| {
+        let plan = |account: &domain::transaction::Account, now| {
             let held = account.tenant.as_ref().unwrap();
-            let (now, receipt_id) = (Timestamp::now(), Uuid::now_v7());
+            let receipt_id = Uuid::now_v7();
             let mut action = Action {
                 entitlement_id: held.entitlements.keys().next().cloned(),
                 ..action.clone()
@@ -124,19 +124,17 @@ impl World {
             }
             let abandoned = ActionEvent::Abandoned { error_code: code };
             let ended = action.next(&abandoned, receipt_id, now).unwrap();
-            Ok::<_, StoreError>(Plan {
-                tenant: Some(held.written()),
+            let plan = Plan {
                 actions: vec![ended.action.owned_by(Uuid::nil(), now)],
-                drafts: vec![Draft {
+                drafts: vec![Draft::new(
                     receipt_id,
-                    account_id: tenant.account.clone(),
-                    occurred_at: now,
-                    duration_ms: 0,
-                    policy_hash: None,
-                    payload: ended.receipt.unwrap(),
-                }],
-                ..Plan::default()
-            })
+                    &tenant.account,
+                    ended.receipt.unwrap(),
+                    now,
+                )],
+                ..Plan::tenant(Some(held.written()))
+            };
+            Ok::<_, StoreError>((plan, ()))
         };
         let keys = domain::transaction::Keys::default();
         store

@@ -235,13 +235,7 @@ async fn a_large_archive_goes_up_in_parts_under_lock() {
             reason: "a policy that is long".to_owned(),
         },
     };
-    let plan = |_: &Account| {
-        let drafts = vec![draft.clone()];
-        Ok::<_, StoreError>(Plan {
-            drafts,
-            ..Plan::default()
-        })
-    };
+    let plan = |_: &Account, _| Ok::<_, StoreError>((Plan::append(draft.clone()), ()));
     store
         .transact(&signer, account, &Keys::default(), None, plan)
         .await

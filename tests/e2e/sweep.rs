@@ -254,7 +254,7 @@ pub(crate) async fn abandoned(world: &World, tenant: &Tenant, actions: &[Action]
     let store = Store::new(&clients::load().await, world.stack());
     let signer = Signer::from_pem(&world.signing_key().await).unwrap();
     let (now, over) = (Timestamp::now(), Timestamp::now() - SignedDuration::from_secs(1));
-    let plan = |account: &domain::transaction::Account| {
+    let plan = |account: &domain::transaction::Account, _| {
         let held = account.tenant.as_ref().unwrap();
         let id = held.entitlements.keys().next().unwrap().clone();
         let count = u64::try_from(actions.len()).unwrap() + more;
@@ -268,11 +268,15 @@ pub(crate) async fn abandoned(world: &World, tenant: &Tenant, actions: &[Action]
                 ..running.owned_by(Uuid::new_v4(), over)
             }
         };
-        Ok::<_, StoreError>(Plan {
-            tenant: Some(held.claimed(&BTreeMap::from([(id.clone(), count)]), now, over)),
+        let plan = Plan {
             actions: actions.iter().map(claimed).collect(),
-            ..Plan::default()
-        })
+            ..Plan::tenant(Some(held.claimed(
+                &BTreeMap::from([(id.clone(), count)]),
+                now,
+                over,
+            )))
+        };
+        Ok::<_, StoreError>((plan, ()))
     };
     store
         .transact(&signer, &tenant.account, &Keys::default(), None, plan)

@@ -63,11 +63,8 @@ impl World {
     ) {
         let store = Store::new(&clients::load().await, self.stack());
         let signer = Signer::from_pem(&self.signing_key().await).unwrap();
-        let plan = |account: &domain::transaction::Account| {
-            Ok::<_, StoreError>(Plan {
-                tenant: account.tenant.as_ref().map(&change),
-                ..Plan::default()
-            })
+        let plan = |account: &domain::transaction::Account, _| {
+            Ok::<_, StoreError>((Plan::tenant(account.tenant.as_ref().map(&change)), ()))
         };
         let done = store
             .transact(&signer, account, &Keys::default(), None, plan)

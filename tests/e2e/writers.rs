@@ -49,17 +49,18 @@ async fn write(world: &World, signer: &Arc<Signer>, writers: usize) -> f64 {
         running.spawn(async move {
             for commit in (writer..COMMITS).step_by(writers) {
                 let drafts: Vec<_> = (0..GROUP).map(|_| draft(&account, commit)).collect();
-                let plan = |_: &domain::transaction::Account| {
+                let plan = |_: &domain::transaction::Account, _| {
                     let drafts = drafts.clone();
-                    Ok::<_, StoreError>(Plan {
+                    let plan = Plan {
                         drafts,
                         ..Plan::default()
-                    })
+                    };
+                    Ok::<_, StoreError>((plan, ()))
                 };
                 let done = store
                     .transact(&signer, &account, &Keys::default(), None, plan)
                     .await;
-                assert_eq!(done.unwrap().sealed.len(), GROUP);
+                assert_eq!(done.unwrap().0.sealed.len(), GROUP);
             }
         });
     }

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use aws::archive::{ArchiveError, Archived, Archives, DeadLetter};
 use aws::config::{self, ConfigError, Stack};
-use aws::entitlements::{Entitlements, Order, Taken, Task};
+use aws::entitlements::{Entitlements, Order, Taken};
 use aws::functions::Functions;
 use aws::http::{self, Problem, Request};
 use aws::log::{Log, LogError};
-use aws::queues::{Left, Messages, QueueError, Teardown, TenantQueues};
+use aws::queues::{Messages, QueueError, Teardown, TenantQueues};
 use aws::registry::Registry;
 use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Store, StoreError};
@@ -18,18 +18,20 @@ use aws::webhooks::Webhooks;
 use aws::{clients, telemetry};
 use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent};
 use domain::account::AccountId;
-use domain::action::{Action, ActionEvent, ActionState, IllegalTransition};
-use domain::gate::RefusalCode;
+use domain::action::IllegalTransition;
 use domain::names::{self, LedgerId};
-use domain::signal::{ActionId, Signal};
-use domain::tenant::{Lifecycle, Released, Tables, Tenant, TenantEvent};
+use domain::operations::abandon;
+use domain::operations::apply_event::Task;
+use domain::operations::decommission::{self, Closing};
+use domain::operations::refuse_left::{self, LeftSignal};
+use domain::tenant::{Lifecycle, Tenant};
 use domain::transaction::{Account, DeliveryRecord, Keys, Plan};
 use domain::webhook::event::{Change, WebhookEvent};
 use jiff::Timestamp;
 use lambda_runtime::Error;
 use receipts::key::Signer;
 use receipts::ledger::Head;
-use receipts::receipt::{ArchivedFile, Draft, Payload, Receipt};
+use receipts::receipt::{Draft, Payload, Receipt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -132,8 +134,7 @@ pub enum OrderError {
 enum CloseError {
     Store(StoreError),
     Archive(ArchiveError),
-    Moved,
-    State(Lifecycle),
+    Refused(decommission::CloseError),
 }
 
 impl From<StoreError> for CloseError {
@@ -371,14 +372,16 @@ impl Cancel {
                     }
                     return Ok(());
                 }
-                Err(CloseError::Moved) => {}
-                Err(CloseError::State(Lifecycle::Decommissioned)) => {
+                Err(CloseError::Refused(decommission::CloseError::Moved)) => {}
+                Err(CloseError::Refused(decommission::CloseError::State(Lifecycle::Decommissioned))) => {
                     let head = store.load(&partition, &Keys::default()).await?.head;
                     return self.close_again(order, &partition, &head).await;
                 }
                 Err(CloseError::Store(e)) => return Err(e.into()),
                 Err(CloseError::Archive(e)) => return Err(e.into()),
-                Err(CloseError::State(state)) => return Err(OrderError::State(state)),
+                Err(CloseError::Refused(decommission::CloseError::State(state))) => {
+                    return Err(OrderError::State(state));
+                }
             }
         }
         Err(OrderError::Moving)
@@ -400,61 +403,26 @@ impl Cancel {
     /// receipts into the shared ledger table. Then nothing is read from them any more.
     async fn retire_tables(&self, signer: &Signer, partition: &str, order: &Order) -> Result<(), OrderError> {
         let store = self.store();
-        let own = |account: &Account| {
-            let tenant = account
-                .tenant
-                .clone()
-                .filter(|t| t.lifecycle == Lifecycle::Decommissioning)?;
-            let tables = tenant.tables.clone().filter(|tables| tables.archived.is_none())?;
-            Some((tenant, tables))
-        };
         let keys = Keys::default();
-        // From here on receipts go to the shared table again, so that what has to be brought home has an end.
-        let end = |account: &Account| {
-            let next = own(account)
-                .filter(|(_, tables)| tables.until.is_none())
-                .map(|(tenant, tables)| Tenant {
-                    tables: Some(Tables {
-                        until: Some(account.head.size),
-                        ..tables
-                    }),
-                    ..tenant.written()
-                });
-            Ok::<_, OrderError>(Plan {
-                // A receipt that is appended meanwhile would stand in the table that goes.
-                ledger_stands: next.is_some(),
-                tenant: next,
-                ..Plan::default()
-            })
-        };
-        let account = store.transact(signer, partition, &keys, None, end).await?.account;
-        if own(&account).is_none() {
+        let end = |account: &Account, _| Ok::<_, OrderError>((decommission::end_own_tables(account), ()));
+        let (committed, ()) = store.transact(signer, partition, &keys, None, end).await?;
+        if decommission::own_tables(&committed.account).is_none() {
             return Ok(());
         }
         // Loaded again: the store then knows where each receipt stands.
         let account = store.load(partition, &keys).await?;
-        let Some((_, tables)) = own(&account) else {
+        let Some((_, tables)) = decommission::own_tables(&account) else {
             return Ok(());
         };
         let actions = self
             .archives
             .archive_actions(store, &order.account_id, order.generation)
             .await?;
-        store.bring_home(partition, &tables).await?;
-        let done = |account: &Account| {
-            let next = own(account).map(|(tenant, tables)| Tenant {
-                tables: Some(Tables {
-                    archived: Some(actions.clone()),
-                    ..tables
-                }),
-                ..tenant.written()
-            });
-            Ok::<_, OrderError>(Plan {
-                tenant: next,
-                ..Plan::default()
-            })
+        store.bring_home(partition, tables).await?;
+        let note = |account: &Account, _| {
+            Ok::<_, OrderError>((decommission::note_archived_actions(account, &actions), ()))
         };
-        store.transact(signer, partition, &keys, None, done).await?;
+        store.transact(signer, partition, &keys, None, note).await?;
         Ok(())
     }
 
@@ -523,21 +491,10 @@ impl Cancel {
             finding: "orphan".to_owned(),
             repair: format!("removed {}", removed.join(", ")),
         };
-        let draft = draft(
-            Uuid::now_v7(),
-            account_id.as_str(),
-            None,
-            payload,
-            Timestamp::now(),
-        );
-        let plan = |_: &Account| {
-            Ok::<_, OrderError>(Plan {
-                drafts: vec![draft.clone()],
-                ..Plan::default()
-            })
-        };
+        let draft = Draft::new(Uuid::now_v7(), account_id.as_str(), payload, Timestamp::now());
+        let record = |_: &Account, _| Ok::<_, OrderError>((Plan::append(draft.clone()), ()));
         self.store()
-            .transact(&signer, &partition, &Keys::default(), None, plan)
+            .transact(&signer, &partition, &Keys::default(), None, record)
             .await?;
         Ok(())
     }
@@ -616,38 +573,13 @@ impl Cancel {
                 actions: group.iter().cloned().collect(),
                 ..Keys::default()
             };
-            let ids: Vec<Uuid> = group.iter().map(|_| Uuid::now_v7()).collect();
-            let plan = |account: &Account| {
-                let now = Timestamp::now();
-                let (mut plan, mut released) = (Plan::default(), Vec::new());
-                for (id, receipt_id) in group.iter().zip(&ids) {
-                    let Some(action) = account.actions.get(id).filter(|a| a.state.in_flight()) else {
-                        continue;
-                    };
-                    let abandoned = ActionEvent::Abandoned {
-                        error_code: "DECOMMISSIONED",
-                    };
-                    let ended = action.next(&abandoned, *receipt_id, now)?;
-                    let policy_hash = (!action.policy_hash.is_empty()).then(|| action.policy_hash.clone());
-                    released.push(Released {
-                        entitlement_id: action.entitlement_id.clone(),
-                        completed: false,
-                    });
-                    plan.actions.push(ended.action.owned_by(Uuid::nil(), now));
-                    plan.drafts.extend(
-                        ended.receipt.map(|payload| {
-                            draft(*receipt_id, account_name(account), policy_hash, payload, now)
-                        }),
-                    );
-                }
-                if !released.is_empty() {
-                    plan.tenant = account.tenant.as_ref().map(|tenant| tenant.released(&released));
-                }
-                Ok::<_, OrderError>(plan)
+            let group: Vec<_> = group.iter().map(|id| (id.clone(), Uuid::now_v7())).collect();
+            let give_up = |account: &Account, now| {
+                Ok::<_, OrderError>((abandon::abandon(account, &group, "DECOMMISSIONED", now)?, ()))
             };
-            let committed = self
+            let (committed, ()) = self
                 .store()
-                .transact(signer, partition, &keys, None, plan)
+                .transact(signer, partition, &keys, None, give_up)
                 .await?;
             for sealed in &committed.sealed {
                 telemetry::count("cancel", sealed.operation, ("stage", "decommissioning"));
@@ -707,38 +639,23 @@ impl Cancel {
                     }
                 });
             }
-            let asked: Vec<(ActionId, String)> = left.iter().map(asked).collect();
-            let ids: Vec<Uuid> = left.iter().map(|_| Uuid::now_v7()).collect();
+            let signals: Vec<LeftSignal> = left
+                .iter()
+                .zip(details)
+                .map(|(left, detail)| LeftSignal::read(&left.message_id, &left.body, detail, Uuid::now_v7()))
+                .collect();
             let keys = Keys {
-                actions: asked.iter().map(|(id, _)| id.clone()).collect(),
+                actions: signals.iter().map(|signal| signal.action_id.clone()).collect(),
                 ..Keys::default()
             };
-            let plan = |account: &Account| {
-                let now = Timestamp::now();
-                let mut plan = Plan::default();
-                for (((action_id, template), receipt_id), detail) in asked.iter().zip(&ids).zip(&details) {
-                    let planned = plan.actions.iter().any(|a: &Action| a.action_id == *action_id);
-                    let before = account.actions.get(action_id);
-                    if planned || before.is_some_and(|a| a.state != ActionState::Pending) {
-                        continue;
-                    }
-                    let code = RefusalCode::Unavailable;
-                    let id = action_id.clone();
-                    let (refused, payload) =
-                        Action::refused(before, id, template, code, detail, *receipt_id, now);
-                    plan.actions.push(refused);
-                    plan.drafts.push(draft(
-                        *receipt_id,
-                        leaving.account_id.as_str(),
-                        None,
-                        payload,
-                        now,
-                    ));
-                }
-                Ok::<_, OrderError>(plan)
+            let refuse = |account: &Account, now| {
+                Ok::<_, OrderError>((
+                    refuse_left::refuse_left(account, leaving.account_id, &signals, now),
+                    (),
+                ))
             };
             self.store()
-                .transact(leaving.signer, leaving.partition, &keys, None, plan)
+                .transact(leaving.signer, leaving.partition, &keys, None, refuse)
                 .await?;
             for message in &left {
                 self.teardown
@@ -761,64 +678,25 @@ impl Cancel {
             .dead_letters(&order.account_id, order.generation)
             .await;
         let (dead_letters, dead_letters_path) = letters.map_err(CloseError::Archive)?;
-        let plan = |account: &Account| {
-            let now = Timestamp::now();
-            let tenant = account
-                .tenant
-                .as_ref()
-                .ok_or(CloseError::State(Lifecycle::Absent))?;
-            let after = tenant
-                .after(TenantEvent::Archived, now)
-                .map_err(|e| CloseError::State(e.state))?;
-            let actions_archive = tenant.tables.as_ref().and_then(|tables| tables.archived.as_ref());
-            // The closing receipt must stand right behind the archive's last one.
-            if account.head.size != archived.summary.receipts {
-                return Err(CloseError::Moved);
-            }
-            let waited = now.duration_since(order.requested_at).as_millis().max(0);
-            let draft = Draft {
-                receipt_id,
-                account_id: order.account_id.as_str().to_owned(),
-                occurred_at: now,
-                duration_ms: u64::try_from(waited).unwrap_or(0),
-                policy_hash: None,
-                payload: Payload::DecommissionComplete {
-                    actions_completed: tenant.actions_completed,
-                    actions_failed: tenant.actions_failed,
-                    receipts_archived: archived.summary.receipts,
-                    archive_path: format!("s3://{}/{}", self.archives.bucket(), archived.key),
-                    archive_size_bytes: archived.summary.size_bytes,
-                    archive_sha256: archived.summary.sha256.clone(),
-                    archive_version: archived.version.clone(),
-                    dead_letters_archived: Some(dead_letters),
-                    dead_letters_path: (dead_letters > 0).then(|| dead_letters_path.clone()),
-                    actions_archive: actions_archive.map(|kept| ArchivedFile {
-                        path: kept.path.clone(),
-                        sha256: kept.sha256.clone(),
-                        size_bytes: kept.size_bytes,
-                        entries: kept.entries,
-                    }),
-                },
-            };
-            Ok(Plan {
-                tenant: Some(Tenant {
-                    tables: None,
-                    ..after
-                }),
-                drafts: vec![draft],
-                ..Plan::default()
-            })
+        let closing = Closing {
+            account_id: &order.account_id,
+            requested_at: order.requested_at,
+            path: format!("s3://{}/{}", self.archives.bucket(), archived.key),
+            receipts: archived.summary.receipts,
+            size_bytes: archived.summary.size_bytes,
+            sha256: &archived.summary.sha256,
+            version: archived.version.clone(),
+            dead_letters: (dead_letters, &dead_letters_path),
         };
-        let committed = self
+        let close = |account: &Account, now| {
+            decommission::close(account, &closing, receipt_id, now).map_err(CloseError::Refused)
+        };
+        let (committed, waiting) = self
             .store()
-            .transact(signer, partition, &Keys::default(), None, plan)
+            .transact(signer, partition, &Keys::default(), None, close)
             .await?;
         let sealed = committed.sealed.into_iter().next();
         let (seq, line) = sealed.map(|s| (s.seq, s.line)).unwrap_or_default();
-        let waiting = committed
-            .account
-            .tenant
-            .is_some_and(|tenant| !tenant.deferred.is_empty());
         Ok((seq, line, committed.account.head, waiting))
     }
 }
@@ -838,38 +716,6 @@ enum Letters {
     Live,
     /// Signals that nobody could settle.
     Dead,
-}
-
-fn account_name(account: &Account) -> &str {
-    account
-        .tenant
-        .as_ref()
-        .map_or(account.partition.as_str(), |tenant| tenant.account_id.as_str())
-}
-
-fn draft(
-    receipt_id: Uuid,
-    account_id: &str,
-    policy_hash: Option<String>,
-    payload: Payload,
-    now: Timestamp,
-) -> Draft {
-    Draft {
-        receipt_id,
-        account_id: account_id.to_owned(),
-        occurred_at: now,
-        duration_ms: 0,
-        policy_hash,
-        payload,
-    }
-}
-
-/// The action a leftover message asks for, and its template; a message that is no signal is known by its own id.
-fn asked(message: &Left) -> (ActionId, String) {
-    match Signal::parse(&message.body) {
-        Ok(signal) => (signal.action_id, names::printable(&signal.template, 64)),
-        Err(_) => (ActionId::of_message(&message.message_id), String::new()),
-    }
 }
 
 impl OrderError {

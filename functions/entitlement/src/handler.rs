@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use aws::clients;
 use aws::config::{self, ConfigError, Stack};
-use aws::entitlements::{Entitlements, Taken, Task, resends};
+use aws::entitlements::{Entitlements, Taken};
 use aws::functions::Functions;
 use aws::http::{self, Problem, Request};
 use aws::queues::{Messages, QueueError, TenantQueues};
@@ -17,6 +17,8 @@ use aws::telemetry;
 use aws::webhooks::{Webhooks, not_stored};
 use domain::account::AccountId;
 use domain::names;
+use domain::operations::apply_event::{Task, resends};
+use domain::operations::provision;
 use domain::provisioning::Asked;
 use domain::tenant::{Deferred, Lifecycle, Pace};
 use domain::transaction::{DeliveryRecord, Keys};
@@ -28,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tracing::{error, info, warn};
 
-use crate::saga::{Made, MakeError, keys_of};
+use crate::saga::{Made, MakeError};
 
 /// How long one request goes on to carry out events that wait.
 const BUDGET: Duration = Duration::from_secs(15);
@@ -282,7 +284,11 @@ impl Entitlement {
             .as_ref()
             .and_then(|tenant| tenant.provisioning.as_ref())
         {
-            let account = self.entitlements.store.load(&partition, &keys_of(saga)).await?;
+            let account = self
+                .entitlements
+                .store
+                .load(&partition, &provision::keys(saga))
+                .await?;
             // What stands still holds up nothing else of the account.
             match Box::pin(self.make(&signer, account, false)).await {
                 Ok(_) => {}
@@ -336,9 +342,7 @@ impl Entitlement {
                         detail = problem.detail,
                         "an event could not be carried out yet"
                     );
-                    let postponed = self
-                        .entitlements
-                        .postpone(signer, &task, &problem, Timestamp::now());
+                    let postponed = self.entitlements.postpone(signer, &task, &problem);
                     postponed.await.map_err(|e| not_stored(&e))?;
                 }
             }

@@ -5,11 +5,10 @@ use aws::store::StoreError;
 use aws::tables::TableError;
 use aws::telemetry;
 use domain::names;
+use domain::operations::repair::repair;
 use domain::tenant::{Lifecycle, Tenant, TenantResources};
-use domain::transaction::{Account, Keys, Plan};
-use jiff::Timestamp;
+use domain::transaction::{Account, Keys};
 use receipts::key::Signer;
-use receipts::receipt::{Draft, Payload};
 use tracing::{error, warn};
 use uuid::Uuid;
 
@@ -114,40 +113,14 @@ impl Entitlement {
         resources: &TenantResources,
         missing: &[&'static str],
     ) -> Result<(), StoreError> {
-        let ids: Vec<Uuid> = missing.iter().map(|_| Uuid::now_v7()).collect();
+        let made_again: Vec<_> = missing.iter().map(|missing| (*missing, Uuid::now_v7())).collect();
         let partition = account.partition.clone();
-        let plan = |account: &Account| {
-            let now = Timestamp::now();
-            let same = |tenant: &&Tenant| {
-                tenant.lifecycle == Lifecycle::Active && tenant.generation == found.generation
-            };
-            let Some(tenant) = account.tenant.as_ref().filter(same) else {
-                return Ok::<_, StoreError>(Plan::default());
-            };
-            let draft = |(id, missing): (&Uuid, &&'static str)| Draft {
-                receipt_id: *id,
-                account_id: tenant.account_id.as_str().to_owned(),
-                occurred_at: now,
-                duration_ms: 0,
-                policy_hash: None,
-                payload: Payload::ResourceRepaired {
-                    resource: format!("{missing} {}", tenant.fsm_id),
-                    finding: "missing".to_owned(),
-                    repair: "made again".to_owned(),
-                },
-            };
-            Ok(Plan {
-                tenant: Some(Tenant {
-                    resources: resources.clone(),
-                    ..tenant.written()
-                }),
-                drafts: ids.iter().zip(missing).map(draft).collect(),
-                ..Plan::default()
-            })
+        let repair = |account: &Account, now| {
+            Ok::<_, StoreError>((repair(account, found, resources, &made_again, now), ()))
         };
         let store = &self.entitlements.store;
         store
-            .transact(signer, &partition, &Keys::default(), Some(account), plan)
+            .transact(signer, &partition, &Keys::default(), Some(account), repair)
             .await?;
         Ok(())
     }

@@ -2,21 +2,19 @@
 //! [`domain::provisioning`]'s.
 
 use aws::clients::explain;
-use aws::entitlements::{delivery_plan, expired, record, resends, retry_in};
 use aws::functions::InvokeError;
 use aws::queues::QueueError;
 use aws::registry::RegistryError;
 use aws::store::StoreError;
 use aws::tables::{Kind, TableError};
 use aws::telemetry;
-use domain::entitlement::decide::{active_payload, changed_payload};
 use domain::names::{self, printable};
+use domain::operations::provision::{self, Undone, is_under_way};
 use domain::provisioning::{Failure, Provisioning, Step};
-use domain::tenant::{Deferred, Lifecycle, Tenant, TenantResources};
-use domain::transaction::{Account, DeliveryRecord, Keys, Plan};
+use domain::tenant::{Lifecycle, Tenant, TenantResources};
+use domain::transaction::{Account, DeliveryRecord, Keys};
 use jiff::{SignedDuration, Timestamp};
 use receipts::key::Signer;
-use receipts::receipt::{Draft, Payload};
 use serde_json::json;
 use tracing::{error, warn};
 use uuid::Uuid;
@@ -291,21 +289,11 @@ impl Entitlement {
         saga: &Provisioning,
         undone: &[Step],
     ) -> Result<(), StoreError> {
-        let plan = |account: &Account| {
-            let tenant = account.tenant.as_ref().filter(|tenant| is(tenant, saga));
-            let mut next = tenant.filter(|_| !undone.is_empty()).map(Tenant::written);
-            let under_way = next.as_mut().and_then(|tenant| tenant.provisioning.as_mut());
-            if let Some(failure) = under_way.and_then(|saga| saga.failure.as_mut()) {
-                failure.undone.extend(undone);
-            }
-            Ok::<_, StoreError>(Plan {
-                tenant: next,
-                ..Plan::default()
-            })
-        };
+        let note =
+            |account: &Account, _| Ok::<_, StoreError>((provision::note_undone(account, saga, undone), ()));
         let store = &self.entitlements.store;
         store
-            .transact(signer, partition, &Keys::default(), None, plan)
+            .transact(signer, partition, &Keys::default(), None, note)
             .await?;
         Ok(())
     }
@@ -353,41 +341,17 @@ impl Entitlement {
     ) -> Result<Option<(Account, DeliveryRecord)>, StoreError> {
         let receipt_id = Uuid::now_v7();
         let partition = account.partition.clone();
-        let keys = keys_of(saga);
-        let mut ours = false;
-        let plan = |account: &Account| {
-            let now = Timestamp::now();
-            let tenant = account.tenant.as_ref().filter(|tenant| is(tenant, saga));
-            let provisioned = tenant
-                .and_then(|tenant| Some((tenant, tenant.provisioned(resources, account.head.size, now)?.0)));
-            ours = provisioned.is_some();
-            let Some((before, after)) = provisioned else {
-                return Ok::<_, StoreError>(Plan::default());
-            };
-            let id = &saga.entitlement_id;
-            let (was, held) = (before.entitlements.get(id), after.entitlements.get(id));
-            let held = held.unwrap_or(&saga.entitlement);
-            let payload = match was {
-                Some(was) => changed_payload(id, was, held),
-                None => active_payload(&after, id, held, self.entitlements.around()),
-            };
-            let policy_hash = Some(held.policy.hash.clone());
-            let draft = draft(receipt_id, &after, saga, policy_hash, payload, now);
-            // Of an event that waited, the sender has an answer already.
-            let unanswered = !saga.waited && account.delivery.is_none();
-            let delivery = unanswered.then(|| delivery_plan(&saga.asked, 200));
-            Ok(Plan {
-                tenant: Some(after),
-                drafts: vec![draft],
-                delivery,
-                ..Plan::default()
-            })
+        let around = self.entitlements.around();
+        let activate = |account: &Account, now| {
+            let activated = provision::activate(account, saga, resources, around, receipt_id, now);
+            Ok::<_, StoreError>(activated)
         };
         let store = &self.entitlements.store;
-        let committed = store
-            .transact(signer, &partition, &keys, Some(account), plan)
+        let keys = provision::keys(saga);
+        let (committed, ours) = store
+            .transact(signer, &partition, &keys, Some(account), activate)
             .await?;
-        let record = record(&saga.asked, 200, &committed.sealed);
+        let record = DeliveryRecord::of(&saga.asked, 200, &committed.sealed);
         Ok(ours.then_some((committed.account, record)))
     }
 
@@ -399,19 +363,11 @@ impl Entitlement {
         saga: &Provisioning,
         failure: &Failure,
     ) -> Result<bool, MakeError> {
-        let mut noted = false;
-        let plan = |account: &Account| {
-            let tenant = account.tenant.as_ref().filter(|tenant| is(tenant, saga));
-            let failed = tenant.and_then(|tenant| tenant.failed(failure.clone()));
-            noted = failed.is_some();
-            Ok::<_, StoreError>(Plan {
-                tenant: failed,
-                ..Plan::default()
-            })
-        };
+        let note =
+            |account: &Account, _| Ok::<_, StoreError>(provision::note_failure(account, saga, failure));
         let store = &self.entitlements.store;
-        store
-            .transact(signer, partition, &Keys::default(), None, plan)
+        let (_, noted) = store
+            .transact(signer, partition, &Keys::default(), None, note)
             .await?;
         Ok(noted)
     }
@@ -425,10 +381,14 @@ impl Entitlement {
         begun: &Tenant,
         saga: &Provisioning,
     ) -> Result<Made, MakeError> {
-        let account = self.entitlements.store.load(partition, &keys_of(saga)).await?;
+        let account = self
+            .entitlements
+            .store
+            .load(partition, &provision::keys(saga))
+            .await?;
         let now = account.tenant.as_ref();
         let ours = now
-            .filter(|tenant| is(tenant, saga))
+            .filter(|tenant| is_under_way(tenant, saga))
             .and_then(|tenant| tenant.provisioning.as_ref());
         if ours.is_some_and(|saga| saga.failure.is_some()) {
             return self.back_and_close(signer, partition, begun, saga).await;
@@ -446,7 +406,7 @@ impl Entitlement {
                         .is_some_and(|tables| tables.receipts == ours)
                 }
             };
-            finished || is(tenant, saga)
+            finished || is_under_way(tenant, saga)
         });
         if !in_use {
             warn!(
@@ -467,86 +427,22 @@ impl Entitlement {
         undone: Vec<Step>,
     ) -> Result<Made, MakeError> {
         let receipt_id = Uuid::now_v7();
-        let keys = keys_of(saga);
-        let mut closed: Option<(Failure, Option<u16>)> = None;
-        let plan = |account: &Account| {
-            let now = Timestamp::now();
-            let tenant = account.tenant.as_ref().filter(|tenant| is(tenant, saga));
-            let Some((mut after, saga, failure)) = tenant.and_then(|tenant| tenant.undone(now)) else {
-                closed = None;
-                return Ok::<_, StoreError>(Plan::default());
-            };
-            let lasting = failure.lasting || expired(saga.due_since, now);
-            let waited = saga.waited;
-            let keep = !lasting && (waited || !resends(&saga.asked.provider));
-            if keep {
-                let attempts = saga.attempts.saturating_add(1);
-                after.deferred.push(Deferred {
-                    event: saga.event.clone(),
-                    asked: saga.asked.clone(),
-                    received_at: saga.received_at,
-                    due_at: now.saturating_add(retry_in(attempts)).unwrap_or(now),
-                    due_since: saga.due_since,
-                    attempts,
-                });
-            }
-            // What is to be posted again has no answer that is kept.
-            let status = match (lasting, keep) {
-                (true, _) => Some(422),
-                (false, true) => Some(202),
-                (false, false) => None,
-            };
-            let payload = Payload::EntitlementFailed {
-                entitlement_id: Some(saga.entitlement_id.as_str().to_owned()),
-                sku_id: saga.entitlement.sku_id.as_str().to_owned(),
-                plan_type: saga.entitlement.plan_type.as_str().to_owned(),
-                reason: failure.reason.clone(),
-                step: failure.step.name().to_owned(),
-                undone: names_of(&saga, &failure, &undone),
-            };
-            let draft = draft(receipt_id, &after, &saga, None, payload, now);
-            closed = Some((failure, status));
-            Ok(Plan {
-                tenant: Some(after),
-                drafts: vec![draft],
-                delivery: status
-                    .filter(|_| !waited && account.delivery.is_none())
-                    .map(|status| delivery_plan(&saga.asked, status)),
-                ..Plan::default()
-            })
+        let close = |account: &Account, now| {
+            Ok::<_, StoreError>(provision::close_failed(account, saga, &undone, receipt_id, now))
         };
         let store = &self.entitlements.store;
-        let committed = store.transact(signer, partition, &keys, None, plan).await?;
-        let Some((failure, status)) = closed else {
+        let keys = provision::keys(saga);
+        let (committed, closed) = store.transact(signer, partition, &keys, None, close).await?;
+        let Some(Undone { failure, status }) = closed else {
             return Ok(Made::ByAnother(committed.account.delivery));
         };
         telemetry::count("entitlement", "entitlement_failed", ("step", failure.step.name()));
         Ok(Made::Undone {
-            record: status.map(|status| record(&saga.asked, status, &committed.sealed)),
+            record: status.map(|status| DeliveryRecord::of(&saga.asked, status, &committed.sealed)),
             account: Box::new(committed.account),
             step: failure.step.name(),
         })
     }
-}
-
-/// What is read with an account that something is being made for: the answer to the delivery that asked for it.
-pub(crate) fn keys_of(saga: &Provisioning) -> Keys {
-    Keys {
-        delivery: Some(saga.asked.key()),
-        ..Keys::default()
-    }
-}
-
-/// What was undone, by every run that took part, as a receipt names it.
-fn names_of(saga: &Provisioning, failure: &Failure, undone: &[Step]) -> Vec<String> {
-    let record = saga.new_tenant.then_some(Step::TenantRecord);
-    let mut names: Vec<String> = Vec::new();
-    for step in failure.undone.iter().chain(undone).chain(&record) {
-        if !names.iter().any(|name| name == step.name()) {
-            names.push(step.name().to_owned());
-        }
-    }
-    names
 }
 
 /// Whether what is not ready may yet become so.
@@ -558,29 +454,4 @@ fn still_early(saga: &Provisioning) -> bool {
 fn told(step: Step, error: &(dyn std::error::Error + 'static), said: &str) -> String {
     error!(step = step.name(), error = explain(error), "step failed");
     said.to_owned()
-}
-
-/// Whether a tenant's saga is this one, whichever way it goes.
-fn is(tenant: &Tenant, saga: &Provisioning) -> bool {
-    let same = |known: &Provisioning| known.asked == saga.asked && known.began_at == saga.began_at;
-    tenant.provisioning.as_ref().is_some_and(same)
-}
-
-fn draft(
-    receipt_id: Uuid,
-    tenant: &Tenant,
-    saga: &Provisioning,
-    policy_hash: Option<String>,
-    payload: Payload,
-    now: Timestamp,
-) -> Draft {
-    let taken = now.duration_since(saga.began_at).as_millis().max(0);
-    Draft {
-        receipt_id,
-        account_id: tenant.account_id.as_str().to_owned(),
-        occurred_at: saga.received_at,
-        duration_ms: u64::try_from(taken).unwrap_or(u64::MAX),
-        policy_hash,
-        payload,
-    }
 }

@@ -519,20 +519,16 @@ impl Group<'_> {
                 }
                 Step::Undo => before,
                 Step::Settle(_) | Step::GiveUp => {
-                    let abandoned = ActionEvent::Abandoned {
-                        error_code: DEAD_LETTERED,
-                    };
-                    let event = match step {
-                        Step::Settle(event) => event,
-                        _ => &abandoned,
-                    };
                     // What is given up may be taken up again, for the same entitlement.
                     let before = Action {
                         parameters: message.parameters(),
                         entitlement_id: message.held(account).map(|(id, _)| id.clone()),
                         ..before
                     };
-                    let settled = before.next(event, hand.receipt_id, now)?;
+                    let settled = match step {
+                        Step::Settle(event) => before.next(event, hand.receipt_id, now)?,
+                        _ => before.abandoned(DEAD_LETTERED, hand.receipt_id, now)?,
+                    };
                     if let Some(payload) = settled.receipt {
                         record(&before, payload, hand.elapsed_ms);
                     }

@@ -753,20 +753,15 @@ fn no_rollback_route(action: Action) -> Result<Run, BatchError> {
 /// redelivery leaves one receipt.
 fn unavailable(account_id: &AccountId, message: &Message) -> Draft {
     let name = format!("{}\n{}", account_id.as_str(), message.action_id().as_str());
-    Draft {
-        receipt_id: Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()),
-        account_id: account_id.as_str().to_owned(),
-        occurred_at: message.sent_at,
-        duration_ms: 0,
-        policy_hash: None,
-        payload: Payload::ActionRefused {
-            action_id: message.action_id().as_str().to_owned(),
-            template: message.template(),
-            code: RefusalCode::Unavailable.name().to_owned(),
-            detail: Some("the system is degraded".to_owned()),
-            rules: Vec::new(),
-        },
-    }
+    let payload = Payload::ActionRefused {
+        action_id: message.action_id().as_str().to_owned(),
+        template: message.template(),
+        code: RefusalCode::Unavailable.name().to_owned(),
+        detail: Some("the system is degraded".to_owned()),
+        rules: Vec::new(),
+    };
+    let receipt_id = Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes());
+    Draft::new(receipt_id, account_id.as_str(), payload, message.sent_at)
 }
 
 #[cfg(test)]

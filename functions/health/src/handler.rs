@@ -14,14 +14,11 @@ use aws::secrets::{Secrets, SecretsError};
 use aws::spool::{Spool, SpoolError};
 use aws::store::{Store, StoreError};
 use aws::{clients, telemetry};
-use domain::account::AccountId;
-use domain::action::{Action, ActionState};
 use domain::control::{Control, Probe, Recovery};
-use domain::gate::RefusalCode;
 use domain::names::{self, printable};
-use domain::signal::ActionId;
-use domain::tenant::{Lifecycle, Tenant};
-use domain::transaction::{Account, Keys, Plan};
+use domain::operations::append_once::append_once;
+use domain::operations::settle_spool::{self, partition, settle_spool};
+use domain::transaction::{Account, Keys};
 use jiff::Timestamp;
 use receipts::key::{KeyRing, Signer};
 use receipts::ledger;
@@ -248,7 +245,7 @@ impl Health {
         if let Some((receipt_id, occurred_at, payload)) = control.announcement_due() {
             let signer = self.signer().await?;
             self.spool
-                .keep(&system_draft(receipt_id, occurred_at, 0, payload), &signer)
+                .keep(&system_draft(receipt_id, occurred_at, payload), &signer)
                 .await?;
             control = self.control.change(Control::announced).await?.after;
         }
@@ -394,54 +391,13 @@ impl Health {
         partition: &str,
         group: &[(String, Draft)],
     ) -> Result<u64, BookError> {
-        let action_of = |draft: &Draft| match &draft.payload {
-            Payload::ActionRefused {
-                action_id, template, ..
-            } => ActionId::try_from(action_id.clone())
-                .ok()
-                .map(|id| (id, template.clone())),
-            _ => None,
-        };
-        let keys = Keys {
-            actions: group
-                .iter()
-                .filter_map(|(_, draft)| action_of(draft).map(|(id, _)| id))
-                .collect(),
-            once: group.iter().map(|(_, draft)| draft.receipt_id).collect(),
-            delivery: None,
-        };
-        let mut dropped = 0usize;
-        let plan = |account: &Account| {
-            let mut plan = Plan::default();
-            dropped = 0;
-            for (_, draft) in group {
-                if !takes(account.tenant.as_ref(), draft) {
-                    dropped += 1;
-                    continue;
-                }
-                if account.once.contains(&draft.receipt_id) || plan.once.contains(&draft.receipt_id) {
-                    continue;
-                }
-                // A refused signal must stay refused: a repeat of it finds its action final. One that was begun is
-                // brought to its end by whoever finds it.
-                let known = |id: &ActionId| {
-                    let begun = account.actions.get(id);
-                    begun.is_some_and(|action| action.state != ActionState::Pending)
-                        || plan.actions.iter().any(|a| a.action_id == *id)
-                };
-                if let Some((id, template)) = action_of(draft).filter(|(id, _)| !known(id)) {
-                    let code = RefusalCode::Unavailable;
-                    let before = account.actions.get(&id);
-                    let at = draft.occurred_at;
-                    let (refused, _) = Action::refused(before, id, &template, code, "", draft.receipt_id, at);
-                    plan.actions.push(refused);
-                }
-                plan.drafts.push(draft.clone());
-                plan.once.push(draft.receipt_id);
-            }
-            Ok::<_, BookError>(plan)
-        };
-        let committed = self.store.transact(signer, partition, &keys, None, plan).await?;
+        let drafts: Vec<Draft> = group.iter().map(|(_, draft)| draft.clone()).collect();
+        let keys = settle_spool::keys(&drafts);
+        let settle = |account: &Account, _| Ok::<_, BookError>(settle_spool(account, &drafts));
+        let (committed, dropped) = self
+            .store
+            .transact(signer, partition, &keys, None, settle)
+            .await?;
         if dropped > 0 {
             warn!(
                 account = partition,
@@ -462,29 +418,15 @@ impl Health {
             .as_millis()
             .max(0);
         let taken = u64::try_from(taken).unwrap_or(0);
-        let draft = system_draft(
-            recovery.receipt_id,
-            recovery.cleared_at,
-            taken,
-            recovery.receipt(),
-        );
+        let draft = system_draft(recovery.receipt_id, recovery.cleared_at, recovery.receipt()).lasting(taken);
         let keys = Keys {
             once: [recovery.receipt_id].into(),
             ..Keys::default()
         };
-        let plan = |account: &Account| {
-            if account.once.contains(&recovery.receipt_id) {
-                return Ok::<_, BookError>(Plan::default());
-            }
-            Ok(Plan {
-                drafts: vec![draft.clone()],
-                once: vec![recovery.receipt_id],
-                ..Plan::default()
-            })
-        };
-        let committed = self
+        let append = |account: &Account, _| Ok::<_, BookError>((append_once(account, &draft), ()));
+        let (committed, ()) = self
             .store
-            .transact(signer, names::SYSTEM_ACCOUNT, &keys, None, plan)
+            .transact(signer, names::SYSTEM_ACCOUNT, &keys, None, append)
             .await?;
         Ok(u64::try_from(committed.sealed.len()).unwrap_or(u64::MAX))
     }
@@ -497,40 +439,14 @@ fn refusal_of(key: &str) -> Option<Uuid> {
     Uuid::try_parse(id).ok()
 }
 
-/// Whether a ledger takes a spooled receipt. While storage fails the door can't see whose tenant is active, and anybody who
-/// may sign can be refused: then as always a refusal at the door is only on an active tenant's record.
-fn takes(tenant: Option<&Tenant>, draft: &Draft) -> bool {
-    let at_the_door = matches!(draft.payload, Payload::SignalRefused { .. });
-    !at_the_door || tenant.is_some_and(|tenant| tenant.lifecycle == Lifecycle::Active)
-}
-
-/// The tables' key of the ledger a spooled receipt belongs to. A customer may be called `_system` too: what is about an
-/// action is always a customer's, whatever it is called.
-fn partition(draft: &Draft) -> String {
-    let customers = matches!(
-        draft.payload,
-        Payload::ActionRefused { .. } | Payload::SignalRefused { .. }
-    );
-    if draft.account_id == names::SYSTEM_ACCOUNT && !customers {
-        return names::SYSTEM_ACCOUNT.to_owned();
-    }
-    AccountId::parse(draft.account_id.as_str())
-        .map_or_else(|_| draft.account_id.clone(), |id| names::partition_key(&id))
-}
-
-fn system_draft(receipt_id: Uuid, occurred_at: Timestamp, duration_ms: u64, payload: Payload) -> Draft {
-    Draft {
-        receipt_id,
-        account_id: names::SYSTEM_ACCOUNT.to_owned(),
-        occurred_at,
-        duration_ms,
-        policy_hash: None,
-        payload,
-    }
+fn system_draft(receipt_id: Uuid, occurred_at: Timestamp, payload: Payload) -> Draft {
+    Draft::new(receipt_id, names::SYSTEM_ACCOUNT, payload, occurred_at)
 }
 
 #[cfg(test)]
 mod tests {
+    use domain::gate::RefusalCode;
+
     use super::*;
 
     fn refused() -> Payload {
@@ -574,32 +490,5 @@ mod tests {
         ] {
             assert_eq!(refusal_of(&key), None, "{key}");
         }
-    }
-
-    #[test]
-    fn refusals_at_the_door_are_on_active_tenants_record_only() {
-        let of = |payload| system_draft(Uuid::nil(), Timestamp::UNIX_EPOCH, 0, payload);
-        let mut tenant = Tenant::absent(AccountId::parse("c").unwrap(), Timestamp::UNIX_EPOCH);
-        for lifecycle in Lifecycle::ALL {
-            tenant.lifecycle = lifecycle;
-            let active = lifecycle == Lifecycle::Active;
-            assert_eq!(takes(Some(&tenant), &of(at_the_door())), active, "{lifecycle:?}");
-            assert!(takes(Some(&tenant), &of(refused())), "{lifecycle:?}");
-        }
-        assert!(!takes(None, &of(at_the_door())));
-        assert!(takes(None, &of(refused())));
-    }
-
-    #[test]
-    fn a_customer_called_system_keeps_a_ledger_of_its_own() {
-        let cleared = Payload::DegradedModeCleared {
-            reason: "r".to_owned(),
-            downtime_seconds: 1,
-            actions_refused: 1,
-        };
-        let of = |payload| system_draft(Uuid::nil(), Timestamp::UNIX_EPOCH, 0, payload);
-        assert_eq!(partition(&of(cleared)), names::SYSTEM_ACCOUNT);
-        assert_eq!(partition(&of(refused())), "___system");
-        assert_eq!(partition(&of(at_the_door())), "___system");
     }
 }

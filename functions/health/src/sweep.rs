@@ -14,15 +14,16 @@ use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Store, StoreError};
 use aws::telemetry;
 use domain::account::AccountId;
-use domain::action::{Action, ActionEvent, DEAD_LETTERED, IllegalTransition};
-use domain::gate::RefusalCode;
+use domain::action::{Action, IllegalTransition};
 use domain::names::{self, printable};
-use domain::signal::{ActionId, Signal};
-use domain::sweep::{self, Due, Expected, Letter, Missing, Orphan, Patience, Resource, Scope, Stuck};
-use domain::tenant::{BUSY, Lifecycle, Released, Tenant, UNSETTLED};
-use domain::transaction::{Account, Keys, Plan};
+use domain::operations::record_dead_letters::{DeadLetter, record_dead_letters};
+use domain::operations::recount::recount;
+use domain::operations::wake::{StuckAction, wake};
+use domain::signal::Signal;
+use domain::sweep::{self, Due, Expected, Missing, Orphan, Patience, Resource, Scope, Stuck};
+use domain::tenant::{BUSY, Lifecycle, Tenant, UNSETTLED};
+use domain::transaction::{Account, Keys};
 use jiff::Timestamp;
-use receipts::receipt::Payload;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::task::{JoinError, JoinSet};
@@ -401,7 +402,11 @@ impl Sweep<'_> {
                 self.failed(partition, &e);
                 continue;
             }
-            settled.push((stuck, action));
+            settled.push(StuckAction {
+                action,
+                due: stuck,
+                receipt_id: Uuid::now_v7(),
+            });
         }
         self.note_stuck(partition, &settled).await
     }
@@ -425,22 +430,10 @@ impl Sweep<'_> {
         unfinished: &[Action],
     ) -> Result<(), SweepError> {
         let signer = self.signer().await?;
-        let mut done = false;
-        let plan = |account: &Account| {
-            let same = account
-                .tenant
-                .as_ref()
-                .filter(|now| now.revision == read.revision);
-            let next = same.and_then(|tenant| sweep::recounted(tenant, unfinished));
-            done = next.is_some();
-            Ok::<_, SweepError>(Plan {
-                tenant: next,
-                ..Plan::default()
-            })
-        };
+        let recount = |account: &Account, _| Ok::<_, SweepError>(recount(account, read, unfinished));
         let store = &self.sweeper.store;
-        store
-            .transact(&signer, partition, &Keys::default(), None, plan)
+        let (_, done) = store
+            .transact(&signer, partition, &Keys::default(), None, recount)
             .await?;
         if done {
             self.swept.recounted += 1;
@@ -457,50 +450,15 @@ impl Sweep<'_> {
 
     /// Notes which actions were nudged, and ends those that are given up. An action that somebody took up meanwhile is
     /// left to them.
-    async fn note_stuck(&mut self, partition: &str, due: &[(Stuck, Action)]) -> Result<(), SweepError> {
+    async fn note_stuck(&mut self, partition: &str, due: &[StuckAction]) -> Result<(), SweepError> {
         let signer = self.signer().await?;
-        let ids: Vec<Uuid> = due.iter().map(|_| Uuid::now_v7()).collect();
         let keys = Keys {
-            actions: due.iter().map(|(_, action)| action.action_id.clone()).collect(),
+            actions: due.iter().map(|stuck| stuck.action.action_id.clone()).collect(),
             ..Keys::default()
         };
-        let now = self.now;
-        let plan = |account: &Account| {
-            let (mut plan, mut released) = (Plan::default(), Vec::new());
-            let Some(tenant) = &account.tenant else {
-                return Ok(plan);
-            };
-            for ((stuck, read), receipt_id) in due.iter().zip(&ids) {
-                let same = |now: &&Action| now.owner == read.owner && now.state == read.state;
-                let Some(action) = account.actions.get(&read.action_id).filter(same) else {
-                    continue;
-                };
-                if *stuck == Stuck::Nudge {
-                    plan.actions.push(Action {
-                        nudged_at: Some(now),
-                        ..action.clone()
-                    });
-                    continue;
-                }
-                let abandoned = ActionEvent::Abandoned { error_code: "STUCK" };
-                let ended = action.next(&abandoned, *receipt_id, now)?;
-                let account_id = tenant.account_id.as_str();
-                let draft = |payload| action.draft(account_id, *receipt_id, payload, 0, now);
-                plan.drafts.extend(ended.receipt.map(draft));
-                released.push(Released {
-                    entitlement_id: action.entitlement_id.clone(),
-                    completed: false,
-                });
-                // Nobody's claim is in force any more: who comes late can't finish it.
-                plan.actions.push(ended.action.owned_by(Uuid::nil(), now));
-            }
-            if !released.is_empty() {
-                plan.tenant = Some(tenant.released(&released));
-            }
-            Ok::<_, SweepError>(plan)
-        };
+        let wake = |account: &Account, now| Ok::<_, SweepError>((wake(account, due, now)?, ()));
         let store = &self.sweeper.store;
-        let committed = store.transact(&signer, partition, &keys, None, plan).await?;
+        let (committed, ()) = store.transact(&signer, partition, &keys, None, wake).await?;
         for sealed in &committed.sealed {
             self.swept.escalated += 1;
             repaired("escalated");
@@ -599,53 +557,21 @@ impl Sweep<'_> {
         letters: &[Left],
     ) -> Result<(), SweepError> {
         let account_id = names::account_of(partition);
-        let dead: Vec<Dead> = letters
+        let dead: Vec<DeadLetter> = letters
             .iter()
-            .map(|letter| Dead::read(letter, account_id.as_ref()))
+            .map(|left| DeadLetter::read(&left.message_id, &left.body, account_id.as_ref(), Uuid::now_v7()))
             .collect();
-        let ids: Vec<Uuid> = dead.iter().map(|_| Uuid::now_v7()).collect();
         let keys = Keys {
             actions: dead.iter().map(|dead| dead.action_id.clone()).collect(),
             ..Keys::default()
         };
         let signer = self.signer().await?;
-        let now = self.now;
-        let plan = |account: &Account| {
-            let (mut plan, mut released) = (Plan::default(), Vec::new());
-            let theirs = |tenant: &&Tenant| {
-                tenant.lifecycle == Lifecycle::Active && tenant.resources.dead_letter_queue_url == queue_url
-            };
-            let Some(tenant) = account.tenant.as_ref().filter(theirs) else {
-                return Ok(plan);
-            };
-            let mut seen = BTreeSet::new();
-            for (dead, receipt_id) in dead.iter().zip(&ids) {
-                let known = account.actions.get(&dead.action_id);
-                let on_record = match seen.insert(&dead.action_id) {
-                    true => dead.on_record(known, tenant, *receipt_id, now)?,
-                    false => None,
-                };
-                let Some((action, payload)) = on_record else {
-                    continue;
-                };
-                if known.is_some_and(|action| action.state.in_flight()) {
-                    released.push(Released {
-                        entitlement_id: action.entitlement_id.clone(),
-                        completed: false,
-                    });
-                }
-                let account_id = tenant.account_id.as_str();
-                plan.drafts
-                    .push(action.draft(account_id, *receipt_id, payload, 0, now));
-                plan.actions.push(action);
-            }
-            if !released.is_empty() {
-                plan.tenant = Some(tenant.released(&released));
-            }
-            Ok::<_, SweepError>(plan)
+        let record = |account: &Account, now| {
+            let plan = record_dead_letters(account, queue_url, &dead, now)?;
+            Ok::<_, SweepError>((plan, ()))
         };
         let store = &self.sweeper.store;
-        let committed = store.transact(&signer, partition, &keys, None, plan).await?;
+        let (committed, ()) = store.transact(&signer, partition, &keys, None, record).await?;
         for sealed in &committed.sealed {
             self.swept.dead_letters += 1;
             telemetry::count("health", sealed.operation, ("stage", "dead_letters"));
@@ -767,59 +693,6 @@ fn scope_name(scope: Scope) -> &'static str {
         Scope::None => "none",
         Scope::Due => "due",
         Scope::Everything => "everything",
-    }
-}
-
-/// A dead letter, read.
-struct Dead {
-    /// The action it asks for or, of one that is no signal, the one that it is kept as.
-    action_id: ActionId,
-    /// What it asks for, or what is wrong with it.
-    asked: Result<Signal, String>,
-}
-
-impl Dead {
-    /// Reads a letter of an account's own queue.
-    fn read(letter: &Left, account_id: Option<&AccountId>) -> Self {
-        let asked = match Signal::parse(&letter.body) {
-            Ok(signal) if account_id == Some(&signal.account_id) => Ok(signal),
-            Ok(_) => Err("signal field `account_id`: is not the tenant of this queue".to_owned()),
-            Err(e) => Err(printable(&e.for_the_record(), 512)),
-        };
-        let action_id = match &asked {
-            Ok(signal) => signal.action_id.clone(),
-            Err(_) => ActionId::of_message(&letter.message_id),
-        };
-        Self { action_id, asked }
-    }
-
-    /// The action as it is once its letter is on record, and what is put there; `None` where there is nothing to do.
-    fn on_record(
-        &self,
-        known: Option<&Action>,
-        tenant: &Tenant,
-        receipt_id: Uuid,
-        now: Timestamp,
-    ) -> Result<Option<(Action, Payload)>, IllegalTransition> {
-        match (sweep::letter(self.asked.is_ok(), known, now), &self.asked) {
-            (Letter::Escalate, Ok(signal)) => {
-                let before = sweep::action_of_letter(signal, known, tenant, now);
-                let abandoned = ActionEvent::Abandoned {
-                    error_code: DEAD_LETTERED,
-                };
-                let ended = before.next(&abandoned, receipt_id, now)?;
-                // Nobody's claim is in force any more: who comes late can't finish it.
-                let action = ended.action.owned_by(Uuid::nil(), now);
-                Ok(ended.receipt.map(|payload| (action, payload)))
-            }
-            (Letter::Refuse, Err(detail)) => {
-                let (id, code) = (self.action_id.clone(), RefusalCode::MalformedSignal);
-                Ok(Some(Action::refused(
-                    known, id, "", code, detail, receipt_id, now,
-                )))
-            }
-            (Letter::Known | Letter::Busy | Letter::Escalate | Letter::Refuse, _) => Ok(None),
-        }
     }
 }
 

@@ -11,10 +11,9 @@ use aws::registry::{IndexEntry, Registry, RegistryError, offer_of};
 use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Store, StoreError};
 use domain::account::IdError;
-use domain::entitlement::Offer;
 use domain::names::{self, printable};
-use domain::tenant::Tenant;
-use domain::transaction::{Account, Committed, Keys, Plan};
+use domain::operations::repin::{NewPolicy, repin};
+use domain::transaction::{Account, Keys, Plan};
 use jiff::Timestamp;
 use policy::compile::Compiled;
 use policy::upgrade::{Compatibility, check_upgrade};
@@ -260,38 +259,17 @@ impl PolicyUpgrade {
     ) -> Result<bool, RepinError> {
         let started = Instant::now();
         let receipt_id = Uuid::now_v7();
-        let offer = offer_of(&compiled.bundle, &compiled.hash)?;
-        let mut changed = false;
-        let plan = |account: &Account| {
-            let tenant = account.tenant.as_ref();
-            let previous_version = tenant.and_then(|tenant| version_of(tenant, &offer));
-            let repinned = tenant.and_then(|tenant| tenant.repinned(&offer));
-            changed = repinned.is_some();
-            let Some(tenant) = repinned else {
-                return Ok::<_, StoreError>(Plan::default());
-            };
-            let payload = Payload::PolicyUpgraded {
-                policy_version: compiled.bundle.version.to_string(),
-                previous_version: previous_version.unwrap_or_default(),
-                governors_updated: 1,
-                governors_failed: 0,
-                compatibility_check: describe(check),
-            };
-            let draft = draft(
-                receipt_id,
-                tenant.account_id.as_str(),
-                Some(&compiled.hash),
-                payload,
-                started,
-            );
-            Ok(Plan {
-                tenant: Some(tenant),
-                drafts: vec![draft],
-                ..Plan::default()
-            })
+        let policy = NewPolicy {
+            offer: offer_of(&compiled.bundle, &compiled.hash)?,
+            compatibility_check: describe(check),
         };
-        self.store
-            .transact(signer, partition, &Keys::default(), None, plan)
+        let repin = |account: &Account, now| {
+            let pinned = repin(account, &policy, receipt_id, milliseconds(started), now);
+            Ok::<_, StoreError>(pinned)
+        };
+        let (_, changed) = self
+            .store
+            .transact(signer, partition, &Keys::default(), None, repin)
             .await?;
         Ok(changed)
     }
@@ -321,27 +299,20 @@ impl PolicyUpgrade {
         payloads: Vec<Payload>,
         started: Instant,
     ) -> Result<Vec<serde_json::Value>, UpgradeError> {
-        let drafts: Vec<Draft> = payloads
-            .into_iter()
-            .map(|payload| {
-                draft(
-                    Uuid::now_v7(),
-                    names::SYSTEM_ACCOUNT,
-                    policy_hash,
-                    payload,
-                    started,
-                )
-            })
-            .collect();
-        let plan = |_: &Account| {
-            Ok::<_, StoreError>(Plan {
-                drafts: drafts.clone(),
-                ..Plan::default()
-            })
+        let now = Timestamp::now();
+        let draft = |payload| {
+            Draft::new(Uuid::now_v7(), names::SYSTEM_ACCOUNT, payload, now)
+                .under(policy_hash.unwrap_or_default())
+                .lasting(milliseconds(started))
         };
-        let committed: Committed = self
+        let plan = Plan {
+            drafts: payloads.into_iter().map(draft).collect(),
+            ..Plan::default()
+        };
+        let record = |_: &Account, _| Ok::<_, StoreError>((plan.clone(), ()));
+        let (committed, ()) = self
             .store
-            .transact(signer, names::SYSTEM_ACCOUNT, &Keys::default(), None, plan)
+            .transact(signer, names::SYSTEM_ACCOUNT, &Keys::default(), None, record)
             .await?;
         Ok(committed
             .sealed
@@ -349,16 +320,6 @@ impl PolicyUpgrade {
             .filter_map(|sealed| serde_json::from_str(&sealed.line).ok())
             .collect())
     }
-}
-
-/// Version of the policy that a tenant has for a plan, when it is another one.
-fn version_of(tenant: &Tenant, offer: &Offer) -> Option<String> {
-    let waiting = tenant.provisioning.iter().map(|saga| &saga.entitlement);
-    let mut held = tenant.entitlements.values().chain(waiting);
-    let other = held.find(|e| {
-        e.sku_id == offer.sku_id && e.plan_type == offer.plan_type && e.policy.hash != offer.policy.hash
-    });
-    other.map(|e| e.policy.version.clone())
 }
 
 fn describe(check: &Compatibility) -> String {
@@ -373,19 +334,6 @@ fn describe(check: &Compatibility) -> String {
     }
 }
 
-fn draft(
-    receipt_id: Uuid,
-    account_id: &str,
-    policy_hash: Option<&str>,
-    payload: Payload,
-    started: Instant,
-) -> Draft {
-    Draft {
-        receipt_id,
-        account_id: account_id.to_owned(),
-        occurred_at: Timestamp::now(),
-        duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-        policy_hash: policy_hash.map(str::to_owned),
-        payload,
-    }
+fn milliseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }

@@ -16,13 +16,14 @@ use aws::store::{Store, StoreError};
 use aws::{clients, telemetry};
 use domain::account::AccountId;
 use domain::names::{self, printable};
+use domain::operations;
 use domain::scale::{self, Backlog, Costs, Decision, Patience, Queue, Verdict, WaitsFor};
 use domain::sweep::turn;
 use domain::tenant::{BUSY, Lifecycle, Tenant, UNSETTLED};
-use domain::transaction::{Account, Keys, Plan};
+use domain::transaction::{Account, Keys};
 use jiff::Timestamp;
 use receipts::key::Signer;
-use receipts::receipt::{Concurrency, Draft, Payload, Scaling};
+use receipts::receipt::{Concurrency, Payload, Scaling};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::task::JoinSet;
@@ -551,40 +552,24 @@ impl Scaler {
         decide: impl Fn(&Tenant) -> Option<Decision>,
     ) -> Result<Option<Made>, ScaleError> {
         let receipt_id = Uuid::now_v7();
-        let mut made = None;
-        let plan = |account: &Account| {
-            made = None;
-            let Some(tenant) = &account.tenant else {
-                return Ok::<_, StoreError>(Plan::default());
-            };
-            let Some(decision) = decide(tenant) else {
-                return Ok(Plan::default());
-            };
-            made = Some((decision.verdict, decision.payload.as_ref().and_then(scaling_of)));
-            let draft = |payload: Payload| Draft {
+        let scale = |account: &Account, now| {
+            let duration_ms = milliseconds(started);
+            Ok::<_, StoreError>(operations::scale::scale(
+                account,
+                &decide,
                 receipt_id,
-                account_id: tenant.account_id.as_str().to_owned(),
-                occurred_at: Timestamp::now(),
-                duration_ms: milliseconds(started),
-                policy_hash: None,
-                payload,
-            };
-            Ok(Plan {
-                tenant: (decision.scale != tenant.scale).then(|| Tenant {
-                    scale: decision.scale,
-                    ..tenant.written()
-                }),
-                drafts: decision.payload.map(draft).into_iter().collect(),
-                ..Plan::default()
-            })
+                duration_ms,
+                now,
+            ))
         };
-        let committed = self
+        let (committed, decision) = self
             .store
-            .transact(signer, partition, &Keys::default(), account, plan)
+            .transact(signer, partition, &Keys::default(), account, scale)
             .await?;
-        let (Some((verdict, scaling)), Some(tenant)) = (made, &committed.account.tenant) else {
+        let (Some(decision), Some(tenant)) = (decision, &committed.account.tenant) else {
             return Ok(None);
         };
+        let (verdict, scaling) = (decision.verdict, decision.payload.as_ref().and_then(scaling_of));
         for sealed in &committed.sealed {
             telemetry::count("scale", sealed.operation, ("stage", "ledger"));
         }

@@ -21,8 +21,8 @@ use domain::door::{self, Again, Asked, Refusal, Step, TooLong, Untold, Way, WayE
 use domain::gate::RefusalCode;
 use domain::names;
 use domain::signal::ActionId;
-use domain::tenant::{Lifecycle, Tenant};
-use domain::transaction::{Account, Keys, Plan};
+use domain::tenant::Tenant;
+use domain::transaction::{Account, Keys};
 use domain::webhook::signature::{Secret, SecretError, Verified, verify_standard};
 use jiff::Timestamp;
 use lambda_runtime::Error;
@@ -220,12 +220,12 @@ impl Door {
         for _ in 0..DECISIONS {
             // Each time: by now the tenant may be pinned to another policy.
             let enforcers = self.enforcers(asked, account.tenant.as_ref()).await?;
-            let step = |account: &Account| {
+            let step = |account: &Account, now| {
                 let known = account.actions.get(&asked.action_id);
                 let tenant = account.tenant.as_ref();
-                decide(asked, tenant, known, control, &enforcers, Timestamp::now())
+                decide(asked, tenant, known, control, &enforcers, now)
             };
-            let sending = match step(&account) {
+            let sending = match step(&account, Timestamp::now()) {
                 Step::Tell(action) => return Ok(Admitted::Known(action)),
                 Step::Send(sending) => sending,
                 Step::Refuse { refusal, on_record } => {
@@ -251,21 +251,12 @@ impl Door {
                 }));
             }
             let signer = self.secrets.signer(&self.signing_key).await?;
-            let plan = |account: &Account| {
-                // Another delivery may have been first: then it is decided anew, with what stands there.
-                let actions = match step(account) {
-                    Step::Send(sending) => sending.new.into_iter().collect(),
-                    Step::Tell(_) | Step::Refuse { .. } => Vec::new(),
-                };
-                Ok::<_, NotNow>(Plan {
-                    actions,
-                    ..Plan::default()
-                })
-            };
+            // Another delivery may have been first: then it is decided anew, with what stands there.
+            let note = |account: &Account, now| Ok::<_, NotNow>((step(account, now).note(), ()));
             let committed = self
                 .store
-                .transact(&signer, &partition, &keys, Some(account), plan);
-            account = committed.await?.account;
+                .transact(&signer, &partition, &keys, Some(account), note);
+            account = committed.await?.0.account;
         }
         Err(NotNow::Unsettled)
     }
@@ -295,22 +286,11 @@ impl Door {
             once: [draft.receipt_id].into(),
             ..Keys::default()
         };
-        let plan = |account: &Account| {
-            let active = |tenant: &Tenant| tenant.lifecycle == Lifecycle::Active;
-            let there = account.once.contains(&draft.receipt_id);
-            if there || !account.tenant.as_ref().is_some_and(active) {
-                return Ok::<_, NotNow>(Plan::default());
-            }
-            Ok(Plan {
-                drafts: vec![draft.clone()],
-                once: vec![draft.receipt_id],
-                ..Plan::default()
-            })
-        };
+        let append = |account: &Account, _| Ok::<_, NotNow>((door::put_on_record(account, draft), ()));
         // Whether it was appended before was not read: then this is found out by the condition that fails.
-        let committed = self
+        let (committed, ()) = self
             .store
-            .transact(&signer, &partition, &keys, Some(account), plan)
+            .transact(&signer, &partition, &keys, Some(account), append)
             .await?;
         Ok(!committed.sealed.is_empty() || committed.account.once.contains(&draft.receipt_id))
     }

@@ -17,14 +17,14 @@ use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Store, StoreError};
 use clap::Args;
 use domain::account::AccountId;
-use domain::action::{Action, ActionEvent, ActionState, IllegalTransition};
+use domain::action::{ActionState, IllegalTransition};
 use domain::names;
+use domain::operations::redrive::{self, Redriven};
 use domain::signal::{ActionId, Signal};
-use domain::tenant::{Lifecycle, Tenant, TenantResources};
-use domain::transaction::{Account, Keys, Plan};
+use domain::tenant::{Lifecycle, TenantResources};
+use domain::transaction::{Account, Keys};
 use jiff::Timestamp;
 use receipts::Signer;
-use receipts::receipt::{Draft, Payload};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -129,6 +129,17 @@ enum Outcome {
 }
 
 impl Outcome {
+    fn of(redriven: Redriven) -> Self {
+        match redriven {
+            Redriven::Open | Redriven::Reopened(_) => Self::Returned,
+            Redriven::AlreadyOver => Self::AlreadyOver,
+            Redriven::NotActive => Self::NotActive,
+            Redriven::NothingToGoOnWith => Self::NothingToGoOnWith,
+            Redriven::NoPlace => Self::NoPlace,
+            Redriven::EntitlementGone => Self::EntitlementGone,
+        }
+    }
+
     fn is_settled(self) -> bool {
         matches!(self, Self::Returned | Self::AlreadyOver)
     }
@@ -255,71 +266,6 @@ impl fmt::Display for Answer {
             false => Ok(()),
         }
     }
-}
-
-/// What is to be written before a signal may go back.
-#[derive(Debug, PartialEq)]
-enum Step {
-    /// Nothing: its action is open, or was never heard of.
-    Return,
-    /// Its action is opened again, in a place of the tenant's if it needs one.
-    Open(Box<Opened>),
-    /// Nothing, and the signal stays away.
-    Stay(Outcome),
-}
-
-#[derive(Debug, PartialEq)]
-struct Opened {
-    action: Action,
-    payload: Option<Payload>,
-    tenant: Option<Tenant>,
-}
-
-/// What has to be done about an action for its signal to go back. `signal` is what its letter says, if it has one.
-fn step(
-    tenant: Option<&Tenant>,
-    action: Option<&Action>,
-    signal: Option<&Signal>,
-    who: &str,
-    receipt_id: Uuid,
-    now: Timestamp,
-) -> Result<Step, IllegalTransition> {
-    let over = |action: &Action| action.state.is_final() && action.state != ActionState::Escalated;
-    if action.is_some_and(over) {
-        return Ok(Step::Stay(Outcome::AlreadyOver));
-    }
-    let Some(tenant) = tenant.filter(|tenant| tenant.lifecycle == Lifecycle::Active) else {
-        return Ok(Step::Stay(Outcome::NotActive));
-    };
-    let Some(action) = action.filter(|action| action.state == ActionState::Escalated) else {
-        return Ok(Step::Return);
-    };
-    let parameters = action
-        .parameters
-        .clone()
-        .or_else(|| signal.map(|signal| signal.parameters.clone()));
-    let Some(resumes_at) = action.resumes_at().filter(|_| parameters.is_some()) else {
-        return Ok(Step::Stay(Outcome::NothingToGoOnWith));
-    };
-    let placed = match (resumes_at.in_flight(), &action.entitlement_id) {
-        (false, _) => None,
-        (true, Some(id)) if tenant.entitlements.contains_key(id) => match tenant.taken_up(id, now) {
-            Some(placed) => Some(placed),
-            None => return Ok(Step::Stay(Outcome::NoPlace)),
-        },
-        (true, _) => return Ok(Step::Stay(Outcome::EntitlementGone)),
-    };
-    let known = Action {
-        parameters,
-        ..action.clone()
-    };
-    let event = ActionEvent::Redriven { by: who.to_owned() };
-    let opened = known.next(&event, receipt_id, now)?;
-    Ok(Step::Open(Box::new(Opened {
-        action: opened.action,
-        payload: opened.receipt,
-        tenant: placed,
-    })))
 }
 
 /// Takes letters back.
@@ -484,8 +430,7 @@ impl Redrive<'_> {
         let Some(signal) = &signal else {
             return Ok(taken(Outcome::NotASignal, None, None));
         };
-        let (outcome, state, receipt_id) =
-            Box::pin(self.open(&signal.action_id, Some(signal), Write::Yes)).await?;
+        let (outcome, state, receipt_id) = Box::pin(self.open(&signal.action_id, Some(signal))).await?;
         if outcome == Outcome::Returned {
             let body = letter.body.clone();
             self.messages.send(&self.resources.queue_url, body).await?;
@@ -501,55 +446,34 @@ impl Redrive<'_> {
         &self,
         action_id: &ActionId,
         signal: Option<&Signal>,
-        write: Write,
     ) -> Result<(Outcome, Option<ActionState>, Option<Uuid>), RedriveError> {
-        let (receipt_id, now) = (Uuid::now_v7(), Timestamp::now());
         let keys = Keys {
             actions: BTreeSet::from([action_id.clone()]),
             ..Keys::default()
         };
-        let mut found = (Outcome::Unknown, None, None);
-        let plan = |account: &Account| {
-            let (tenant, action) = (account.tenant.as_ref(), account.actions.get(action_id));
-            let state = action.map(|action| action.state);
-            let opened = match step(tenant, action, signal, &self.args.who, receipt_id, now)? {
-                Step::Return => {
-                    found = (Outcome::Returned, state, None);
-                    None
-                }
-                Step::Stay(outcome) => {
-                    found = (outcome, state, None);
-                    None
-                }
-                Step::Open(opened) => {
-                    found = (Outcome::Returned, Some(opened.action.state), Some(receipt_id));
-                    Some(*opened)
-                }
-            };
-            let Some(opened) = opened.filter(|_| write == Write::Yes) else {
-                return Ok(Plan::default());
-            };
-            let policy_hash = opened.action.policy_hash.clone();
-            let draft = |payload| Draft {
-                receipt_id,
-                account_id: self.args.account_id.as_str().to_owned(),
-                occurred_at: now,
-                duration_ms: 0,
-                policy_hash: (!policy_hash.is_empty()).then_some(policy_hash),
-                payload,
-            };
-            Ok::<_, RedriveError>(Plan {
-                tenant: opened.tenant,
-                drafts: opened.payload.map(draft).into_iter().collect(),
-                actions: vec![opened.action],
-                ..Plan::default()
-            })
+        let redrive = self.of(action_id, signal);
+        let decide = |account: &Account, now| {
+            let state = account.actions.get(action_id).map(|action| action.state);
+            let (plan, redriven) = redrive::redrive(account, &redrive, now)?;
+            Ok::<_, RedriveError>((plan, (redriven, state)))
         };
-        let transact = self
+        let (_, (redriven, state)) = self
             .store
-            .transact(&self.signer, &self.partition, &keys, None, plan);
-        transact.await?;
-        Ok(found)
+            .transact(&self.signer, &self.partition, &keys, None, decide)
+            .await?;
+        Ok(match redriven {
+            Redriven::Reopened(state) => (Outcome::Returned, Some(state), Some(redrive.receipt_id)),
+            other => (Outcome::of(other), state, None),
+        })
+    }
+
+    fn of<'a>(&'a self, action_id: &'a ActionId, signal: Option<&'a Signal>) -> redrive::Redrive<'a> {
+        redrive::Redrive {
+            action_id,
+            signal,
+            by: &self.args.who,
+            receipt_id: Uuid::now_v7(),
+        }
     }
 
     /// Gives an action that has no letter one, as far as the action says what it was to do, and takes that: from then on
@@ -571,7 +495,8 @@ impl Redrive<'_> {
                 (Outcome::Hidden, Some(action.state))
             }
             Some(action) => {
-                let (outcome, ..) = Box::pin(self.open(action_id, None, Write::No)).await?;
+                let (_, redriven) = redrive::redrive(&account, &self.of(action_id, None), Timestamp::now())?;
+                let outcome = Outcome::of(redriven);
                 // What never began is best known by its letter.
                 let letter_first = hidden && action.resumes_at() == Some(ActionState::Pending);
                 let outcome = match outcome {
@@ -619,152 +544,9 @@ impl Redrive<'_> {
     }
 }
 
-/// Whether an action is opened, or only looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Write {
-    Yes,
-    No,
-}
-
 #[cfg(test)]
 mod tests {
-    use domain::account::{EntitlementId, PlanType, SkuId};
-    use domain::action::Escalation;
-    use domain::entitlement::{Entitlement, EventOrder, Isolation, Offer};
-    use domain::tenant::{PolicyPin, Quota};
-    use serde_json::{Map, json};
-
     use super::*;
-
-    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
-
-    fn id(text: &str) -> EntitlementId {
-        EntitlementId::parse(text).unwrap()
-    }
-
-    /// A tenant with one entitlement, and so many places.
-    fn tenant(places: u64) -> Tenant {
-        let offer = Offer {
-            sku_id: SkuId::parse("s").unwrap(),
-            plan_type: PlanType::parse("p").unwrap(),
-            policy: PolicyPin {
-                version: "1.0.0".to_owned(),
-                hash: "h".to_owned(),
-            },
-            quota: Quota {
-                monthly_actions: 10,
-                concurrent_actions: places,
-            },
-            isolation: Isolation::Pool,
-        };
-        let order = EventOrder {
-            version: None,
-            at: NOW,
-        };
-        let mut tenant = Tenant::absent(AccountId::parse("c").unwrap(), NOW);
-        tenant.lifecycle = Lifecycle::Active;
-        let held = Entitlement::granted(&offer, "r", None, order, NOW);
-        tenant.entitlements.insert(id("s"), held);
-        tenant
-    }
-
-    fn action(state: ActionState, resume: Option<ActionState>) -> Action {
-        let action_id = ActionId::try_from("a".to_owned()).unwrap();
-        Action {
-            state,
-            escalation: Some(Escalation {
-                error_code: "STUCK".to_owned(),
-                resume,
-                at: NOW,
-            }),
-            entitlement_id: Some(id("s")),
-            parameters: Some(Map::new()),
-            receipts: vec![Uuid::from_u128(1)],
-            ..Action::pending(action_id, "t", "h", NOW)
-        }
-    }
-
-    fn name(tenant: Option<&Tenant>, action: Option<&Action>, signal: Option<&Signal>) -> String {
-        match step(tenant, action, signal, "ops", Uuid::from_u128(2), NOW).unwrap() {
-            Step::Return => "return".to_owned(),
-            Step::Stay(outcome) => format!("{outcome:?}"),
-            Step::Open(opened) => {
-                let by = opened.payload.unwrap().operation();
-                let in_flight = opened.tenant.map(|tenant| tenant.in_flight);
-                format!("{by} {} {in_flight:?}", opened.action.state.name())
-            }
-        }
-    }
-
-    #[track_caller]
-    fn check(places: u64, state: ActionState, resume: Option<ActionState>, expected: &str) {
-        let action = action(state, resume);
-        assert_eq!(
-            name(Some(&tenant(places)), Some(&action), None),
-            expected,
-            "{state:?}"
-        );
-    }
-
-    #[test]
-    fn what_is_done_about_each_action() {
-        use ActionState::{Escalated, Failed, Pending, Running, TimedOut};
-        assert_eq!(name(Some(&tenant(1)), None, None), "return");
-        for state in ActionState::ALL {
-            let expected = match state {
-                Escalated => "NothingToGoOnWith",
-                state if state.is_final() => "AlreadyOver",
-                _ => "return",
-            };
-            check(1, state, None, expected);
-        }
-        check(0, Escalated, Some(Pending), "action_redriven pending None");
-        check(1, Escalated, Some(TimedOut), "action_redriven timed_out Some(1)");
-        check(1, Escalated, Some(Failed), "action_redriven failed Some(1)");
-        check(0, Escalated, Some(TimedOut), "NoPlace");
-        check(0, Running, None, "return");
-    }
-
-    #[test]
-    fn who_is_gone_takes_nothing_up() {
-        let resumes = action(ActionState::Escalated, Some(ActionState::TimedOut));
-        let mut gone = tenant(1);
-        gone.entitlements.clear();
-        assert_eq!(name(Some(&gone), Some(&resumes), None), "EntitlementGone");
-        gone.lifecycle = Lifecycle::Decommissioning;
-        assert_eq!(name(Some(&gone), Some(&resumes), None), "NotActive");
-        assert_eq!(name(None, Some(&resumes), None), "NotActive");
-        assert_eq!(name(None, None, None), "NotActive");
-        let complete = action(ActionState::Complete, None);
-        assert_eq!(name(None, Some(&complete), None), "AlreadyOver");
-    }
-
-    /// What nobody can say any more what it was to do, its letter may say.
-    #[test]
-    fn a_letter_knows_what_it_asked_for() {
-        let forgotten = Action {
-            parameters: None,
-            ..action(ActionState::Escalated, Some(ActionState::TimedOut))
-        };
-        let tenant = tenant(1);
-        assert_eq!(name(Some(&tenant), Some(&forgotten), None), "NothingToGoOnWith");
-        let text = json!({
-            "action_id": "a", "account_id": "c", "template": "t", "parameters": { "n": 1 }, "policy_hash": "h",
-        });
-        let signal = Signal::parse(&text.to_string()).unwrap();
-        let opened = step(
-            Some(&tenant),
-            Some(&forgotten),
-            Some(&signal),
-            "ops",
-            Uuid::nil(),
-            NOW,
-        );
-        let Step::Open(opened) = opened.unwrap() else {
-            panic!()
-        };
-        assert_eq!(opened.action.parameters, Some(signal.parameters));
-    }
 
     #[test]
     fn answers_say_what_stays() {

@@ -10,12 +10,12 @@ use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Store, StoreError};
 use clap::Args;
 use domain::account::AccountId;
-use domain::action::{Action, ActionEvent, ActionState, IllegalTransition};
+use domain::action::{Action, ActionState, IllegalTransition};
 use domain::names;
+use domain::operations::resolve::{self, Resolution, Resolved};
 use domain::signal::ActionId;
-use domain::transaction::{Account, Plan};
-use jiff::Timestamp;
-use receipts::receipt::{Draft, Payload, Receipt};
+use domain::transaction::Account;
+use receipts::receipt::{Payload, Receipt};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -168,61 +168,6 @@ impl Outcome {
     }
 }
 
-/// What a resolution finds.
-#[derive(Debug)]
-enum Found {
-    /// Escalated: the plan ends it.
-    Escalated(Box<Plan>),
-    /// Resolved before, by this receipt.
-    Resolved(Uuid),
-    /// Something else.
-    Other(ActionState),
-    /// Nothing.
-    Nothing,
-}
-
-/// What to write for an action that is dealt with, given what the account has of it and what its mark says.
-fn look(
-    account: &Account,
-    marked: Option<&Action>,
-    args: &ResolveArgs,
-    receipt_id: Uuid,
-    now: Timestamp,
-) -> Result<Found, IllegalTransition> {
-    let standing = account.actions.get(&args.action_id);
-    let (Some(action), Some(account_id)) = (standing.or(marked), names::account_of(&account.partition))
-    else {
-        return Ok(Found::Nothing);
-    };
-    match action.state {
-        ActionState::Escalated => {}
-        ActionState::Resolved => return Ok(Found::Resolved(action.last_receipt().unwrap_or_default())),
-        other => return Ok(Found::Other(other)),
-    }
-    let event = ActionEvent::Resolved {
-        by: args.who.clone(),
-        note: args.note.clone(),
-    };
-    let ended = action.next(&event, receipt_id, now)?;
-    let draft = |payload| Draft {
-        receipt_id,
-        account_id: account_id.as_str().to_owned(),
-        occurred_at: now,
-        duration_ms: 0,
-        policy_hash: (!action.policy_hash.is_empty()).then(|| action.policy_hash.clone()),
-        payload,
-    };
-    let mut plan = Plan {
-        drafts: ended.receipt.map(draft).into_iter().collect(),
-        ..Plan::default()
-    };
-    match standing {
-        Some(_) => plan.actions.push(ended.action),
-        None => plan.unmarked = Some(ended.action),
-    }
-    Ok(Found::Escalated(Box::new(plan)))
-}
-
 /// Resolves an action.
 ///
 /// # Errors
@@ -270,28 +215,27 @@ async fn settle(
     args: &ResolveArgs,
 ) -> Result<Outcome, ResolveError> {
     let partition = names::partition_key(account_id);
-    let (receipt_id, occurred_at) = (Uuid::now_v7(), Timestamp::now());
-    let mut outcome = Outcome::Unknown;
-    let plan = |account: &Account, marked: Option<&Action>| {
-        let (found, plan) = match look(account, marked, args, receipt_id, occurred_at)? {
-            Found::Escalated(plan) => (Outcome::Resolved { receipt_id }, *plan),
-            Found::Resolved(receipt_id) => {
-                let who = String::new();
-                (Outcome::AlreadyResolved { receipt_id, who }, Plan::default())
-            }
-            Found::Other(state) => (Outcome::NotEscalated { state }, Plan::default()),
-            Found::Nothing => (Outcome::Unknown, Plan::default()),
-        };
-        outcome = found;
-        Ok::<_, ResolveError>(plan)
+    let resolution = Resolution {
+        action_id: &args.action_id,
+        by: &args.who,
+        note: &args.note,
+        receipt_id: Uuid::now_v7(),
     };
-    store
-        .transact_marked(signer, &partition, &args.action_id, plan)
+    let decide = |account: &Account, marked: Option<&Action>, now| {
+        Ok::<_, ResolveError>(resolve::resolve(account, marked, &resolution, now)?)
+    };
+    let (_, resolved) = store
+        .transact_marked(signer, &partition, &args.action_id, decide)
         .await?;
-    match outcome {
-        Outcome::AlreadyResolved { receipt_id, .. } => said(store, &partition, receipt_id, &args.note).await,
-        outcome => Ok(outcome),
-    }
+    let outcome = match resolved {
+        Resolved::Now => Outcome::Resolved {
+            receipt_id: resolution.receipt_id,
+        },
+        Resolved::Before(receipt_id) => return said(store, &partition, receipt_id, &args.note).await,
+        Resolved::NotEscalated(state) => Outcome::NotEscalated { state },
+        Resolved::Unknown => Outcome::Unknown,
+    };
+    Ok(outcome)
 }
 
 /// How an action was resolved before, as its receipt says.
@@ -316,9 +260,6 @@ async fn said(store: &Store, partition: &str, receipt_id: Uuid, note: &str) -> R
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-
-    use receipts::Head;
     use serde_json::json;
 
     use super::*;
@@ -330,61 +271,6 @@ mod tests {
             note: "by hand".to_owned(),
             who: "ops".to_owned(),
         }
-    }
-
-    fn action(state: ActionState) -> Action {
-        Action {
-            state,
-            receipts: vec![Uuid::from_u128(1)],
-            ..Action::pending(args().action_id, "t", "", Timestamp::UNIX_EPOCH)
-        }
-    }
-
-    fn check(standing: Option<ActionState>, marked: Option<ActionState>, expected: &str) {
-        let standing = standing.map(action);
-        let account = Account {
-            partition: "c".to_owned(),
-            tenant: None,
-            head: Head::empty(),
-            actions: standing
-                .map(|a| (a.action_id.clone(), a))
-                .into_iter()
-                .collect::<BTreeMap<_, _>>(),
-            own_actions: BTreeSet::new(),
-            delivery: None,
-            once: BTreeSet::new(),
-        };
-        let marked = marked.map(action);
-        let id = Uuid::from_u128(2);
-        let found = look(&account, marked.as_ref(), &args(), id, Timestamp::UNIX_EPOCH).unwrap();
-        let told = match found {
-            Found::Escalated(plan) => {
-                assert_eq!(plan.drafts.len(), 1);
-                format!(
-                    "{:?} {:?}",
-                    plan.actions.iter().map(|a| a.state.name()).collect::<Vec<_>>(),
-                    plan.unmarked.map(|a| a.state.name())
-                )
-            }
-            Found::Resolved(receipt_id) => format!("resolved by {receipt_id}"),
-            Found::Other(state) => state.name().to_owned(),
-            Found::Nothing => "nothing".to_owned(),
-        };
-        assert_eq!(told, expected);
-    }
-
-    /// What stands in a table is written there; of what stands nowhere any more only the mark is.
-    #[test]
-    fn what_is_written() {
-        use ActionState::{Complete, Escalated, Resolved};
-        check(None, None, "nothing");
-        check(Some(Escalated), Some(Escalated), "[\"resolved\"] None");
-        check(None, Some(Escalated), "[] Some(\"resolved\")");
-        check(Some(Complete), Some(Escalated), "complete");
-        let by = format!("resolved by {}", Uuid::from_u128(1));
-        check(Some(Resolved), Some(Resolved), &by);
-        check(None, Some(Resolved), &by);
-        check(None, Some(ActionState::Pending), "pending");
     }
 
     #[track_caller]

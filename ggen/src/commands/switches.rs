@@ -244,27 +244,17 @@ async fn set(args: &SetArgs) -> Result<Shown, SwitchesError> {
     }
 
     let receipt_id = Uuid::now_v7();
-    let draft = Draft {
-        receipt_id,
-        account_id: names::SYSTEM_ACCOUNT.to_owned(),
-        occurred_at,
-        duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-        policy_hash: None,
-        payload: Payload::SwitchChanged {
-            who: args.who.clone(),
-            before: serde_json::to_string(&changed.before.switches)?,
-            after: serde_json::to_string(&changed.after.switches)?,
-        },
+    let payload = Payload::SwitchChanged {
+        who: args.who.clone(),
+        before: serde_json::to_string(&changed.before.switches)?,
+        after: serde_json::to_string(&changed.after.switches)?,
     };
-    let plan = |_: &_| {
-        Ok::<_, StoreError>(Plan {
-            drafts: vec![draft.clone()],
-            ..Plan::default()
-        })
-    };
+    let draft = Draft::new(receipt_id, names::SYSTEM_ACCOUNT, payload, occurred_at)
+        .lasting(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+    let append = |_: &_, _| Ok::<_, StoreError>((Plan::append(draft.clone()), ()));
     let store = Store::new(&sdk, stack);
     let committed = store
-        .transact(&signer, names::SYSTEM_ACCOUNT, &Keys::default(), None, plan)
+        .transact(&signer, names::SYSTEM_ACCOUNT, &Keys::default(), None, append)
         .await;
     // Switches work while the tables do not, and so does their receipt: it waits in the spool.
     if let Err(ledger) = committed {

@@ -350,28 +350,31 @@ impl Store {
         })
     }
 
-    /// Writes what `plan` says of the account, once it stands; asks again with a fresh account when others were first.
+    /// Writes what `decide` says of the account, once it stands, and returns its answer with what was written; asks again with a
+    /// fresh account when others were first.
     ///
-    /// `plan` must be pure: it may be asked several times. `account` is what was read before, if it was.
+    /// `decide` must be pure: it may be asked several times. `account` is what was read before, if it was.
     ///
     /// # Errors
-    /// The plan's own error, or [`StoreError`] when the tables do not answer or others were first every time.
-    pub async fn transact<E: From<StoreError>>(
+    /// The decision's own error, or [`StoreError`] when the tables do not answer or others were first every time.
+    pub async fn transact<T, E: From<StoreError>>(
         &self,
         signer: &Signer,
         partition: &str,
         keys: &Keys,
         account: Option<Account>,
-        mut plan: impl FnMut(&Account) -> Result<Plan, E>,
-    ) -> Result<Committed, E> {
+        mut decide: impl FnMut(&Account, Timestamp) -> Result<(Plan, T), E>,
+    ) -> Result<(Committed, T), E> {
         let mut account = match account {
             Some(account) => account,
             None => Box::pin(self.load(partition, keys)).await?,
         };
         for attempt in 1..=ATTEMPTS {
-            let wanted = plan(&account)?;
-            if let Some(committed) = self.commit_or_wait(signer, &account, &wanted, attempt).await? {
-                return Ok(committed);
+            let now = Timestamp::now();
+            let (plan, answer) = decide(&account, now)?;
+            let committed = self.commit_or_wait(signer, &account, &plan, now, attempt);
+            if let Some(committed) = committed.await? {
+                return Ok((committed, answer));
             }
             account = Box::pin(self.load(partition, keys)).await?;
         }
@@ -382,17 +385,17 @@ impl Store {
     }
 
     /// As [`Store::transact`], about one action that may be escalated and stand in no table any more, as its tenant's own
-    /// went with the tenant: `plan` is also given the action as it was marked, if it ever was.
+    /// went with the tenant: `decide` is also given the action as it was marked, if it ever was.
     ///
     /// # Errors
     /// As [`Store::transact`].
-    pub async fn transact_marked<E: From<StoreError>>(
+    pub async fn transact_marked<T, E: From<StoreError>>(
         &self,
         signer: &Signer,
         partition: &str,
         id: &ActionId,
-        mut plan: impl FnMut(&Account, Option<&Action>) -> Result<Plan, E>,
-    ) -> Result<Committed, E> {
+        mut decide: impl FnMut(&Account, Option<&Action>, Timestamp) -> Result<(Plan, T), E>,
+    ) -> Result<(Committed, T), E> {
         let keys = Keys {
             actions: BTreeSet::from([id.clone()]),
             ..Keys::default()
@@ -400,9 +403,11 @@ impl Store {
         for attempt in 1..=ATTEMPTS {
             let account = Box::pin(self.load(partition, &keys)).await?;
             let marked = self.escalation(partition, id).await?;
-            let wanted = plan(&account, marked.as_ref())?;
-            if let Some(committed) = self.commit_or_wait(signer, &account, &wanted, attempt).await? {
-                return Ok(committed);
+            let now = Timestamp::now();
+            let (plan, answer) = decide(&account, marked.as_ref(), now)?;
+            let committed = self.commit_or_wait(signer, &account, &plan, now, attempt);
+            if let Some(committed) = committed.await? {
+                return Ok((committed, answer));
             }
         }
         Err(StoreError::Contended {
@@ -417,10 +422,11 @@ impl Store {
         signer: &Signer,
         account: &Account,
         plan: &Plan,
+        now: Timestamp,
         attempt: u32,
     ) -> Result<Option<Committed>, StoreError> {
         // Boxed, as are the reads: a function's future would hold several of them by value.
-        let commit = Box::pin(self.commit(signer, account, plan, Timestamp::now()));
+        let commit = Box::pin(self.commit(signer, account, plan, now));
         if let Some(committed) = commit.await? {
             return Ok(Some(committed));
         }

@@ -16,7 +16,6 @@ use crate::http::{Problem, Request};
 use crate::secrets::{Secrets, SecretsError};
 use crate::store::StoreError;
 use crate::telemetry;
-use domain::transaction::DeliveryRecord;
 
 /// Checks and reads deliveries.
 pub struct Webhooks {
@@ -146,27 +145,6 @@ impl Webhooks {
         telemetry::count(self.function, "webhook_rejected", ("provider", provider.name));
         warn!(provider = provider.name, error = %error, "webhook signature refused");
         Problem::new(400, "Webhook signature refused", error.to_string())
-    }
-}
-
-/// What was answered to this delivery before, if it was.
-///
-/// # Errors
-/// A [`Problem`] with status 409 when the same id came with another body.
-pub fn answered_before(
-    asked: &Asked,
-    record: Option<&DeliveryRecord>,
-) -> Result<Option<DeliveryRecord>, Problem> {
-    match record {
-        Some(record) if record.body_sha256 != asked.body_sha256 => Err(Problem::new(
-            409,
-            "Delivery id reused",
-            format!(
-                "delivery {} was answered before with another body",
-                asked.delivery_id
-            ),
-        )),
-        other => Ok(other.cloned()),
     }
 }
 

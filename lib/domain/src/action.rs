@@ -346,14 +346,27 @@ impl Action {
         duration_ms: u64,
         now: Timestamp,
     ) -> Draft {
-        Draft {
-            receipt_id,
-            account_id: account_id.to_owned(),
-            occurred_at: now,
-            duration_ms,
-            policy_hash: (!self.policy_hash.is_empty()).then(|| self.policy_hash.clone()),
-            payload,
-        }
+        Draft::new(receipt_id, account_id, payload, now)
+            .under(&self.policy_hash)
+            .lasting(duration_ms)
+    }
+
+    /// The action once it is given up, because of this: nobody's claim on it is in force any more, so that who comes late
+    /// cannot finish it.
+    ///
+    /// # Errors
+    /// [`IllegalTransition`] when it is over already.
+    pub fn abandoned(
+        &self,
+        error_code: &'static str,
+        receipt_id: Uuid,
+        now: Timestamp,
+    ) -> Result<Transition, IllegalTransition> {
+        let given_up = self.next(&ActionEvent::Abandoned { error_code }, receipt_id, now)?;
+        Ok(Transition {
+            action: given_up.action.owned_by(Uuid::nil(), now),
+            ..given_up
+        })
     }
 
     /// The action after an event. `receipt_id` names the receipt this event leaves, if any.

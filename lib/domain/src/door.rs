@@ -32,8 +32,10 @@ use crate::admission::{Enforcers, LetThrough, admit, held};
 use crate::control::Control;
 use crate::gate::{RefusalCode, Verdict};
 use crate::names::printable;
+use crate::operations::append_once::append_once;
 use crate::signal::{ActionId, ActionIdError, Signal, SignalError};
 use crate::tenant::{Lifecycle, Tenant};
+use crate::transaction::{Account, Plan};
 
 /// Longest message put on a queue, in bytes: SQS's most.
 pub const MAX_MESSAGE_BYTES: usize = 256 * 1024;
@@ -326,20 +328,17 @@ impl Refusal {
         // No part holds a line feed.
         let (delivery, body) = (&asked.delivery_id, hex::encode(asked.body_digest));
         let name = format!("{account}\n{delivery}\n{code}\n{body}");
-        Draft {
-            receipt_id: Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()),
-            account_id: account.to_owned(),
-            occurred_at: now,
-            duration_ms,
-            policy_hash: self.policy_hash.clone(),
-            payload: Payload::SignalRefused {
-                action_id: asked.action_id.as_str().to_owned(),
-                template: asked.template(),
-                code: code.to_owned(),
-                detail: Some(self.detail.clone()),
-                rules: self.rules.clone(),
-            },
-        }
+        let payload = Payload::SignalRefused {
+            action_id: asked.action_id.as_str().to_owned(),
+            template: asked.template(),
+            code: code.to_owned(),
+            detail: Some(self.detail.clone()),
+            rules: self.rules.clone(),
+        };
+        let receipt_id = Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes());
+        Draft::new(receipt_id, account, payload, now)
+            .under(self.policy_hash.as_deref().unwrap_or_default())
+            .lasting(duration_ms)
     }
 }
 
@@ -441,6 +440,31 @@ pub enum Step {
         /// Whether the tenant has a ledger that takes a receipt of it.
         on_record: bool,
     },
+}
+
+impl Step {
+    /// What to write before anything is sent: an action that nothing is known of yet.
+    #[must_use]
+    pub fn note(self) -> Plan {
+        let actions = match self {
+            Self::Send(sending) => sending.new.into_iter().collect(),
+            Self::Tell(_) | Self::Refuse { .. } => Vec::new(),
+        };
+        Plan {
+            actions,
+            ..Plan::default()
+        }
+    }
+}
+
+/// Appends a refusal to the tenant's ledger, once; not where the tenant is not active any more.
+#[must_use]
+pub fn put_on_record(account: &Account, refusal: &Draft) -> Plan {
+    let active = |tenant: &Tenant| tenant.lifecycle == Lifecycle::Active;
+    match account.tenant.as_ref().is_some_and(active) {
+        true => append_once(account, refusal),
+        false => Plan::default(),
+    }
 }
 
 /// What goes on the queue.

@@ -12,6 +12,7 @@ pub mod door;
 pub mod entitlement;
 pub mod gate;
 pub mod names;
+pub mod operations;
 pub mod provisioning;
 pub mod scale;
 pub mod signal;

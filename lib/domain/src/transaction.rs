@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::action::Action;
+use crate::provisioning::Asked;
 use crate::signal::ActionId;
 use crate::tenant::Tenant;
 
@@ -44,6 +45,22 @@ pub struct Account {
     pub once: BTreeSet<Uuid>,
 }
 
+impl Account {
+    /// An account that nothing is known of.
+    #[must_use]
+    pub fn unknown(partition: &str) -> Self {
+        Self {
+            partition: partition.to_owned(),
+            tenant: None,
+            head: Head::empty(),
+            actions: BTreeMap::new(),
+            own_actions: BTreeSet::new(),
+            delivery: None,
+            once: BTreeSet::new(),
+        }
+    }
+}
+
 /// What to write. An empty plan writes nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
@@ -66,6 +83,26 @@ pub struct Plan {
     pub unmarked: Option<Action>,
 }
 
+impl Plan {
+    /// Appends a receipt, and writes nothing else.
+    #[must_use]
+    pub fn append(draft: Draft) -> Self {
+        Self {
+            drafts: vec![draft],
+            ..Self::default()
+        }
+    }
+
+    /// Writes the tenant, and nothing else; nothing at all when there is none.
+    #[must_use]
+    pub fn tenant(tenant: Option<Tenant>) -> Self {
+        Self {
+            tenant,
+            ..Self::default()
+        }
+    }
+}
+
 /// The answer to a delivery, before its receipt is sealed.
 #[derive(Debug, Clone)]
 pub struct DeliveryPlan {
@@ -77,6 +114,32 @@ pub struct DeliveryPlan {
     pub status: u16,
     /// Which of the plan's drafts is the receipt.
     pub draft: usize,
+}
+
+impl DeliveryPlan {
+    /// The answer to a delivery, with the plan's first receipt.
+    #[must_use]
+    pub fn of(asked: &Asked, status: u16) -> Self {
+        Self {
+            key: asked.key(),
+            body_sha256: asked.body_sha256.clone(),
+            status,
+            draft: 0,
+        }
+    }
+}
+
+impl DeliveryRecord {
+    /// The answer to a delivery that was given with these receipts.
+    #[must_use]
+    pub fn of(asked: &Asked, status: u16, sealed: &[Sealed]) -> Self {
+        Self {
+            key: asked.key(),
+            body_sha256: asked.body_sha256.clone(),
+            status,
+            receipt: sealed.first().map(|s| s.line.clone()).unwrap_or_default(),
+        }
+    }
 }
 
 /// What was written.

@@ -624,6 +624,36 @@ pub struct Draft {
     pub payload: Payload,
 }
 
+impl Draft {
+    /// What happened to an account, at once and under no policy.
+    #[must_use]
+    pub fn new(receipt_id: Uuid, account_id: &str, payload: Payload, occurred_at: Timestamp) -> Self {
+        Self {
+            receipt_id,
+            account_id: account_id.to_owned(),
+            occurred_at,
+            duration_ms: 0,
+            policy_hash: None,
+            payload,
+        }
+    }
+
+    /// The same, decided under a policy. An empty hash stands for none.
+    #[must_use]
+    pub fn under(self, policy_hash: &str) -> Self {
+        Self {
+            policy_hash: (!policy_hash.is_empty()).then(|| policy_hash.to_owned()),
+            ..self
+        }
+    }
+
+    /// The same, of an operation that took so many milliseconds.
+    #[must_use]
+    pub fn lasting(self, duration_ms: u64) -> Self {
+        Self { duration_ms, ..self }
+    }
+}
+
 /// A receipt in its place.
 ///
 /// Serialised with [`jcs`](crate::jcs) this is the ledger line; without `signature` it is what was hashed and signed.

@@ -214,25 +214,13 @@ impl Keyring {
             ..Keys::default()
         };
         let trail = self.live.log.key_trail().await?;
-        let draft = Draft {
-            receipt_id,
-            account_id: SYSTEM_ACCOUNT.to_owned(),
-            occurred_at: Timestamp::now(),
-            duration_ms: 0,
-            policy_hash: None,
-            payload,
-        };
-        let plan = |account: &Account| {
+        let draft = Draft::new(receipt_id, SYSTEM_ACCOUNT, payload, Timestamp::now());
+        let append = |account: &Account, now| {
             if account.once.contains(&receipt_id) {
-                return Ok::<_, TrailCommandError>(Plan::default());
+                return Ok::<_, TrailCommandError>((Plan::default(), ()));
             }
             // What is published can't be taken back for years: so it is held against the trail before it is written.
-            let sealed = ledger::append(
-                &account.head,
-                std::slice::from_ref(&draft),
-                Timestamp::now(),
-                signer,
-            );
+            let sealed = ledger::append(&account.head, std::slice::from_ref(&draft), now, signer);
             let sealed = sealed.map_err(|source| StoreError::Append {
                 account: SYSTEM_ACCOUNT.to_owned(),
                 source,
@@ -247,16 +235,16 @@ impl Keyring {
                     key_id: signer.key_id().to_owned(),
                 });
             }
-            Ok(Plan {
-                drafts: vec![draft.clone()],
+            let plan = Plan {
                 once: once.clone(),
-                ..Plan::default()
-            })
+                ..Plan::append(draft.clone())
+            };
+            Ok((plan, ()))
         };
-        let committed = self
+        let (committed, ()) = self
             .live
             .store
-            .transact(signer, SYSTEM_ACCOUNT, &keys, None, plan)
+            .transact(signer, SYSTEM_ACCOUNT, &keys, None, append)
             .await?;
         let (seq, line) = match committed.sealed.first() {
             Some(sealed) => (sealed.seq, sealed.line.clone()),

@@ -1,0 +1,136 @@
+//! Ends an escalated action that a person has dealt with.
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::action::{Action, ActionEvent, ActionState, IllegalTransition};
+use crate::names;
+use crate::signal::ActionId;
+use crate::transaction::{Account, Plan};
+
+/// What a person says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resolution<'a> {
+    /// About which action.
+    pub action_id: &'a ActionId,
+    /// Who.
+    pub by: &'a str,
+    /// What was done about it.
+    pub note: &'a str,
+    /// Id of the receipt of it.
+    pub receipt_id: Uuid,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolved {
+    /// It is final now.
+    Now,
+    /// It was resolved before, by this receipt.
+    Before(Uuid),
+    /// It is not escalated.
+    NotEscalated(ActionState),
+    /// There is no such action.
+    Unknown,
+}
+
+/// Resolves an action, given what the account has of it and what its mark says: where its tenant's table is gone only the mark
+/// is left, and is written.
+///
+/// # Errors
+/// [`IllegalTransition`] when the action does not take it.
+pub fn resolve(
+    account: &Account,
+    marked: Option<&Action>,
+    resolution: &Resolution<'_>,
+    now: Timestamp,
+) -> Result<(Plan, Resolved), IllegalTransition> {
+    let standing = account.actions.get(resolution.action_id);
+    let nothing = |resolved| Ok((Plan::default(), resolved));
+    let (Some(action), Some(account_id)) = (standing.or(marked), names::account_of(&account.partition))
+    else {
+        return nothing(Resolved::Unknown);
+    };
+    match action.state {
+        ActionState::Escalated => {}
+        ActionState::Resolved => {
+            return nothing(Resolved::Before(action.last_receipt().unwrap_or_default()));
+        }
+        other => return nothing(Resolved::NotEscalated(other)),
+    }
+    let event = ActionEvent::Resolved {
+        by: resolution.by.to_owned(),
+        note: resolution.note.to_owned(),
+    };
+    let ended = action.next(&event, resolution.receipt_id, now)?;
+    let draft = |payload| action.draft(account_id.as_str(), resolution.receipt_id, payload, 0, now);
+    let mut plan = Plan {
+        drafts: ended.receipt.map(draft).into_iter().collect(),
+        ..Plan::default()
+    };
+    match standing {
+        Some(_) => plan.actions.push(ended.action),
+        None => plan.unmarked = Some(ended.action),
+    }
+    Ok((plan, Resolved::Now))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id() -> ActionId {
+        ActionId::try_from("a".to_owned()).unwrap()
+    }
+
+    fn action(state: ActionState) -> Action {
+        Action {
+            state,
+            receipts: vec![Uuid::from_u128(1)],
+            ..Action::pending(id(), "t", "", Timestamp::UNIX_EPOCH)
+        }
+    }
+
+    #[track_caller]
+    fn check(standing: Option<ActionState>, marked: Option<ActionState>, expected: &str) {
+        let account = Account {
+            actions: standing.map(|state| (id(), action(state))).into_iter().collect(),
+            ..Account::unknown("c")
+        };
+        let resolution = Resolution {
+            action_id: &id(),
+            by: "ops",
+            note: "by hand",
+            receipt_id: Uuid::from_u128(2),
+        };
+        let marked = marked.map(action);
+        let (plan, resolved) =
+            resolve(&account, marked.as_ref(), &resolution, Timestamp::UNIX_EPOCH).unwrap();
+        assert_eq!(plan.drafts.len(), usize::from(resolved == Resolved::Now));
+        let told = match resolved {
+            Resolved::Now => format!(
+                "{:?} {:?}",
+                plan.actions.iter().map(|a| a.state.name()).collect::<Vec<_>>(),
+                plan.unmarked.map(|a| a.state.name())
+            ),
+            Resolved::Before(receipt_id) => format!("resolved by {receipt_id}"),
+            Resolved::NotEscalated(state) => state.name().to_owned(),
+            Resolved::Unknown => "nothing".to_owned(),
+        };
+        assert_eq!(told, expected);
+    }
+
+    /// What stands in a table is written there; of what stands nowhere any more only the mark is.
+    #[test]
+    fn what_is_written() {
+        use ActionState::{Complete, Escalated, Resolved};
+        check(None, None, "nothing");
+        check(Some(Escalated), Some(Escalated), "[\"resolved\"] None");
+        check(None, Some(Escalated), "[] Some(\"resolved\")");
+        check(Some(Complete), Some(Escalated), "complete");
+        let by = format!("resolved by {}", Uuid::from_u128(1));
+        check(Some(Resolved), Some(Resolved), &by);
+        check(None, Some(Resolved), &by);
+        check(None, Some(ActionState::Pending), "pending");
+    }
+}
