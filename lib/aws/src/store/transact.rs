@@ -1,0 +1,288 @@
+//! One transaction: read, decide, chain and sign, write; again when another writer was first.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use aws_sdk_dynamodb::error::SdkError;
+use aws_sdk_dynamodb::operation::transact_write_items::{TransactWriteItemsError, TransactWriteItemsOutput};
+use aws_sdk_dynamodb::types::{ReturnConsumedCapacity, TransactWriteItem};
+use domain::action::Action;
+use domain::signal::ActionId;
+use domain::transaction::{Account, Committed, Keys, Plan};
+use jiff::Timestamp;
+use receipts::key::Signer;
+use receipts::ledger;
+use tracing::warn;
+
+use super::items::{ESCALATED, Item, Place, once_sk, queue_partition, text};
+use super::{ATTEMPTS, Store, StoreError};
+
+impl Store {
+    /// Writes what `decide` says of the account, once it stands, and returns its answer with what was written; asks again with a
+    /// fresh account when others were first.
+    ///
+    /// `decide` must be pure: it may be asked several times. `account` is what was read before, if it was.
+    ///
+    /// # Errors
+    /// The decision's own error, or [`StoreError`] when the tables do not answer or others were first every time.
+    pub async fn transact<T, E: From<StoreError>>(
+        &self,
+        signer: &Signer,
+        partition: &str,
+        keys: &Keys,
+        account: Option<Account>,
+        mut decide: impl FnMut(&Account, Timestamp) -> Result<(Plan, T), E>,
+    ) -> Result<(Committed, T), E> {
+        let mut account = match account {
+            Some(account) => account,
+            None => Box::pin(self.load(partition, keys)).await?,
+        };
+        for attempt in 1..=ATTEMPTS {
+            let now = Timestamp::now();
+            let (plan, answer) = decide(&account, now)?;
+            let committed = self.commit_or_wait(signer, &account, &plan, now, attempt);
+            if let Some(committed) = committed.await? {
+                return Ok((committed, answer));
+            }
+            account = Box::pin(self.load(partition, keys)).await?;
+        }
+        Err(StoreError::Contended {
+            account: partition.to_owned(),
+        }
+        .into())
+    }
+
+    /// As [`Store::transact`], about one action that may be escalated and stand in no table any more, as its tenant's own
+    /// went with the tenant: `decide` is also given the action as it was marked, if it ever was.
+    ///
+    /// # Errors
+    /// As [`Store::transact`].
+    pub async fn transact_marked<T, E: From<StoreError>>(
+        &self,
+        signer: &Signer,
+        partition: &str,
+        id: &ActionId,
+        mut decide: impl FnMut(&Account, Option<&Action>, Timestamp) -> Result<(Plan, T), E>,
+    ) -> Result<(Committed, T), E> {
+        let keys = Keys {
+            actions: BTreeSet::from([id.clone()]),
+            ..Keys::default()
+        };
+        for attempt in 1..=ATTEMPTS {
+            let account = Box::pin(self.load(partition, &keys)).await?;
+            let marked = self.escalation(partition, id).await?;
+            let now = Timestamp::now();
+            let (plan, answer) = decide(&account, marked.as_ref(), now)?;
+            let committed = self.commit_or_wait(signer, &account, &plan, now, attempt);
+            if let Some(committed) = committed.await? {
+                return Ok((committed, answer));
+            }
+        }
+        Err(StoreError::Contended {
+            account: partition.to_owned(),
+        }
+        .into())
+    }
+
+    /// Commits a plan. `None`, after a while, when a condition failed.
+    pub(super) async fn commit_or_wait(
+        &self,
+        signer: &Signer,
+        account: &Account,
+        plan: &Plan,
+        now: Timestamp,
+        attempt: u32,
+    ) -> Result<Option<Committed>, StoreError> {
+        // Boxed, as are the reads: a function's future would hold several of them by value.
+        let commit = Box::pin(self.commit(signer, account, plan, now));
+        if let Some(committed) = commit.await? {
+            return Ok(Some(committed));
+        }
+        warn!(account = account.partition, attempt, "another writer was first");
+        // Full jitter: writers that lost together do not come back together.
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=longest_wait(attempt)))).await;
+        Ok(None)
+    }
+
+    /// Tries once to write a plan of an account as it was read. `None` when another writer was first: read again, ask again,
+    /// and wait for [`longest_wait`] at the most.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the tables do not answer.
+    pub async fn commit(
+        &self,
+        signer: &Signer,
+        account: &Account,
+        plan: &Plan,
+        now: Timestamp,
+    ) -> Result<Option<Committed>, StoreError> {
+        let partition = account.partition.as_str();
+        let appended = ledger::append(&account.head, &plan.drafts, now, signer).map_err(|source| {
+            StoreError::Append {
+                account: partition.to_owned(),
+                source,
+            }
+        })?;
+        let mut writes = Vec::new();
+        if let Some(tenant) = &plan.tenant {
+            writes.push(self.put_tenant(account, tenant)?);
+            writes.extend(self.put_plans(account, tenant)?);
+        }
+        let tenant = plan.tenant.as_ref().or(account.tenant.as_ref());
+        let tables = tenant.and_then(|tenant| tenant.tables.as_ref());
+        for action in &plan.actions {
+            writes.push(self.put_action(account, tables, action)?);
+            writes.extend(self.mark_escalation(account, action)?);
+        }
+        if let Some(action) = &plan.unmarked {
+            let marked = [(":escalated".to_owned(), text(ESCALATED))].into();
+            writes.push(self.put_mark(&account.partition, action, "lifecycle = :escalated", marked)?);
+        }
+        if !appended.sealed.is_empty() {
+            writes.push(self.put_head(account, &appended.head)?);
+            // Where receipts stand is the tenant's to say: it must still say what was read.
+            if let (Some(tenant), None) = (&account.tenant, &plan.tenant) {
+                writes.push(self.unchanged(account, tenant)?);
+            }
+        } else if plan.ledger_stands {
+            writes.push(self.stands(account)?);
+        }
+        for sealed in &appended.sealed {
+            writes.push(self.put_receipt(partition, tables, sealed, Place::Free)?);
+        }
+        for id in &plan.once {
+            writes.push(self.put(
+                partition,
+                &once_sk(*id),
+                Item::new(),
+                "attribute_not_exists(sk)",
+                Item::new(),
+            )?);
+        }
+        if let Some(delivery) = &plan.delivery {
+            writes.push(self.put_delivery(partition, delivery, &appended.sealed, now)?);
+        }
+        if let Some(queue) = &plan.queue {
+            let owner = [("owner".to_owned(), text(partition))].into();
+            writes.push(self.put(&queue_partition(queue), "QUEUE", owner, "", Item::new())?);
+        }
+        let mut after = account.clone();
+        after.head = appended.head;
+        if let Some(tenant) = &plan.tenant {
+            after.tenant = Some(tenant.clone());
+        }
+        for action in &plan.actions {
+            after.actions.insert(action.action_id.clone(), action.clone());
+            let new = !account.actions.contains_key(&action.action_id);
+            if new && tables.is_some_and(|tables| tables.until.is_none()) {
+                after.own_actions.insert(action.action_id.clone());
+            }
+        }
+        let committed = Committed {
+            account: after,
+            sealed: appended.sealed,
+        };
+        if writes.is_empty() {
+            return Ok(Some(committed));
+        }
+        let answer = self.write(writes).await;
+        match answer {
+            Ok(_) => Ok(Some(committed)),
+            Err(e) if others_were_first(&e) => Ok(None),
+            Err(e) => Err(Self::call_error(
+                "TransactWriteItems",
+                &self.stack.tenants_table,
+                partition,
+                e,
+            )),
+        }
+    }
+
+    pub(super) async fn write(
+        &self,
+        writes: Vec<TransactWriteItem>,
+    ) -> Result<TransactWriteItemsOutput, SdkError<TransactWriteItemsError>> {
+        self.client
+            .transact_write_items()
+            .set_transact_items(Some(writes))
+            .return_consumed_capacity(ReturnConsumedCapacity::Total)
+            .send()
+            .await
+    }
+}
+
+/// How long to wait at most after this attempt, from 1, in milliseconds: briefly at first, as most often one other
+/// writer was there once; then long, to make room; then less and less, so that who has lost often is not last for ever.
+#[must_use]
+pub fn longest_wait(attempt: u32) -> u64 {
+    match attempt {
+        0 | 1 => 40,
+        2 => 80,
+        later => 320 >> ((later - 2) / 4).min(3),
+    }
+}
+
+/// Whether a transaction failed only because another writer changed what it was conditioned on, or was writing it.
+fn others_were_first<R>(error: &SdkError<TransactWriteItemsError, R>) -> bool {
+    match error.as_service_error() {
+        Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) => cancelled
+            .cancellation_reasons()
+            .iter()
+            .filter_map(|reason| reason.code())
+            .filter(|code| *code != "None")
+            .all(|code| code == "ConditionalCheckFailed" || code == "TransactionConflict"),
+        Some(TransactWriteItemsError::TransactionInProgressException(_)) => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test may stop at the first surprise"
+)]
+mod tests {
+    use aws_sdk_dynamodb::types::CancellationReason;
+    use aws_sdk_dynamodb::types::error::TransactionCanceledException;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(codes: &[&str], retried: bool) {
+        let reasons = codes
+            .iter()
+            .map(|code| CancellationReason::builder().code(*code).build())
+            .collect();
+        let cancelled = TransactionCanceledException::builder()
+            .set_cancellation_reasons(Some(reasons))
+            .build();
+        let error = TransactWriteItemsError::TransactionCanceledException(cancelled);
+        assert_eq!(
+            others_were_first(&SdkError::service_error(error, ())),
+            retried,
+            "{codes:?}"
+        );
+    }
+
+    #[test]
+    fn waits_are_bounded() {
+        let waits: Vec<u64> = (1..=15).map(longest_wait).collect();
+        assert_eq!(
+            waits,
+            [40, 80, 320, 320, 320, 160, 160, 160, 160, 80, 80, 80, 80, 40, 40]
+        );
+        assert_eq!(longest_wait(u32::MAX), 40);
+        // Half of that is waited as waits are drawn: a small part of any function's time.
+        assert_eq!((1..ATTEMPTS).map(longest_wait).sum::<u64>(), 3_400);
+    }
+
+    // The local cloud never answers TransactionConflict; AWS does, so that path is held here.
+    #[test]
+    fn which_cancellations_are_retried() {
+        check(&["None", "ConditionalCheckFailed"], true);
+        check(&["TransactionConflict", "None"], true);
+        check(&["ConditionalCheckFailed", "ValidationError"], false);
+        check(&["ItemCollectionSizeLimitExceeded"], false);
+    }
+}
