@@ -16,3 +16,12 @@ pub mod resolve;
 pub mod scale;
 pub mod settle_spool;
 pub mod wake;
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test may stop at the first surprise"
+)]
+mod tests;

@@ -15,6 +15,8 @@ use crate::provisioning::Asked;
 use crate::signal::ActionId;
 use crate::tenant::Tenant;
 
+pub mod memory;
+
 /// Which items of an account to read beside its tenant and head.
 #[derive(Debug, Clone, Default)]
 pub struct Keys {
@@ -114,6 +116,16 @@ pub struct DeliveryPlan {
     pub status: u16,
     /// Which of the plan's drafts is the receipt.
     pub draft: usize,
+}
+
+impl Committed {
+    /// Whether this was written though its writer was told that somebody else was first, given the ledger's line where its
+    /// first receipt would stand: a transaction stands as a whole.
+    #[must_use]
+    pub fn stood(&self, line: Option<&str>) -> bool {
+        let first = self.sealed.first();
+        first.is_some_and(|sealed| line == Some(sealed.line.as_str()))
+    }
 }
 
 impl DeliveryPlan {

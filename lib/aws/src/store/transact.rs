@@ -94,14 +94,21 @@ impl Store {
         attempt: u32,
     ) -> Result<Option<Committed>, StoreError> {
         // Boxed, as are the reads: a function's future would hold several of them by value.
-        let commit = Box::pin(self.commit(signer, account, plan, now));
-        if let Some(committed) = commit.await? {
+        let commit = Box::pin(self.attempt(signer, account, plan, now));
+        let (committed, stands) = commit.await?;
+        if stands {
             return Ok(Some(committed));
         }
         warn!(account = account.partition, attempt, "another writer was first");
         // Full jitter: writers that lost together do not come back together.
         tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=longest_wait(attempt)))).await;
-        Ok(None)
+        if committed.sealed.is_empty() {
+            return Ok(None);
+        }
+        // Or it was this one, only slow: what is written once more would leave its receipts twice.
+        let place = Box::pin(self.receipt(&account.partition, account.head.size));
+        let stands = committed.stood(place.await?.as_deref());
+        Ok(stands.then_some(committed))
     }
 
     /// Tries once to write a plan of an account as it was read. `None` when another writer was first: read again, ask again,
@@ -116,6 +123,18 @@ impl Store {
         plan: &Plan,
         now: Timestamp,
     ) -> Result<Option<Committed>, StoreError> {
+        let (committed, stands) = self.attempt(signer, account, plan, now).await?;
+        Ok(stands.then_some(committed))
+    }
+
+    /// What a plan comes to, and whether it was written.
+    async fn attempt(
+        &self,
+        signer: &Signer,
+        account: &Account,
+        plan: &Plan,
+        now: Timestamp,
+    ) -> Result<(Committed, bool), StoreError> {
         let partition = account.partition.as_str();
         let appended = ledger::append(&account.head, &plan.drafts, now, signer).map_err(|source| {
             StoreError::Append {
@@ -183,12 +202,12 @@ impl Store {
             sealed: appended.sealed,
         };
         if writes.is_empty() {
-            return Ok(Some(committed));
+            return Ok((committed, true));
         }
         let answer = self.write(writes).await;
         match answer {
-            Ok(_) => Ok(Some(committed)),
-            Err(e) if others_were_first(&e) => Ok(None),
+            Ok(_) => Ok((committed, true)),
+            Err(e) if others_were_first(&e) => Ok((committed, false)),
             Err(e) => Err(Self::call_error(
                 "TransactWriteItems",
                 &self.stack.tenants_table,

@@ -1,0 +1,227 @@
+//! The tables in memory, for tests and simulations: the conditions of a write are those of the real ones, and answers can be
+//! lost. Nothing here is deployed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use receipts::key::Signer;
+use receipts::ledger::{self, AppendError, Head, Sealed};
+use uuid::Uuid;
+
+use super::{Account, Committed, DeliveryRecord, Keys, Plan};
+use crate::action::{Action, ActionState};
+use crate::signal::ActionId;
+use crate::tenant::Tenant;
+
+/// What one write may take: DynamoDB's transactions have a hundred items.
+const ITEMS: usize = 100;
+
+/// What is kept of one account.
+#[derive(Debug, Clone)]
+struct Kept {
+    tenant: Option<Tenant>,
+    head: Head,
+    actions: BTreeMap<ActionId, Action>,
+    marks: BTreeMap<ActionId, Action>,
+    once: BTreeSet<Uuid>,
+    ledger: Vec<Sealed>,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self {
+            tenant: None,
+            head: Head::empty(),
+            actions: BTreeMap::new(),
+            marks: BTreeMap::new(),
+            once: BTreeSet::new(),
+            ledger: Vec::new(),
+        }
+    }
+}
+
+/// What happens to the next write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mishap {
+    /// It stands, and its writer is told that somebody else was first.
+    AnswerLost,
+    /// It does not stand, and its writer is told so.
+    Refused,
+}
+
+/// The tables.
+#[derive(Debug, Clone, Default)]
+pub struct Memory {
+    accounts: BTreeMap<String, Kept>,
+    deliveries: BTreeMap<String, DeliveryRecord>,
+    queues: BTreeMap<String, String>,
+    mishap: Option<Mishap>,
+}
+
+impl Memory {
+    /// Lets this happen to the next write.
+    pub fn next_write(&mut self, mishap: Mishap) {
+        self.mishap = Some(mishap);
+    }
+
+    /// Reads an account, as the tables do: tenant, head and what is asked for.
+    #[must_use]
+    pub fn load(&self, partition: &str, keys: &Keys) -> Account {
+        let nothing = Kept::default();
+        let kept = self.accounts.get(partition).unwrap_or(&nothing);
+        let action = |id: &ActionId| Some((id.clone(), kept.actions.get(id)?.clone()));
+        Account {
+            tenant: kept.tenant.clone(),
+            head: kept.head.clone(),
+            actions: keys.actions.iter().filter_map(action).collect(),
+            delivery: keys
+                .delivery
+                .as_ref()
+                .and_then(|key| self.deliveries.get(key))
+                .cloned(),
+            once: keys.once.intersection(&kept.once).copied().collect(),
+            ..Account::unknown(partition)
+        }
+    }
+
+    /// An action as it was marked when it was escalated, or when it no longer was.
+    #[must_use]
+    pub fn marked(&self, partition: &str, id: &ActionId) -> Option<&Action> {
+        self.accounts.get(partition)?.marks.get(id)
+    }
+
+    /// All actions of an account.
+    pub fn actions(&self, partition: &str) -> impl Iterator<Item = &Action> {
+        self.accounts
+            .get(partition)
+            .into_iter()
+            .flat_map(|kept| kept.actions.values())
+    }
+
+    /// The receipts of an account, in order.
+    #[must_use]
+    pub fn ledger(&self, partition: &str) -> &[Sealed] {
+        self.accounts
+            .get(partition)
+            .map_or(&[], |kept| kept.ledger.as_slice())
+    }
+
+    /// Whose a queue is.
+    #[must_use]
+    pub fn queue_owner(&self, queue: &str) -> Option<&str> {
+        self.queues.get(queue).map(String::as_str)
+    }
+
+    /// What of a plan's conditions does not hold, given what was read; `None` when it can be written.
+    fn contradiction(&self, read: &Account, plan: &Plan) -> Option<&'static str> {
+        let nothing = Kept::default();
+        let kept = self.accounts.get(&read.partition).unwrap_or(&nothing);
+        let revision = |tenant: &Option<Tenant>| tenant.as_ref().map(|tenant| tenant.revision);
+        let state = |action: Option<&Action>| action.map(|action| (action.state, action.owner));
+        let appends = !plan.drafts.is_empty();
+        if (plan.tenant.is_some() || appends && read.tenant.is_some())
+            && revision(&kept.tenant) != revision(&read.tenant)
+        {
+            return Some("the tenant was written");
+        }
+        if (appends || plan.ledger_stands) && kept.head.size != read.head.size {
+            return Some("receipts were appended");
+        }
+        let same = |action: &Action| {
+            let id = &action.action_id;
+            state(kept.actions.get(id)) == state(read.actions.get(id))
+        };
+        if !plan.actions.iter().all(same) {
+            return Some("an action was written");
+        }
+        let marked = |action: &Action| {
+            let mark = kept.marks.get(&action.action_id);
+            mark.is_some_and(|mark| mark.state == ActionState::Escalated)
+        };
+        if plan.unmarked.as_ref().is_some_and(|action| !marked(action)) {
+            return Some("the action is not marked");
+        }
+        if plan.once.iter().any(|id| kept.once.contains(id)) {
+            return Some("the receipt was appended before");
+        }
+        let answered = |key: &String| self.deliveries.contains_key(key);
+        plan.delivery
+            .as_ref()
+            .is_some_and(|delivery| answered(&delivery.key))
+            .then_some("the delivery was answered")
+    }
+
+    /// Writes a plan of an account as it was read, and tells what it comes to and whether it stands: it does not when somebody
+    /// else was first, or is said to have been.
+    ///
+    /// # Errors
+    /// [`AppendError`] when the receipts cannot be chained.
+    ///
+    /// # Panics
+    /// When the plan is none that the tables could take: an item twice, more than a transaction has room for, or a tenant
+    /// that does not follow the one that was read.
+    pub fn commit(
+        &mut self,
+        signer: &Signer,
+        read: &Account,
+        plan: &Plan,
+        now: Timestamp,
+    ) -> Result<(Committed, bool), AppendError> {
+        let appended = ledger::append(&read.head, &plan.drafts, now, signer)?;
+        let ids: BTreeSet<&ActionId> = plan.actions.iter().map(|action| &action.action_id).collect();
+        assert_eq!(ids.len(), plan.actions.len(), "an item is written once");
+        let items = plan.actions.len() * 2 + plan.drafts.len() + plan.once.len();
+        assert!(items + 8 <= ITEMS, "{items} items in one transaction");
+        if let Some(tenant) = &plan.tenant {
+            let before = read.tenant.as_ref().map_or(0, |tenant| tenant.revision);
+            assert_eq!(tenant.revision, before + 1, "each write has a revision");
+        }
+        let mut account = read.clone();
+        let mishap = self.mishap.take();
+        if mishap == Some(Mishap::Refused) || self.contradiction(read, plan).is_some() {
+            let sealed = appended.sealed;
+            return Ok((Committed { account, sealed }, false));
+        }
+        let kept = self.accounts.entry(read.partition.clone()).or_default();
+        if let Some(tenant) = &plan.tenant {
+            kept.tenant = Some(tenant.clone());
+            account.tenant = Some(tenant.clone());
+        }
+        for action in plan.actions.iter().chain(&plan.unmarked) {
+            let id = &action.action_id;
+            let escalated = |action: &Action| action.state == ActionState::Escalated;
+            if escalated(action) || kept.marks.get(id).is_some_and(escalated) {
+                kept.marks.insert(id.clone(), action.clone());
+            }
+        }
+        for action in &plan.actions {
+            let id = &action.action_id;
+            kept.actions.insert(id.clone(), action.clone());
+            account.actions.insert(id.clone(), action.clone());
+        }
+        kept.once.extend(&plan.once);
+        if !plan.drafts.is_empty() {
+            kept.head.clone_from(&appended.head);
+            account.head = appended.head;
+            kept.ledger.extend(appended.sealed.iter().cloned());
+        }
+        if let Some(delivery) = &plan.delivery {
+            let receipt = appended.sealed.get(delivery.draft);
+            let record = DeliveryRecord {
+                key: delivery.key.clone(),
+                body_sha256: delivery.body_sha256.clone(),
+                status: delivery.status,
+                receipt: receipt.map(|sealed| sealed.line.clone()).unwrap_or_default(),
+            };
+            self.deliveries.insert(delivery.key.clone(), record);
+        }
+        if let Some(queue) = &plan.queue {
+            self.queues.insert(queue.clone(), read.partition.clone());
+        }
+        let committed = Committed {
+            account,
+            sealed: appended.sealed,
+        };
+        Ok((committed, mishap != Some(Mishap::AnswerLost)))
+    }
+}
