@@ -298,7 +298,7 @@ impl Entitlement {
         }
         let carried_out = self.carry_out_waiting(&signer, &partition).await.map_err(told)?;
         let repaired = match asked.repair {
-            true => self.repair(&signer, &partition).await?,
+            true => Box::pin(self.repair(&signer, &partition)).await?,
             false => Vec::new(),
         };
         if let Some(e) = stuck {

@@ -6,18 +6,31 @@ use aws_config::BehaviorVersion;
 pub use aws_config::SdkConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
-use aws_smithy_http_client::tls;
+use aws_smithy_http_client::tls::{self, TlsContext, TrustStore};
 
-use crate::config;
+use crate::config::{self, Roots};
+
+/// The roots of all of AWS's own endpoints: Amazon Root CA 1 to 4 and Starfield Services Root CA G2, of
+/// <https://www.amazontrust.com/repository/>, valid until 2037 at the least. Reading a machine's 144 roots takes most of a cold
+/// start.
+const AMAZON_ROOTS: &str = include_str!("amazon-roots.pem");
 
 /// Loads credentials, region and endpoint by the SDK's own rules (`AWS_ENDPOINT_URL` included).
 ///
 /// One call may take 5 s and is tried three times: every caller here is itself retried by a queue, a schedule or a
 /// marketplace, so hanging on is worth less than saying so.
 pub async fn load() -> SdkConfig {
-    let http = aws_smithy_http_client::Builder::new()
-        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
-        .build_https();
+    let ring = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
+    let http = aws_smithy_http_client::Builder::new().tls_provider(ring);
+    let trusting = match config::roots() {
+        Roots::Machine => TrustStore::default(),
+        Roots::Amazon => TrustStore::empty().with_pem_certificate(AMAZON_ROOTS),
+    };
+    let http = match TlsContext::builder().with_trust_store(trusting).build() {
+        Ok(context) => http.tls_context(context).build_https(),
+        // That of the machine's roots: a context always can be built, but does not say so.
+        Err(_) => http.build_https(),
+    };
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(Duration::from_secs(2))
         .operation_attempt_timeout(Duration::from_secs(5))
@@ -82,8 +95,31 @@ mod tests {
     use aws_sdk_secretsmanager::error::SdkError;
     use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueError;
     use aws_sdk_secretsmanager::types::error::ResourceNotFoundException;
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
 
-    use super::explain;
+    use super::{AMAZON_ROOTS, explain};
+
+    /// As Amazon Trust Services publishes them: SHA-256 of each certificate.
+    #[test]
+    fn amazons_roots_are_those_that_it_publishes() {
+        let published = [
+            "8ecde6884f3d87b1125ba31ac3fcb13d7016de7f57cc904fe1cb97c6ae98196e",
+            "1ba5b2aa8c65401a82960118f80bec4f62304d83cec4713a19c39c011ea46db4",
+            "18ce6cfe7bf14e60b2e347b8dfe868cb31d02ebb3ada271569f50343b46db3a4",
+            "e35d28419ed02025cfa69038cd623962458da5c695fbdea3c22b0bfb25897092",
+            "568d6905a2c88708a4b3025190edcfedb1974a606a13c6e5290fcb2ae63edab5",
+        ];
+        let found: Vec<String> = AMAZON_ROOTS
+            .split("-----BEGIN CERTIFICATE-----")
+            .skip(1)
+            .map(|pem| {
+                let body = pem.split("-----END").next().unwrap().replace('\n', "");
+                receipts::sha256_hex(STANDARD.decode(body).unwrap())
+            })
+            .collect();
+        assert_eq!(found, published);
+    }
 
     #[test]
     fn an_error_is_explained_without_the_raw_answer() {

@@ -58,6 +58,48 @@ pub fn optional(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+/// Whom to trust that an endpoint is who it says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Roots {
+    /// Amazon's own roots.
+    Amazon,
+    /// Whatever this machine trusts.
+    Machine,
+}
+
+/// Amazon's roots where a Lambda function calls AWS itself; the machine's for everything else: on a person's machine, at an
+/// endpoint elsewhere that is https, in China, where others run AWS, or where `SSL_CERT_FILE` or
+/// `SSL_CERT_DIR` say whom to trust.
+#[must_use]
+pub fn roots() -> Roots {
+    roots_of(
+        env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
+    )
+}
+
+fn roots_of(variables: impl Iterator<Item = (String, String)>) -> Roots {
+    let mut in_lambda = false;
+    for (name, value) in variables.filter(|(_, value)| !value.is_empty()) {
+        let elsewhere = match name.as_str() {
+            "AWS_LAMBDA_FUNCTION_NAME" => {
+                in_lambda = true;
+                false
+            }
+            "SSL_CERT_FILE" | "SSL_CERT_DIR" => true,
+            "AWS_REGION" => value.starts_with("cn-"),
+            name => name.starts_with(AWS_ENDPOINT_URL) && !value.starts_with("http://"),
+        };
+        if elsewhere {
+            return Roots::Machine;
+        }
+    }
+    match in_lambda {
+        true => Roots::Amazon,
+        false => Roots::Machine,
+    }
+}
+
 /// The name that checkpoints begin with.
 ///
 /// # Errors
@@ -248,6 +290,35 @@ mod tests {
     fn check(found: &str, domain: bool, days: Option<u32>) {
         assert_eq!(check_domain(found.to_owned()).is_ok(), domain, "{found:?}");
         assert_eq!(check_days(found.to_owned()).ok(), days, "{found:?}");
+    }
+
+    #[test]
+    fn amazons_roots_are_for_functions_that_call_aws() {
+        let check = |variables: &[(&str, &str)], expected| {
+            let owned = variables
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            assert_eq!(roots_of(owned), expected, "{variables:?}");
+        };
+        let lambda = ("AWS_LAMBDA_FUNCTION_NAME", "governor");
+        check(&[], Roots::Machine);
+        check(&[lambda], Roots::Amazon);
+        check(&[lambda, ("AWS_REGION", "eu-central-1")], Roots::Amazon);
+        check(&[("AWS_REGION", "cn-north-1"), lambda], Roots::Machine);
+        check(
+            &[lambda, ("AWS_ENDPOINT_URL", "http://127.0.0.1:4566")],
+            Roots::Amazon,
+        );
+        check(
+            &[lambda, ("AWS_ENDPOINT_URL", "https://cloud.example.com")],
+            Roots::Machine,
+        );
+        check(
+            &[lambda, ("AWS_ENDPOINT_URL_S3", "https://s3.example.com")],
+            Roots::Machine,
+        );
+        check(&[lambda, ("AWS_ENDPOINT_URL", "")], Roots::Amazon);
+        check(&[lambda, ("SSL_CERT_FILE", "/tmp/roots.pem")], Roots::Machine);
     }
 
     #[test]

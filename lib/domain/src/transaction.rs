@@ -119,12 +119,11 @@ pub struct DeliveryPlan {
 }
 
 impl Committed {
-    /// Whether this was written though its writer was told that somebody else was first, given the ledger's line where its
-    /// first receipt would stand: a transaction stands as a whole.
+    /// Whether this was written though its writer was told that somebody else was first, as when a first attempt was only slow:
+    /// the ledger, read again, ends with the receipts of this. What is decided once more would leave them twice.
     #[must_use]
-    pub fn stood(&self, line: Option<&str>) -> bool {
-        let first = self.sealed.first();
-        first.is_some_and(|sealed| line == Some(sealed.line.as_str()))
+    pub fn stood(&self, head: &Head) -> bool {
+        !self.sealed.is_empty() && self.account.head == *head
     }
 }
 

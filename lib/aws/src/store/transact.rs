@@ -40,11 +40,15 @@ impl Store {
         for attempt in 1..=ATTEMPTS {
             let now = Timestamp::now();
             let (plan, answer) = decide(&account, now)?;
-            let committed = self.commit_or_wait(signer, &account, &plan, now, attempt);
-            if let Some(committed) = committed.await? {
+            let written = self.attempt_or_wait(signer, &account, &plan, now, attempt);
+            let (committed, stands) = written.await?;
+            if stands {
                 return Ok((committed, answer));
             }
             account = Box::pin(self.load(partition, keys)).await?;
+            if committed.stood(&account.head) {
+                return Ok((committed, answer));
+            }
         }
         Err(StoreError::Contended {
             account: partition.to_owned(),
@@ -68,13 +72,18 @@ impl Store {
             actions: BTreeSet::from([id.clone()]),
             ..Keys::default()
         };
+        let mut account = Box::pin(self.load(partition, &keys)).await?;
         for attempt in 1..=ATTEMPTS {
-            let account = Box::pin(self.load(partition, &keys)).await?;
             let marked = self.escalation(partition, id).await?;
             let now = Timestamp::now();
             let (plan, answer) = decide(&account, marked.as_ref(), now)?;
-            let committed = self.commit_or_wait(signer, &account, &plan, now, attempt);
-            if let Some(committed) = committed.await? {
+            let written = self.attempt_or_wait(signer, &account, &plan, now, attempt);
+            let (committed, stands) = written.await?;
+            if stands {
+                return Ok((committed, answer));
+            }
+            account = Box::pin(self.load(partition, &keys)).await?;
+            if committed.stood(&account.head) {
                 return Ok((committed, answer));
             }
         }
@@ -84,31 +93,23 @@ impl Store {
         .into())
     }
 
-    /// Commits a plan. `None`, after a while, when a condition failed.
-    pub(super) async fn commit_or_wait(
+    /// As [`Store::attempt`]; waits a while when another writer was first.
+    async fn attempt_or_wait(
         &self,
         signer: &Signer,
         account: &Account,
         plan: &Plan,
         now: Timestamp,
         attempt: u32,
-    ) -> Result<Option<Committed>, StoreError> {
+    ) -> Result<(Committed, bool), StoreError> {
         // Boxed, as are the reads: a function's future would hold several of them by value.
-        let commit = Box::pin(self.attempt(signer, account, plan, now));
-        let (committed, stands) = commit.await?;
-        if stands {
-            return Ok(Some(committed));
+        let (committed, stands) = Box::pin(self.attempt(signer, account, plan, now)).await?;
+        if !stands {
+            warn!(account = account.partition, attempt, "another writer was first");
+            // Full jitter: writers that lost together do not come back together.
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=longest_wait(attempt)))).await;
         }
-        warn!(account = account.partition, attempt, "another writer was first");
-        // Full jitter: writers that lost together do not come back together.
-        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=longest_wait(attempt)))).await;
-        if committed.sealed.is_empty() {
-            return Ok(None);
-        }
-        // Or it was this one, only slow: what is written once more would leave its receipts twice.
-        let place = Box::pin(self.receipt(&account.partition, account.head.size));
-        let stands = committed.stood(place.await?.as_deref());
-        Ok(stands.then_some(committed))
+        Ok((committed, stands))
     }
 
     /// Tries once to write a plan of an account as it was read. `None` when another writer was first: read again, ask again,

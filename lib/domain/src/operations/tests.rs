@@ -170,16 +170,10 @@ impl World {
             let (plan, answer) = decide(&account, self.now)?;
             let (committed, stands) = self.memory.commit(&self.signer, &account, &plan, self.now)?;
             self.is_whole();
-            let place = usize::try_from(account.head.size).unwrap();
-            let line = self
-                .memory
-                .ledger("c")
-                .get(place)
-                .map(|sealed| sealed.line.as_str());
-            if stands || committed.stood(line) {
+            account = self.memory.load("c", keys);
+            if stands || committed.stood(&account.head) {
                 return Ok((committed, answer));
             }
-            account = self.memory.load("c", keys);
         }
         panic!("nobody else writes");
     }

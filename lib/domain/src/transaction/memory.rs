@@ -179,6 +179,7 @@ impl Memory {
         let mut account = read.clone();
         let mishap = self.mishap.take();
         if mishap == Some(Mishap::Refused) || self.contradiction(read, plan).is_some() {
+            account.head = appended.head;
             let sealed = appended.sealed;
             return Ok((Committed { account, sealed }, false));
         }
