@@ -203,8 +203,7 @@ class Stack:
             "PROXY_URL": proxy_url,
             "GGEN": str(ggen),
             "AUDITOR_PUB": str(public_key),
-            "STANDARD_WEBHOOK_SECRET": secrets["standard"],
-            "GITHUB_WEBHOOK_SECRET": secrets["github"],
+            **{f"{name.upper()}_WEBHOOK_SECRET": secrets[name] for name in webhook_senders()},
             "HANDLER_SECRET": secrets["handler"],
             "PRODUCER_SECRET": secrets["producer"],
         }
@@ -306,10 +305,10 @@ class Stack:
 
     def _put_secrets(self, secrets: dict[str, str]) -> None:
         client = self.client("secretsmanager")
-        for variable_name, key in (("SIGNING_KEY_SECRET_ID", "signing_key"), ("STANDARD_WEBHOOK_SECRET_ID", "standard"),
-                                   ("GITHUB_WEBHOOK_SECRET_ID", "github"), ("HANDLER_SECRET_ID", "handler"),
-                                   ("PRODUCER_SECRET_ID", "producer")):
-            client.put_secret_value(SecretId=self.env[variable_name], SecretString=secrets[key])
+        names = {f"{name.upper()}_WEBHOOK": name for name in webhook_senders()}
+        names |= {"SIGNING_KEY": "signing_key", "HANDLER": "handler", "PRODUCER": "producer"}
+        for variable_name, key in names.items():
+            client.put_secret_value(SecretId=self.env[f"{variable_name}_SECRET_ID"], SecretString=secrets[key])
 
     def _write_env(self) -> None:
         quoted = {name: "'" + value.replace("'", "'\\''") + "'" for name, value in sorted(self.env.items())}
@@ -355,6 +354,11 @@ def built() -> tuple[Path, dict[str, Path]]:
     return ggen, zips
 
 
+def webhook_senders() -> list[str]:
+    """Whose webhooks are taken, by the outputs of the template: each has a secret of its own."""
+    return [name.lower() for name in re.findall(r"^  (\w+)WebhookSecretId:", TEMPLATE.read_text(), re.MULTILINE)]
+
+
 def dev_secrets(ggen: Path) -> tuple[dict[str, str], Path]:
     """Secrets of this checkout, made once: an archive from yesterday's run still verifies today."""
     store, private_key, public_key = BASE / "dev-secrets.json", BASE / "signing.pem", BASE / "auditor.pub"
@@ -375,7 +379,7 @@ def dev_secrets(ggen: Path) -> tuple[dict[str, str], Path]:
         store.write_text(json.dumps({"github": "It's a Secret to Everybody"}))
     secrets = json.loads(store.read_text())
     # Also those that an older checkout made none of.
-    missing = [name for name in ("standard", "handler", "producer") if name not in secrets]
+    missing = [name for name in (*webhook_senders(), "handler", "producer") if name not in secrets]
     if missing:
         secrets.update({name: keys("secret") for name in missing})
         store.write_text(json.dumps(secrets, indent=2))

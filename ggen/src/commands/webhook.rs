@@ -7,12 +7,11 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Subcommand};
 use domain::webhook::MAX_BODY_BYTES;
-use domain::webhook::signature::{
-    GITHUB_DELIVERY, GITHUB_SIGNATURE, Headers, Secret, SecretError, WEBHOOK_ID, WEBHOOK_SIGNATURE,
-    WEBHOOK_TIMESTAMP, sign_github, sign_standard, verify_github, verify_standard,
-};
+use domain::webhook::provider::{self, PROVIDERS, Provider};
+use domain::webhook::signature::{Headers, Secret, SecretError};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -85,9 +84,9 @@ struct DeliveryArgs {
     #[command(flatten)]
     input: InputArgs,
     /// Whose convention
-    #[arg(long, value_enum, value_name = "PROVIDER", default_value = "standard")]
-    provider: ProviderArg,
-    /// Environment variable with the secret [default: STANDARD_WEBHOOK_SECRET or GITHUB_WEBHOOK_SECRET]
+    #[arg(long, value_parser = providers(), value_name = "PROVIDER", default_value = "standard")]
+    provider: &'static Provider,
+    /// Environment variable with the secret [default: the provider's, such as STANDARD_WEBHOOK_SECRET]
     #[arg(long, value_name = "NAME")]
     secret_env: Option<String>,
     /// The time to sign or check at, in seconds since 1970 [default: now]
@@ -106,12 +105,10 @@ struct InputArgs {
     event: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum ProviderArg {
-    /// Standard Webhooks (webhook-id, webhook-timestamp, webhook-signature)
-    Standard,
-    /// GitHub Marketplace (X-Hub-Signature-256)
-    Github,
+/// The providers by name.
+fn providers() -> impl TypedValueParser<Value = &'static Provider> {
+    let names = PROVIDERS.iter().map(|provider| provider.name);
+    PossibleValuesParser::new(names).try_map(|name| provider::of_name(&name).ok_or("no such provider"))
 }
 
 /// Why a webhook could not be signed or checked.
@@ -261,11 +258,7 @@ fn verify(args: &VerifyArgs, out: &mut Out) -> Result<Verdict, WebhookError> {
         (Source::Body(path), Some(headers)) => (read_headers(headers)?, read(path)?),
         (Source::Body(path), None) => (Headers::new(), read(path)?),
     };
-    let verified = match args.delivery.provider {
-        ProviderArg::Standard => verify_standard(&secrets, &headers, &body, now),
-        ProviderArg::Github => verify_github(&secrets, &headers, &body),
-    };
-    let checked = match verified {
+    let checked = match (args.delivery.provider.verify)(&secrets, &headers, &body, now) {
         Ok(verified) => Checked {
             verified: true,
             delivery_id: Some(verified.delivery().id.clone()),
@@ -301,15 +294,12 @@ impl DeliveryArgs {
     }
 
     fn secret(&self) -> Result<Secret, WebhookError> {
-        let (default, read): (_, fn(&str) -> _) = match self.provider {
-            ProviderArg::Standard => ("STANDARD_WEBHOOK_SECRET", Secret::standard),
-            ProviderArg::Github => ("GITHUB_WEBHOOK_SECRET", Secret::github),
-        };
-        let name = self.secret_env.clone().unwrap_or_else(|| default.to_owned());
+        let named = self.secret_env.as_deref();
+        let name = named.unwrap_or(self.provider.secret_name()).to_owned();
         let Ok(text) = std::env::var(&name) else {
             return Err(WebhookError::NoSecret { name });
         };
-        read(&text).map_err(|source| WebhookError::Secret { name, source })
+        (self.provider.secret)(&text).map_err(|source| WebhookError::Secret { name, source })
     }
 }
 
@@ -319,36 +309,12 @@ fn signed_headers(
     now: Timestamp,
     body: &[u8],
 ) -> BTreeMap<&'static str, String> {
-    let content_type = ("content-type", "application/json".to_owned());
-    match args.delivery.provider {
-        ProviderArg::Standard => {
-            let id = args
-                .id
-                .clone()
-                .unwrap_or_else(|| format!("msg_{}", uuid::Uuid::now_v7().simple()));
-            let signature = sign_standard(secret, &id, now, body);
-            let timestamp = now.as_second().to_string();
-            let signed = [
-                (WEBHOOK_ID, id),
-                (WEBHOOK_TIMESTAMP, timestamp),
-                (WEBHOOK_SIGNATURE, signature),
-            ];
-            signed.into_iter().chain([content_type]).collect()
-        }
-        ProviderArg::Github => {
-            let id = args
-                .id
-                .clone()
-                .unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-            let event = ("x-github-event", "marketplace_purchase".to_owned());
-            let signed = [
-                (GITHUB_DELIVERY, id),
-                (GITHUB_SIGNATURE, sign_github(secret, body)),
-                event,
-            ];
-            signed.into_iter().chain([content_type]).collect()
-        }
-    }
+    let provider = args.delivery.provider;
+    let id = args.id.clone();
+    let id = id.unwrap_or_else(|| format!("{}{}", provider.id_prefix, uuid::Uuid::now_v7()));
+    let mut signed: BTreeMap<_, _> = (provider.sign)(secret, &id, now, body).into_iter().collect();
+    signed.insert("content-type", "application/json".to_owned());
+    signed
 }
 
 fn curl_command(

@@ -67,8 +67,11 @@ pub enum Roots {
     Machine,
 }
 
+/// How regions begin where AWS's endpoints may have other roots: China, the isolated ones, the European Sovereign Cloud.
+const OTHER_ROOTS: [&str; 4] = ["cn-", "us-iso", "eu-iso", "eusc-"];
+
 /// Amazon's roots where a Lambda function calls AWS itself; the machine's for everything else: on a person's machine, at an
-/// endpoint elsewhere that is https, in China, where others run AWS, or where `SSL_CERT_FILE` or
+/// endpoint elsewhere that is https (a profile may name one, too), in regions that are apart, or where `SSL_CERT_FILE` or
 /// `SSL_CERT_DIR` say whom to trust.
 #[must_use]
 pub fn roots() -> Roots {
@@ -86,8 +89,8 @@ fn roots_of(variables: impl Iterator<Item = (String, String)>) -> Roots {
                 in_lambda = true;
                 false
             }
-            "SSL_CERT_FILE" | "SSL_CERT_DIR" => true,
-            "AWS_REGION" => value.starts_with("cn-"),
+            "SSL_CERT_FILE" | "SSL_CERT_DIR" | "AWS_CONFIG_FILE" | "AWS_PROFILE" => true,
+            "AWS_REGION" => OTHER_ROOTS.iter().any(|region| value.starts_with(region)),
             name => name.starts_with(AWS_ENDPOINT_URL) && !value.starts_with("http://"),
         };
         if elsewhere {
@@ -219,10 +222,6 @@ variables! {
     CONTROL_BUCKET = "CONTROL_BUCKET";
     /// Secret with the Ed25519 key that signs receipts.
     SIGNING_KEY_SECRET_ID = "SIGNING_KEY_SECRET_ID";
-    /// Secret shared with Standard Webhooks senders.
-    STANDARD_WEBHOOK_SECRET_ID = "STANDARD_WEBHOOK_SECRET_ID";
-    /// Secret shared with GitHub.
-    GITHUB_WEBHOOK_SECRET_ID = "GITHUB_WEBHOOK_SECRET_ID";
     /// Secret shared with the action handler.
     HANDLER_SECRET_ID = "HANDLER_SECRET_ID";
     /// Secret that the secrets of accounts' producers are derived from.
@@ -304,7 +303,17 @@ mod tests {
         check(&[], Roots::Machine);
         check(&[lambda], Roots::Amazon);
         check(&[lambda, ("AWS_REGION", "eu-central-1")], Roots::Amazon);
-        check(&[("AWS_REGION", "cn-north-1"), lambda], Roots::Machine);
+        for apart in [
+            "cn-north-1",
+            "us-iso-east-1",
+            "us-isob-east-1",
+            "eu-isoe-west-1",
+            "eusc-de-east-1",
+        ] {
+            check(&[("AWS_REGION", apart), lambda], Roots::Machine);
+        }
+        check(&[lambda, ("AWS_REGION", "us-gov-west-1")], Roots::Amazon);
+        check(&[lambda, ("AWS_CONFIG_FILE", "/opt/config")], Roots::Machine);
         check(
             &[lambda, ("AWS_ENDPOINT_URL", "http://127.0.0.1:4566")],
             Roots::Amazon,

@@ -133,7 +133,8 @@ impl Entitlements {
             ..Keys::default()
         };
         let receipt_id = Uuid::now_v7();
-        let apply = |account: &Account, now| {
+        // The time of an event is when it came, however often it is decided.
+        let apply = |account: &Account, _| {
             let applied = apply_event(account, task, &looked_up, self.around(), receipt_id, now)?;
             Ok::<_, EventError>(applied)
         };

@@ -59,7 +59,8 @@ impl Webhooks {
         };
         let secret_ids: BTreeMap<_, _> = PROVIDERS.iter().filter_map(|provider| named(provider)).collect();
         if secret_ids.is_empty() {
-            return Err(ConfigError::Missing(config::STANDARD_WEBHOOK_SECRET_ID));
+            let first = PROVIDERS.first().map_or("", |provider| provider.secret_variable);
+            return Err(ConfigError::Missing(first));
         }
         Ok(Self {
             secrets,

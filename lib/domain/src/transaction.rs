@@ -86,6 +86,28 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether it writes nothing, and is conditioned on nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let Self {
+            tenant,
+            actions,
+            drafts,
+            once,
+            delivery,
+            queue,
+            ledger_stands,
+            unmarked,
+        } = self;
+        let items = actions.is_empty() && drafts.is_empty() && once.is_empty();
+        items
+            && !ledger_stands
+            && tenant.is_none()
+            && delivery.is_none()
+            && queue.is_none()
+            && unmarked.is_none()
+    }
+
     /// Appends a receipt, and writes nothing else.
     #[must_use]
     pub fn append(draft: Draft) -> Self {

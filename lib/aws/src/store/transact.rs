@@ -37,6 +37,7 @@ impl Store {
             Some(account) => account,
             None => Box::pin(self.load(partition, keys)).await?,
         };
+        let mut lost = Vec::new();
         for attempt in 1..=ATTEMPTS {
             let now = Timestamp::now();
             let (plan, answer) = decide(&account, now)?;
@@ -46,8 +47,9 @@ impl Store {
                 return Ok((committed, answer));
             }
             account = Box::pin(self.load(partition, keys)).await?;
-            if committed.stood(&account.head) {
-                return Ok((committed, answer));
+            lost.push((committed, answer));
+            if let Some(stood) = stood(&mut lost, &account) {
+                return Ok(stood);
             }
         }
         Err(StoreError::Contended {
@@ -73,6 +75,7 @@ impl Store {
             ..Keys::default()
         };
         let mut account = Box::pin(self.load(partition, &keys)).await?;
+        let mut lost = Vec::new();
         for attempt in 1..=ATTEMPTS {
             let marked = self.escalation(partition, id).await?;
             let now = Timestamp::now();
@@ -83,8 +86,9 @@ impl Store {
                 return Ok((committed, answer));
             }
             account = Box::pin(self.load(partition, &keys)).await?;
-            if committed.stood(&account.head) {
-                return Ok((committed, answer));
+            lost.push((committed, answer));
+            if let Some(stood) = stood(&mut lost, &account) {
+                return Ok(stood);
             }
         }
         Err(StoreError::Contended {
@@ -137,6 +141,10 @@ impl Store {
         now: Timestamp,
     ) -> Result<(Committed, bool), StoreError> {
         let partition = account.partition.as_str();
+        if plan.is_empty() {
+            let (account, sealed) = (account.clone(), Vec::new());
+            return Ok((Committed { account, sealed }, true));
+        }
         let appended = ledger::append(&account.head, &plan.drafts, now, signer).map_err(|source| {
             StoreError::Append {
                 account: partition.to_owned(),
@@ -229,6 +237,14 @@ impl Store {
             .send()
             .await
     }
+}
+
+/// Of attempts that were told that somebody else was first the one that stands all the same: it was only slow.
+fn stood<T>(lost: &mut Vec<(Committed, T)>, account: &Account) -> Option<(Committed, T)> {
+    let stands = lost
+        .iter()
+        .position(|(committed, _)| committed.stood(&account.head))?;
+    Some(lost.swap_remove(stands))
 }
 
 /// How long to wait at most after this attempt, from 1, in milliseconds: briefly at first, as most often one other

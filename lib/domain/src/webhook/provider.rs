@@ -16,6 +16,9 @@ pub static PROVIDERS: &[&Provider] = &[&standard::PROVIDER, &github::PROVIDER];
 pub type Verify =
     for<'a> fn(&[Secret], &Headers, &'a [u8], Timestamp) -> Result<Verified<'a>, SignatureError>;
 
+/// Headers that sign a body, under a delivery id and at a time of our clock: what the sender would write.
+pub type Sign = fn(&Secret, &str, Timestamp, &[u8]) -> Vec<(&'static str, String)>;
+
 /// How the deliveries of one sender are taken: where they arrive, how they are signed, what they say.
 #[derive(Debug)]
 pub struct Provider {
@@ -32,8 +35,28 @@ pub struct Provider {
     pub secret: fn(&str) -> Result<Secret, SecretError>,
     /// Checks a delivery.
     pub verify: Verify,
+    /// Signs one, for who tries a webhook out.
+    pub sign: Sign,
+    /// What its delivery ids begin with.
+    pub id_prefix: &'static str,
     /// Reads what a delivery says.
     pub parse: fn(&Verified<'_>) -> Result<WebhookEvent, PayloadError>,
+}
+
+impl Provider {
+    /// Environment variable with the secret itself, for who tries a webhook out.
+    #[must_use]
+    pub fn secret_name(&self) -> &'static str {
+        self.secret_variable
+            .strip_suffix("_ID")
+            .unwrap_or(self.secret_variable)
+    }
+}
+
+/// The provider of this name.
+#[must_use]
+pub fn of_name(name: &str) -> Option<&'static Provider> {
+    PROVIDERS.iter().find(|provider| provider.name == name).copied()
 }
 
 /// The provider that posts to this path.

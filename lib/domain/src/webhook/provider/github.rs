@@ -23,6 +23,14 @@ pub static PROVIDER: Provider = Provider {
     resends: false,
     secret: Secret::github,
     verify: verify_at_any_time,
+    sign: |secret, id, _, body| {
+        vec![
+            (GITHUB_DELIVERY, id.to_owned()),
+            (GITHUB_SIGNATURE, sign_github(secret, body)),
+            ("x-github-event", "marketplace_purchase".to_owned()),
+        ]
+    },
+    id_prefix: "",
     parse,
 };
 

@@ -25,6 +25,14 @@ pub static PROVIDER: Provider = Provider {
     resends: true,
     secret: Secret::standard,
     verify: verify_standard,
+    sign: |secret, id, now, body| {
+        vec![
+            (WEBHOOK_ID, id.to_owned()),
+            (WEBHOOK_TIMESTAMP, now.as_second().to_string()),
+            (WEBHOOK_SIGNATURE, sign_standard(secret, id, now, body)),
+        ]
+    },
+    id_prefix: "msg_",
     parse,
 };
 
