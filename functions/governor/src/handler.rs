@@ -368,10 +368,11 @@ impl Governor {
                 None
             }
             (true, Some(looked)) => looked,
-            (true, None) => timeout(work.patience(), Box::pin(self.control()))
-                .await
-                .ok()
-                .flatten(),
+            (true, None) => {
+                // That it is slow is no reason to refuse what may wait.
+                let control = Box::pin(async { Ok(self.control().await) });
+                in_time("the control object", work.patience(), control).await?
+            }
         };
         if chosen.decides() && control.as_ref().is_none_or(Control::degraded) {
             let fates = {

@@ -595,14 +595,13 @@ impl Shift {
         let mut effects = Effects::default();
         let late = self.is_late(now);
         for index in 0..self.letters.len() {
-            let waits = match self.letters.get(index) {
-                Some(letter) if late || now >= letter.since + HELD => match &letter.stand {
-                    Stand::InHand { waits } => waits.clone(),
-                    _ => continue,
-                },
-                _ => continue,
+            let due = |letter: &&Letter| late || now >= letter.since + HELD;
+            let Some(Stand::InHand { waits }) =
+                self.letters.get(index).filter(due).map(|letter| &letter.stand)
+            else {
+                continue;
             };
-            let seconds = match waits {
+            let seconds = match waits.clone() {
                 Some(Full::Entitlement(id)) => self.put_aside(&id, now),
                 _ => 0,
             };
