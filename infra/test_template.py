@@ -15,7 +15,7 @@ from cfnlint.decode import cfn_yaml
 
 TEMPLATE = Path(__file__).resolve().parent / "template.yaml"
 
-# All that may be done to a receipts table, spelled out. Puts carry attribute_not_exists: lib/aws/tests/append_only.rs.
+# All that may be done to a receipts table, spelled out. Puts carry attribute_not_exists: lib/domain/tests/sources/append_only.rs.
 RECEIPTS_ALLOWED = {"dynamodb:putitem", "dynamodb:query", "dynamodb:getitem"}
 ACTIONS_ALLOWED = {"dynamodb:batchgetitem", "dynamodb:putitem", "dynamodb:query"}
 APPENDING = {"EntitlementFunction", "CancelFunction", "PolicyUpgradeFunction", "GovernorFunction", "HealthFunction",

@@ -1,13 +1,6 @@
-//! Receipts are appended in one place, and nothing can change or delete one: what the sources may not say.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test may stop at the first surprise"
-)]
+//! Receipts are appended in one place, and nothing can change or delete one.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use super::{read, rust};
 
 /// How an SDK call begins that changes or deletes items, or writes them without the store's conditions.
 const FORBIDDEN: [&str; 8] = [
@@ -34,37 +27,19 @@ const WRITES: [(&str, &str, usize); 4] = [
 /// How a function that names the receipts table shows that it only reads it.
 const READS: [&str; 3] = [".query()", ".get_item()", "self.find_receipt_in("];
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap()
-}
-
-fn files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            found.push(path);
-        }
-    }
-}
-
 /// Sources of what is deployed and of ggen, without comments and unit tests: path from the root, and text.
 fn sources() -> Vec<(String, String)> {
-    let mut paths = Vec::new();
-    for folder in ["lib/aws/src", "functions", "ggen/src"] {
-        files(&root().join(folder), &mut paths);
-    }
-    paths
+    let paths = ["lib/aws/src", "functions", "ggen/src"]
         .into_iter()
+        .flat_map(rust);
+    paths
         .map(|path| {
-            let text = fs::read_to_string(&path).unwrap();
+            let text = read(&path);
             let code = text.split("#[cfg(test)]").next().unwrap_or_default();
             let code: Vec<&str> = code
                 .lines()
                 .map(|line| line.split("//").next().unwrap_or_default())
                 .collect();
-            let path = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
             (path, code.join("\n"))
         })
         .collect()

@@ -1,101 +1,12 @@
-//! What the sources may not say, and what the documents say of them: the pure part knows no cloud, no runtime, no environment
-//! and no clock; paths and symbols that documents name are there.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test may stop at the first surprise"
-)]
+//! Paths and symbols that documents name are there.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// What no line of a pure crate may name. Randomness is here too: ids are passed in.
-const FORBIDDEN: [&str; 12] = [
-    "aws_",
-    "aws-",
-    "tokio",
-    "std::env",
-    "env::var",
-    "SystemTime",
-    "Instant::now",
-    "Timestamp::now",
-    "Zoned::now",
-    "new_v4",
-    "now_v7",
-    "std::net",
-];
-
-fn files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            found.push(path);
-        }
-    }
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap()
-}
-
-/// Pure files of functions: what a governor decides.
-const PURE_FILES: [&str; 3] = [
-    "functions/governor/src/batch.rs",
-    "functions/governor/src/shift.rs",
-    "functions/scale/src/event.rs",
-];
-
-#[test]
-fn pure_crates_name_nothing_impure() {
-    let lib = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let mut looked_at = 0;
-    let mut offences = Vec::new();
-    for name in ["domain", "receipts", "policy"] {
-        let mut sources = vec![lib.join(name).join("Cargo.toml")];
-        files(&lib.join(name).join("src"), &mut sources);
-        if name == "domain" {
-            sources.extend(PURE_FILES.iter().map(|file| root().join(file)));
-        }
-        for path in sources {
-            looked_at += 1;
-            for (n, line) in fs::read_to_string(&path).unwrap().lines().enumerate() {
-                // Prose may say what the code does not do.
-                let code = line.split("//").next().unwrap_or_default();
-                for word in FORBIDDEN.iter().filter(|word| code.contains(**word)) {
-                    offences.push(format!("{}:{}: {word}", path.display(), n + 1));
-                }
-            }
-        }
-    }
-    assert!(
-        looked_at > 15,
-        "only {looked_at} files found: the test looks in the wrong place"
-    );
-    assert!(offences.is_empty(), "{}", offences.join("\n"));
-}
+use super::{files, read};
 
 /// What documents name that is no file of ours: objects in buckets, parts of names in others' formats.
 const ELSEWHERE: [&str; 3] = ["control.json", "tile/entries", "marketplace-governor/producer/v1"];
-/// Folders with nothing that anybody wrote.
-const BUILT: [&str; 4] = ["target", ".venv", ".git", "node_modules"];
-
-/// Every file of the project, by its path from the root.
-fn everything(folder: &Path, found: &mut BTreeSet<String>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap();
-        if path.is_dir() && !BUILT.contains(&name) {
-            everything(&path, found);
-        } else if path.is_file() {
-            found.insert(path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned());
-        }
-    }
-}
-
 /// What stands in backticks in a document, but for blocks of code.
 fn quoted(text: &str) -> BTreeSet<String> {
     let prose = text.lines().filter(|line| !line.starts_with("    "));
@@ -132,12 +43,11 @@ fn is_symbol(token: &str) -> bool {
 /// A document that names a path or a symbol that has gone says something that is not true.
 #[test]
 fn what_documents_name_is_there() {
-    let mut all = BTreeSet::new();
-    everything(root(), &mut all);
+    let all = files("");
     let sources: Vec<(&String, String)> = all
         .iter()
         .filter(|path| path.ends_with(".rs"))
-        .map(|path| (path, fs::read_to_string(root().join(path)).unwrap()))
+        .map(|path| (path, read(path)))
         .collect();
     let known = |symbol: &str| {
         let mut parts = symbol.rsplit("::");
@@ -176,7 +86,7 @@ fn what_documents_name_is_there() {
     let mut looked_at = 0;
     let mut gone = Vec::new();
     for document in documents {
-        for token in quoted(&fs::read_to_string(root().join(document)).unwrap()) {
+        for token in quoted(&read(document)) {
             if ELSEWHERE.contains(&token.as_str()) || !(is_path(&token) || is_symbol(&token)) {
                 continue;
             }
