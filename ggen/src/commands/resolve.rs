@@ -10,7 +10,7 @@ use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Store, StoreError};
 use clap::Args;
 use domain::account::AccountId;
-use domain::action::{Action, ActionState, IllegalTransition};
+use domain::action::{ActionState, IllegalTransition};
 use domain::names;
 use domain::operations::resolve::{self, Resolution, Resolved};
 use domain::signal::ActionId;
@@ -221,12 +221,9 @@ async fn settle(
         note: &args.note,
         receipt_id: Uuid::now_v7(),
     };
-    let decide = |account: &Account, marked: Option<&Action>, now| {
-        Ok::<_, ResolveError>(resolve::resolve(account, marked, &resolution, now)?)
-    };
-    let (_, resolved) = store
-        .transact_marked(signer, &partition, &args.action_id, decide)
-        .await?;
+    let decide = |account: &Account, now| Ok::<_, ResolveError>(resolve::resolve(account, &resolution, now)?);
+    let keys = resolve::keys(&args.action_id);
+    let (_, resolved) = store.transact(signer, &partition, &keys, None, decide).await?;
     let outcome = match resolved {
         Resolved::Now => Outcome::Resolved {
             receipt_id: resolution.receipt_id,

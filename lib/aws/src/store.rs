@@ -19,7 +19,9 @@ use receipts::ledger::{AppendError, Head};
 use uuid::Uuid;
 
 pub use self::items::Item;
-use self::items::{HEAD, TENANT, WEBHOOK, action_sk, attribute, delivery_partition, key, once_sk, text};
+use self::items::{
+    HEAD, TENANT, WEBHOOK, action_sk, attribute, delivery_partition, escalation_sk, key, once_sk, text,
+};
 pub use self::listings::After;
 pub use self::transact::longest_wait;
 use crate::clients::explain;
@@ -137,6 +139,7 @@ impl Store {
         wanted.extend(keys.actions.iter().map(|id| key(partition, &action_sk(id))));
         wanted.extend(keys.delivery.iter().map(|d| key(&delivery_partition(d), WEBHOOK)));
         wanted.extend(keys.once.iter().map(|id| key(partition, &once_sk(*id))));
+        wanted.extend(keys.mark.iter().map(|id| key(partition, &escalation_sk(id))));
         let items = self.items(&self.stack.tenants_table, partition, wanted).await?;
         let mut account = Self::account(partition, keys, items)?;
         let tables = account.tenant.as_ref().and_then(|tenant| tenant.tables.clone());
@@ -260,6 +263,13 @@ impl Store {
             .copied()
             .filter(|id| items.contains_key(&once_sk(*id)))
             .collect();
+        let marked = match &keys.mark {
+            Some(id) => {
+                let sk = escalation_sk(id);
+                attribute(partition, &sk, "action", items.remove(&sk))?
+            }
+            None => None,
+        };
         Ok(Account {
             partition: partition.to_owned(),
             tenant: attribute(partition, TENANT, "tenant", items.remove(TENANT))?,
@@ -268,6 +278,7 @@ impl Store {
             own_actions: BTreeSet::new(),
             delivery,
             once,
+            marked,
         })
     }
 

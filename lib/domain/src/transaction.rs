@@ -15,7 +15,8 @@ use crate::provisioning::Asked;
 use crate::signal::ActionId;
 use crate::tenant::Tenant;
 
-pub mod memory;
+#[cfg(test)]
+pub(crate) mod memory;
 
 /// Which items of an account to read beside its tenant and head.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +27,8 @@ pub struct Keys {
     pub delivery: Option<String>,
     /// Receipts that must be appended once only.
     pub once: BTreeSet<Uuid>,
+    /// The mark of an action: what is left of an escalated one whose table went with its tenant.
+    pub mark: Option<ActionId>,
 }
 
 /// An account as the tables hold it.
@@ -45,6 +48,8 @@ pub struct Account {
     pub delivery: Option<DeliveryRecord>,
     /// The receipts asked for that were appended before.
     pub once: BTreeSet<Uuid>,
+    /// The action asked for as it was marked when it was escalated, or when it no longer was.
+    pub marked: Option<Box<Action>>,
 }
 
 impl Account {
@@ -59,12 +64,13 @@ impl Account {
             own_actions: BTreeSet::new(),
             delivery: None,
             once: BTreeSet::new(),
+            marked: None,
         }
     }
 }
 
 /// What to write. An empty plan writes nothing.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Plan {
     /// The tenant afterwards, its `revision` one more than the one read.
     pub tenant: Option<Tenant>,
@@ -89,23 +95,7 @@ impl Plan {
     /// Whether it writes nothing, and is conditioned on nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Self {
-            tenant,
-            actions,
-            drafts,
-            once,
-            delivery,
-            queue,
-            ledger_stands,
-            unmarked,
-        } = self;
-        let items = actions.is_empty() && drafts.is_empty() && once.is_empty();
-        items
-            && !ledger_stands
-            && tenant.is_none()
-            && delivery.is_none()
-            && queue.is_none()
-            && unmarked.is_none()
+        *self == Self::default()
     }
 
     /// Appends a receipt, and writes nothing else.
@@ -128,7 +118,7 @@ impl Plan {
 }
 
 /// The answer to a delivery, before its receipt is sealed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DeliveryPlan {
     /// The delivery's key.
     pub key: String,

@@ -7,10 +7,7 @@ use domain::control::Switches;
 use domain::entitlement::{Entitlement, EventOrder, Isolation, Offer};
 use domain::tenant::{Lifecycle, PolicyPin, Quota, Tenant};
 use policy::enforcer::Enforcer;
-use receipts::ledger::Head;
 use serde_json::json;
-
-use std::collections::BTreeMap;
 
 use super::*;
 
@@ -63,13 +60,8 @@ pub(crate) fn account(enforcer: &Enforcer, concurrent: u64) -> Account {
         .entitlements
         .insert(EntitlementId::parse("s").unwrap(), held);
     Account {
-        partition: "c".to_owned(),
         tenant: Some(tenant),
-        head: Head::empty(),
-        actions: BTreeMap::new(),
-        own_actions: BTreeSet::new(),
-        delivery: None,
-        once: BTreeSet::new(),
+        ..Account::unknown("c")
     }
 }
 

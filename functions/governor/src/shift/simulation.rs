@@ -202,13 +202,10 @@ impl World {
         head.size = self.ledger.len() as u64;
         let known = |id: &ActionId| Some((id.clone(), self.table.actions.get(id)?.clone()));
         Account {
-            partition: self.table.partition.clone(),
             tenant: self.table.tenant.clone(),
             head,
             actions: actions.iter().filter_map(known).collect(),
-            own_actions: BTreeSet::new(),
-            delivery: None,
-            once: BTreeSet::new(),
+            ..Account::unknown(&self.table.partition)
         }
     }
 

@@ -4,12 +4,10 @@ use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
 use aws_sdk_dynamodb::types::ReturnConsumedCapacity;
 use domain::action::Action;
 use domain::names::LedgerId;
-use domain::signal::ActionId;
 use domain::tenant::{BUSY, Lifecycle, Tenant};
 
 use super::items::{
-    ACTION, ESCALATED, HEAD, Item, LEDGER, TENANT, attribute, escalation_sk, key, queue_partition, sku_plan,
-    text,
+    ACTION, ESCALATED, HEAD, Item, LEDGER, TENANT, attribute, key, queue_partition, sku_plan, text,
 };
 use super::{Store, StoreError};
 
@@ -179,19 +177,6 @@ impl Store {
             found.extend(action.map(|action| (partition, action)));
         }
         Ok((found, answer.last_evaluated_key))
-    }
-
-    /// An action as it was marked when it was escalated, or when it no longer was; `None` when it never was.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the table does not answer, or the item is not of its form.
-    pub async fn escalation(&self, partition: &str, id: &ActionId) -> Result<Option<Action>, StoreError> {
-        let (table, sk) = (&self.stack.tenants_table, escalation_sk(id));
-        let item = self
-            .read(table, partition, vec![key(partition, &sk)])
-            .await?
-            .pop();
-        attribute(partition, &sk, "action", item)
     }
 
     /// Asks an index of the tenants table for what has this value, one page at a time.

@@ -1,13 +1,10 @@
 //! One transaction: read, decide, chain and sign, write; again when another writer was first.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use aws_sdk_dynamodb::error::SdkError;
 use aws_sdk_dynamodb::operation::transact_write_items::{TransactWriteItemsError, TransactWriteItemsOutput};
 use aws_sdk_dynamodb::types::{ReturnConsumedCapacity, TransactWriteItem};
-use domain::action::Action;
-use domain::signal::ActionId;
 use domain::transaction::{Account, Committed, Keys, Plan};
 use jiff::Timestamp;
 use receipts::key::Signer;
@@ -47,45 +44,6 @@ impl Store {
                 return Ok((committed, answer));
             }
             account = Box::pin(self.load(partition, keys)).await?;
-            lost.push((committed, answer));
-            if let Some(stood) = stood(&mut lost, &account) {
-                return Ok(stood);
-            }
-        }
-        Err(StoreError::Contended {
-            account: partition.to_owned(),
-        }
-        .into())
-    }
-
-    /// As [`Store::transact`], about one action that may be escalated and stand in no table any more, as its tenant's own
-    /// went with the tenant: `decide` is also given the action as it was marked, if it ever was.
-    ///
-    /// # Errors
-    /// As [`Store::transact`].
-    pub async fn transact_marked<T, E: From<StoreError>>(
-        &self,
-        signer: &Signer,
-        partition: &str,
-        id: &ActionId,
-        mut decide: impl FnMut(&Account, Option<&Action>, Timestamp) -> Result<(Plan, T), E>,
-    ) -> Result<(Committed, T), E> {
-        let keys = Keys {
-            actions: BTreeSet::from([id.clone()]),
-            ..Keys::default()
-        };
-        let mut account = Box::pin(self.load(partition, &keys)).await?;
-        let mut lost = Vec::new();
-        for attempt in 1..=ATTEMPTS {
-            let marked = self.escalation(partition, id).await?;
-            let now = Timestamp::now();
-            let (plan, answer) = decide(&account, marked.as_ref(), now)?;
-            let written = self.attempt_or_wait(signer, &account, &plan, now, attempt);
-            let (committed, stands) = written.await?;
-            if stands {
-                return Ok((committed, answer));
-            }
-            account = Box::pin(self.load(partition, &keys)).await?;
             lost.push((committed, answer));
             if let Some(stood) = stood(&mut lost, &account) {
                 return Ok(stood);
@@ -210,11 +168,7 @@ impl Store {
             account: after,
             sealed: appended.sealed,
         };
-        if writes.is_empty() {
-            return Ok((committed, true));
-        }
-        let answer = self.write(writes).await;
-        match answer {
+        match self.write(writes).await {
             Ok(_) => Ok((committed, true)),
             Err(e) if others_were_first(&e) => Ok((committed, false)),
             Err(e) => Err(Self::call_error(

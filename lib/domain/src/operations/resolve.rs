@@ -3,10 +3,10 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::action::{Action, ActionEvent, ActionState, IllegalTransition};
+use crate::action::{ActionEvent, ActionState, IllegalTransition};
 use crate::names;
 use crate::signal::ActionId;
-use crate::transaction::{Account, Plan};
+use crate::transaction::{Account, Keys, Plan};
 
 /// What a person says.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,21 +34,31 @@ pub enum Resolved {
     Unknown,
 }
 
-/// Resolves an action, given what the account has of it and what its mark says: where its tenant's table is gone only the mark
-/// is left, and is written.
+/// What has to be read to resolve an action: it, and its mark.
+#[must_use]
+pub fn keys(action_id: &ActionId) -> Keys {
+    Keys {
+        actions: [action_id.clone()].into(),
+        mark: Some(action_id.clone()),
+        ..Keys::default()
+    }
+}
+
+/// Resolves an action; where its tenant's table is gone only its mark is left, and is written.
 ///
 /// # Errors
 /// [`IllegalTransition`] when the action does not take it.
 pub fn resolve(
     account: &Account,
-    marked: Option<&Action>,
     resolution: &Resolution<'_>,
     now: Timestamp,
 ) -> Result<(Plan, Resolved), IllegalTransition> {
     let standing = account.actions.get(resolution.action_id);
     let nothing = |resolved| Ok((Plan::default(), resolved));
-    let (Some(action), Some(account_id)) = (standing.or(marked), names::account_of(&account.partition))
-    else {
+    let (Some(action), Some(account_id)) = (
+        standing.or(account.marked.as_deref()),
+        names::account_of(&account.partition),
+    ) else {
         return nothing(Resolved::Unknown);
     };
     match action.state {
@@ -78,6 +88,7 @@ pub fn resolve(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::action::Action;
 
     fn id() -> ActionId {
         ActionId::try_from("a".to_owned()).unwrap()
@@ -95,6 +106,7 @@ mod tests {
     fn check(standing: Option<ActionState>, marked: Option<ActionState>, expected: &str) {
         let account = Account {
             actions: standing.map(|state| (id(), action(state))).into_iter().collect(),
+            marked: marked.map(|state| Box::new(action(state))),
             ..Account::unknown("c")
         };
         let resolution = Resolution {
@@ -103,9 +115,7 @@ mod tests {
             note: "by hand",
             receipt_id: Uuid::from_u128(2),
         };
-        let marked = marked.map(action);
-        let (plan, resolved) =
-            resolve(&account, marked.as_ref(), &resolution, Timestamp::UNIX_EPOCH).unwrap();
+        let (plan, resolved) = resolve(&account, &resolution, Timestamp::UNIX_EPOCH).unwrap();
         assert_eq!(plan.drafts.len(), usize::from(resolved == Resolved::Now));
         let told = match resolved {
             Resolved::Now => format!(

@@ -18,7 +18,7 @@ pub fn keys(drafts: &[Draft]) -> Keys {
     Keys {
         actions: drafts.iter().filter_map(action_of).map(|(id, _)| id).collect(),
         once: drafts.iter().map(|draft| draft.receipt_id).collect(),
-        delivery: None,
+        ..Keys::default()
     }
 }
 

@@ -21,7 +21,7 @@ use super::redrive::{Redrive, redrive};
 use super::refuse_left::{LeftSignal, refuse_left};
 use super::repair::repair;
 use super::repin::{NewPolicy, repin};
-use super::resolve::{Resolution, resolve};
+use super::resolve::{self, Resolution};
 use super::scale::scale;
 use super::settle_spool::{self, settle_spool};
 use super::wake::{StuckAction, wake};
@@ -675,9 +675,8 @@ fn play(world: &mut World, does: Does, way: Way) {
                 note: "by hand",
                 receipt_id,
             };
-            let marked = world.memory.marked("c", &id).cloned();
-            let done = world.transact(way, &keys_of([id.clone()]), |account, now| {
-                Ok(resolve(account, marked.as_ref(), &resolution, now)?)
+            let done = world.transact(way, &resolve::keys(&id), |account, now| {
+                Ok(resolve::resolve(account, &resolution, now)?)
             });
             done.unwrap();
         }

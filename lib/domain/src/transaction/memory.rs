@@ -1,5 +1,5 @@
 //! The tables in memory, for tests and simulations: the conditions of a write are those of the real ones, and answers can be
-//! lost. Nothing here is deployed.
+//! lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,7 +54,6 @@ pub enum Mishap {
 pub struct Memory {
     accounts: BTreeMap<String, Kept>,
     deliveries: BTreeMap<String, DeliveryRecord>,
-    queues: BTreeMap<String, String>,
     mishap: Option<Mishap>,
 }
 
@@ -80,14 +79,14 @@ impl Memory {
                 .and_then(|key| self.deliveries.get(key))
                 .cloned(),
             once: keys.once.intersection(&kept.once).copied().collect(),
+            marked: keys
+                .mark
+                .as_ref()
+                .and_then(|id| kept.marks.get(id))
+                .cloned()
+                .map(Box::new),
             ..Account::unknown(partition)
         }
-    }
-
-    /// An action as it was marked when it was escalated, or when it no longer was.
-    #[must_use]
-    pub fn marked(&self, partition: &str, id: &ActionId) -> Option<&Action> {
-        self.accounts.get(partition)?.marks.get(id)
     }
 
     /// All actions of an account.
@@ -104,12 +103,6 @@ impl Memory {
         self.accounts
             .get(partition)
             .map_or(&[], |kept| kept.ledger.as_slice())
-    }
-
-    /// Whose a queue is.
-    #[must_use]
-    pub fn queue_owner(&self, queue: &str) -> Option<&str> {
-        self.queues.get(queue).map(String::as_str)
     }
 
     /// What of a plan's conditions does not hold, given what was read; `None` when it can be written.
@@ -215,9 +208,6 @@ impl Memory {
                 receipt: receipt.map(|sealed| sealed.line.clone()).unwrap_or_default(),
             };
             self.deliveries.insert(delivery.key.clone(), record);
-        }
-        if let Some(queue) = &plan.queue {
-            self.queues.insert(queue.clone(), read.partition.clone());
         }
         let committed = Committed {
             account,

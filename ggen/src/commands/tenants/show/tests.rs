@@ -102,7 +102,6 @@ fn tenant() -> Value {
 
 fn account(tenant: Option<Value>, size: u64) -> Account {
     Account {
-        partition: "customer-123".to_owned(),
         tenant: tenant.map(|tenant| serde_json::from_value(tenant).unwrap()),
         head: Head {
             size,
@@ -110,10 +109,7 @@ fn account(tenant: Option<Value>, size: u64) -> Account {
             timestamp: at(NOW),
             range: Vec::new(),
         },
-        actions: Default::default(),
-        own_actions: Default::default(),
-        delivery: None,
-        once: Default::default(),
+        ..Account::unknown("customer-123")
     }
 }
 
