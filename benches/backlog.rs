@@ -22,7 +22,8 @@ use benches::stack::{
     self, Call, Tenant, calls, forget_calls, fresh, invocations, roomy_policy, set_variable, variable,
 };
 use domain::action::{DEADLINE_MS, idempotency_key};
-use domain::webhook::signature::{Secret, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP, sign_standard};
+use domain::webhook::providers::standard::{WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP, sign_standard};
+use domain::webhook::signature::Secret;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 

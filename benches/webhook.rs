@@ -14,11 +14,13 @@ use benches::percentile;
 use domain::account::{AccountId, EntitlementId, PlanType, SkuId};
 use domain::entitlement::decide::{Heard, Surroundings, decide};
 use domain::entitlement::{Entitlement, EventOrder, Isolation, Offer};
-use domain::provisioning::Asked;
-use domain::tenant::{Lifecycle, PolicyPin, Quota, Tenant};
+use domain::entitlement::{PolicyPin, Quota};
+use domain::provisioning::DeliveryRef;
+use domain::tenant::{Lifecycle, Tenant};
 use domain::webhook::event::WebhookEvent;
-use domain::webhook::provider::at_path;
-use domain::webhook::signature::{Headers, Secret, sign_standard};
+use domain::webhook::providers::at_path;
+use domain::webhook::providers::standard::sign_standard;
+use domain::webhook::signature::{Headers, Secret};
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
 use serde_json::json;
@@ -128,7 +130,7 @@ fn measure(body: &[u8], times: usize) -> [f64; 4] {
         let WebhookEvent::Entitlement(event) = said else {
             return None;
         };
-        let asked = Asked {
+        let asked = DeliveryRef {
             provider: delivery.provider.to_owned(),
             delivery_id: delivery.id,
             body_sha256: delivery.body_sha256,

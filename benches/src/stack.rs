@@ -8,7 +8,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use domain::account::AccountId;
-use domain::webhook::signature::{Secret, sign_standard};
+use domain::webhook::providers::standard::sign_standard;
+use domain::webhook::signature::Secret;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 

@@ -3,10 +3,9 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use domain::webhook::MAX_BODY_BYTES;
-use domain::webhook::signature::{
-    GITHUB_DELIVERY, GITHUB_SIGNATURE, Secret, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP,
-    sign_standard,
-};
+use domain::webhook::providers::github::{GITHUB_DELIVERY, GITHUB_SIGNATURE};
+use domain::webhook::providers::standard::{WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP, sign_standard};
+use domain::webhook::signature::Secret;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 

@@ -1,6 +1,6 @@
 //! GitHub Marketplace's own deliveries.
 
-use domain::webhook::signature::GITHUB_DELIVERY;
+use domain::webhook::providers::github::GITHUB_DELIVERY;
 use serde_json::{Value, json};
 
 use crate::life::gone;

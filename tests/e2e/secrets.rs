@@ -1,6 +1,7 @@
 //! The secrets of webhooks: which ones a function starts with, and two at once while one is rotated.
 
-use domain::webhook::signature::{Secret, sign_standard};
+use domain::webhook::providers::standard::sign_standard;
+use domain::webhook::signature::Secret;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 

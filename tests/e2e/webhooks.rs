@@ -1,9 +1,8 @@
 //! Deliveries as marketplaces post them, signed, and what is answered.
 
-use domain::webhook::signature::{
-    GITHUB_DELIVERY, GITHUB_SIGNATURE, Secret, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP, sign_github,
-    sign_standard,
-};
+use domain::webhook::providers::github::{GITHUB_DELIVERY, GITHUB_SIGNATURE, sign_github};
+use domain::webhook::providers::standard::{WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP, sign_standard};
+use domain::webhook::signature::Secret;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 

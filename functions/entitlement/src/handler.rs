@@ -19,7 +19,7 @@ use domain::account::AccountId;
 use domain::names;
 use domain::operations::apply_event::{Task, resends};
 use domain::operations::provision;
-use domain::provisioning::Asked;
+use domain::provisioning::DeliveryRef;
 use domain::tenant::{Deferred, Lifecycle, Pace};
 use domain::transaction::{DeliveryRecord, Keys};
 use domain::webhook::event::WebhookEvent;
@@ -30,19 +30,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tracing::{error, info, warn};
 
-use crate::saga::{Made, MakeError};
+use crate::saga::{Made, MakeError, Provisioner};
 
 /// How long one request goes on to carry out events that wait.
 const BUDGET: Duration = Duration::from_secs(15);
 
 /// Everything `entitlement` needs, made once per process.
 pub struct Entitlement {
-    pub(crate) webhooks: Webhooks,
-    pub(crate) entitlements: Entitlements,
-    pub(crate) queues: TenantQueues,
-    pub(crate) tables: TenantTables,
-    pub(crate) functions: Functions,
-    pub(crate) governor: String,
+    webhooks: Webhooks,
+    provisioner: Provisioner,
     signing_key: String,
 }
 
@@ -99,19 +95,21 @@ impl Entitlement {
         webhooks.check_secrets().await?;
         Ok(Self {
             webhooks,
-            queues: TenantQueues::new(&sdk, governor.clone())?,
-            tables: TenantTables::new(&sdk),
-            functions: Functions::new(&sdk),
-            governor,
             signing_key: stack.signing_key_secret.clone(),
-            entitlements: Entitlements::new(
-                Store::new(&sdk, stack.clone()),
-                Registry::new(clients::s3(&sdk), bucket),
-                Messages::new(&sdk),
-                decommission_queue,
-                queue_prefix,
-                stack.tenants_table,
-            ),
+            provisioner: Provisioner {
+                queues: TenantQueues::new(&sdk, governor.clone())?,
+                tables: TenantTables::new(&sdk),
+                functions: Functions::new(&sdk),
+                governor,
+                entitlements: Entitlements::new(
+                    Store::new(&sdk, stack.clone()),
+                    Registry::new(clients::s3(&sdk), bucket),
+                    Messages::new(&sdk),
+                    decommission_queue,
+                    queue_prefix,
+                    stack.tenants_table,
+                ),
+            },
         })
     }
 
@@ -155,7 +153,7 @@ impl Entitlement {
     async fn answer(
         &self,
         said: WebhookEvent,
-        asked: &Asked,
+        asked: &DeliveryRef,
         now: Timestamp,
     ) -> Result<DeliveryRecord, Problem> {
         let signer = self.signer().await?;
@@ -170,7 +168,8 @@ impl Entitlement {
                     })
             }
             WebhookEvent::Ignored { account_id, reason } => {
-                self.entitlements
+                self.provisioner
+                    .entitlements
                     .ignore(&signer, asked, account_id, reason, now)
                     .await
             }
@@ -192,7 +191,7 @@ impl Entitlement {
         task: &Task,
         now: Timestamp,
     ) -> Result<Option<DeliveryRecord>, Problem> {
-        let (account, fresh) = match self.entitlements.take(signer, task, now).await? {
+        let (account, fresh) = match self.provisioner.entitlements.take(signer, task, now).await? {
             Taken::Answered { record, pace } => {
                 let (account, change) = (task.event.account_id.as_str(), task.event.change.name());
                 info!(account, change, status = record.status, "answered");
@@ -202,7 +201,7 @@ impl Entitlement {
             Taken::Waits => return Ok(None),
             Taken::Begun { account, fresh } => (*account, fresh),
         };
-        let made = Box::pin(self.make(signer, account, fresh)).await;
+        let made = Box::pin(self.provisioner.make(signer, account, fresh)).await;
         let made = match made {
             Ok(made) => made,
             Err(e) => return self.not_made(task, &e),
@@ -267,7 +266,7 @@ impl Entitlement {
         let Some((mapping_id, pace)) = pace else {
             return;
         };
-        if let Err(e) = self.queues.pace_mapping(&mapping_id, pace).await {
+        if let Err(e) = self.provisioner.queues.pace_mapping(&mapping_id, pace).await {
             warn!(error = %e, "the mapping keeps its concurrency for now");
         }
     }
@@ -277,7 +276,12 @@ impl Entitlement {
         let told = |problem: Problem| Error::from(problem.detail);
         let signer = self.signer().await.map_err(told)?;
         let partition = names::partition_key(&asked.account_id);
-        let account = self.entitlements.store.load(&partition, &Keys::default()).await?;
+        let account = self
+            .provisioner
+            .entitlements
+            .store
+            .load(&partition, &Keys::default())
+            .await?;
         let mut stuck = None;
         if let Some(saga) = account
             .tenant
@@ -285,12 +289,13 @@ impl Entitlement {
             .and_then(|tenant| tenant.provisioning.as_ref())
         {
             let account = self
+                .provisioner
                 .entitlements
                 .store
                 .load(&partition, &provision::keys(saga))
                 .await?;
             // What stands still holds up nothing else of the account.
-            match Box::pin(self.make(&signer, account, false)).await {
+            match Box::pin(self.provisioner.make(&signer, account, false)).await {
                 Ok(_) => {}
                 Err(e @ MakeError::NotYet { .. }) => info!(partition, error = %e, "not ready yet"),
                 Err(e) => stuck = Some(e),
@@ -298,13 +303,18 @@ impl Entitlement {
         }
         let carried_out = self.carry_out_waiting(&signer, &partition).await.map_err(told)?;
         let repaired = match asked.repair {
-            true => Box::pin(self.repair(&signer, &partition)).await?,
+            true => Box::pin(self.provisioner.repair(&signer, &partition)).await?,
             false => Vec::new(),
         };
         if let Some(e) = stuck {
             return Err(e.into());
         }
-        let account = self.entitlements.store.load(&partition, &Keys::default()).await?;
+        let account = self
+            .provisioner
+            .entitlements
+            .store
+            .load(&partition, &Keys::default())
+            .await?;
         let tenant = account.tenant.as_ref();
         Ok(Resumed {
             lifecycle: tenant.map_or(Lifecycle::Absent, |tenant| tenant.lifecycle).name(),
@@ -316,7 +326,12 @@ impl Entitlement {
 
     /// Carries out the events of an account that are due, in the order their senders tell.
     async fn carry_out_waiting(&self, signer: &Signer, partition: &str) -> Result<usize, Problem> {
-        let account = self.entitlements.store.load(partition, &Keys::default()).await;
+        let account = self
+            .provisioner
+            .entitlements
+            .store
+            .load(partition, &Keys::default())
+            .await;
         let account = account.map_err(|e| not_stored(&e))?;
         let now = Timestamp::now();
         let mut due: Vec<Deferred> = account.tenant.map(|tenant| tenant.deferred).unwrap_or_default();
@@ -342,7 +357,7 @@ impl Entitlement {
                         detail = problem.detail,
                         "an event could not be carried out yet"
                     );
-                    let postponed = self.entitlements.postpone(signer, &task, &problem);
+                    let postponed = self.provisioner.entitlements.postpone(signer, &task, &problem);
                     postponed.await.map_err(|e| not_stored(&e))?;
                 }
             }

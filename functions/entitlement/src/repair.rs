@@ -12,7 +12,7 @@ use receipts::key::Signer;
 use tracing::{error, warn};
 use uuid::Uuid;
 
-use crate::handler::Entitlement;
+use crate::saga::Provisioner;
 
 /// Why a tenant could not be repaired. The next sweep asks again.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +34,7 @@ pub(crate) enum RepairError {
     },
 }
 
-impl Entitlement {
+impl Provisioner {
     /// Looks for what an active tenant needs, and makes what is missing.
     ///
     /// # Errors

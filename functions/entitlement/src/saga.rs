@@ -2,11 +2,12 @@
 //! [`domain::provisioning`]'s.
 
 use aws::clients::explain;
-use aws::functions::InvokeError;
-use aws::queues::QueueError;
+use aws::entitlements::Entitlements;
+use aws::functions::{Functions, InvokeError};
+use aws::queues::{QueueError, TenantQueues};
 use aws::registry::RegistryError;
 use aws::store::StoreError;
-use aws::tables::{Kind, TableError};
+use aws::tables::{Kind, TableError, TenantTables};
 use aws::telemetry;
 use domain::names::{self, printable};
 use domain::operations::provision::{self, Undone, is_under_way};
@@ -18,8 +19,6 @@ use receipts::key::Signer;
 use serde_json::json;
 use tracing::{error, warn};
 use uuid::Uuid;
-
-use crate::handler::Entitlement;
 
 /// How long something may take to be ready until it counts as failed, in seconds.
 const READY_SECONDS: i64 = 600;
@@ -119,7 +118,17 @@ impl StepError {
     }
 }
 
-impl Entitlement {
+/// What makes and unmakes a tenant's resources, and makes again what is missing.
+pub(crate) struct Provisioner {
+    pub(crate) entitlements: Entitlements,
+    pub(crate) queues: TenantQueues,
+    pub(crate) tables: TenantTables,
+    pub(crate) functions: Functions,
+    /// ARN of the governor.
+    pub(crate) governor: String,
+}
+
+impl Provisioner {
     /// Makes what the account's intent names and commits the outcome, or undoes all of it.
     ///
     /// # Errors

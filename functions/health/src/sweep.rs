@@ -19,7 +19,6 @@ use domain::names::{self, printable};
 use domain::operations::record_dead_letters::{DeadLetter, record_dead_letters};
 use domain::operations::recount::recount;
 use domain::operations::wake::{StuckAction, wake};
-use domain::signal::Signal;
 use domain::sweep::{self, Due, Expected, Missing, Orphan, Patience, Resource, Scope, Stuck};
 use domain::tenant::{BUSY, Lifecycle, Tenant, UNSETTLED};
 use domain::transaction::{Account, Keys};
@@ -412,7 +411,7 @@ impl Sweep<'_> {
     }
 
     async fn nudge(&mut self, tenant: &Tenant, action: &Action) -> Result<(), SweepError> {
-        let body = serde_json::to_string(&Signal::again(&tenant.account_id, action))?;
+        let body = serde_json::to_string(&action.signal(&tenant.account_id))?;
         let queue = &tenant.resources.queue_url;
         self.sweeper.messages.send(queue, body).await?;
         self.swept.nudged += 1;

@@ -517,7 +517,7 @@ impl Redrive<'_> {
             self.answer.letters.push(told(outcome, state));
             return Ok(());
         };
-        let body = serde_json::to_string(&Signal::again(&self.args.account_id, action))?;
+        let body = serde_json::to_string(&action.signal(&self.args.account_id))?;
         if action.state != ActionState::Escalated {
             // Nothing has to be opened: a signal more does no harm.
             self.messages.send(&self.resources.queue_url, body).await?;

@@ -10,7 +10,8 @@ use base64::engine::general_purpose::STANDARD;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use domain::webhook::MAX_BODY_BYTES;
-use domain::webhook::provider::{self, PROVIDERS, Provider};
+use domain::webhook::provider::Provider;
+use domain::webhook::providers::{self, PROVIDERS};
 use domain::webhook::signature::{Headers, Secret, SecretError};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -108,7 +109,7 @@ struct InputArgs {
 /// The providers by name.
 fn providers() -> impl TypedValueParser<Value = &'static Provider> {
     let names = PROVIDERS.iter().map(|provider| provider.name);
-    PossibleValuesParser::new(names).try_map(|name| provider::of_name(&name).ok_or("no such provider"))
+    PossibleValuesParser::new(names).try_map(|name| providers::of_name(&name).ok_or("no such provider"))
 }
 
 /// Why a webhook could not be signed or checked.

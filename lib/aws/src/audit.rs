@@ -14,9 +14,6 @@ use sha2::{Digest as _, Sha256};
 
 use crate::clients::explain;
 
-/// How long evidence can be kept under lock, in days: a century.
-pub const RETENTION_DAYS: std::ops::RangeInclusive<u32> = 1..=36_500;
-
 const DAY_SECONDS: i64 = 24 * 3600;
 
 /// A call of the audit bucket that failed.

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use domain::scale::{Costs, Usd};
 
-use crate::audit;
 use crate::handler::{self, NetworksError, Target, TargetError};
 
 /// A variable that is missing or not of its form.
@@ -123,6 +122,9 @@ fn check_domain(found: String) -> Result<String, ConfigError> {
     Ok(found)
 }
 
+/// How long evidence can be kept under lock, in days: a century.
+pub const RETENTION_DAY_RANGE: std::ops::RangeInclusive<u32> = 1..=36_500;
+
 /// For how many days evidence can't be deleted.
 ///
 /// # Errors
@@ -133,7 +135,7 @@ pub fn retention_days() -> Result<u32, ConfigError> {
 
 fn check_days(found: String) -> Result<u32, ConfigError> {
     match found.parse() {
-        Ok(days) if audit::RETENTION_DAYS.contains(&days) => Ok(days),
+        Ok(days) if RETENTION_DAY_RANGE.contains(&days) => Ok(days),
         _ => Err(ConfigError::Invalid {
             name: RETENTION_DAYS,
             expected: "a number of days from 1 to 36500",

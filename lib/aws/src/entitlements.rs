@@ -9,7 +9,7 @@ use domain::names::{self, LedgerId};
 use domain::operations::apply_event::{
     self, Applied, ApplyError, LookedUp, Task, apply_event, ignored, leaving, resends,
 };
-use domain::provisioning::Asked;
+use domain::provisioning::DeliveryRef;
 use domain::tenant::Pace;
 use domain::transaction::{Account, DeliveryRecord, Keys};
 use domain::webhook::event::{Change, EntitlementEvent, PlanReference, ProductReference};
@@ -251,7 +251,7 @@ impl Entitlements {
     pub async fn ignore(
         &self,
         signer: &Signer,
-        asked: &Asked,
+        asked: &DeliveryRef,
         account_id: Option<AccountId>,
         reason: String,
         now: Timestamp,

@@ -18,7 +18,8 @@ use std::time::Duration;
 
 use domain::action::{ActionEvent, DEADLINE_MS, idempotency_key};
 use domain::names::printable;
-use domain::webhook::signature::{Secret, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP, sign_standard};
+use domain::webhook::providers::standard::{WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP, sign_standard};
+use domain::webhook::signature::Secret;
 use jiff::Timestamp;
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode};
@@ -509,7 +510,7 @@ mod tests {
         // Whoever has compressed bodies inflated asks for them.
         assert_eq!(headers.get("accept-encoding"), None);
         let secrets = [Secret::standard(SECRET).unwrap()];
-        let verify = domain::webhook::signature::verify_standard;
+        let verify = domain::webhook::providers::standard::verify_standard;
         assert!(verify(&secrets, &headers, body.as_bytes(), Timestamp::now()).is_ok());
     }
 
@@ -529,7 +530,7 @@ mod tests {
         );
         assert_eq!(headers["x-deadline-ms"], "2000");
         assert_eq!(headers["x-attempt"], "3");
-        let verify = domain::webhook::signature::verify_standard;
+        let verify = domain::webhook::providers::standard::verify_standard;
         assert!(
             verify(
                 std::slice::from_ref(&secret),

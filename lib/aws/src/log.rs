@@ -218,7 +218,7 @@ pub struct Log {
 /// As [`Log::ring`].
 pub async fn key_ring(s3: &Client, audit_bucket: &str, signer: &Signer) -> Result<KeyRing, LogError> {
     // Nothing is put, so neither domain nor retention matters.
-    let days = *crate::audit::RETENTION_DAYS.start();
+    let days = *config::RETENTION_DAY_RANGE.start();
     Log::new(s3.clone(), audit_bucket.to_owned(), String::new(), days)
         .ring(signer)
         .await

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use domain::provisioning::Asked;
+use domain::provisioning::DeliveryRef;
 use domain::webhook::DeliveryId;
 use domain::webhook::event::WebhookEvent;
 use domain::webhook::payload::PayloadError;
-use domain::webhook::provider::{PROVIDERS, Provider, at_path};
+use domain::webhook::provider::Provider;
+use domain::webhook::providers::{PROVIDERS, at_path};
 use domain::webhook::signature::SignatureError;
 use jiff::Timestamp;
 use tracing::{error, warn};
@@ -39,8 +40,8 @@ pub struct Delivery {
 impl Delivery {
     /// The delivery as tenants remember it.
     #[must_use]
-    pub fn asked(&self) -> Asked {
-        Asked {
+    pub fn asked(&self) -> DeliveryRef {
+        DeliveryRef {
             provider: self.provider.name.to_owned(),
             delivery_id: self.id.id.clone(),
             body_sha256: self.id.body_sha256.clone(),

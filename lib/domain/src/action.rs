@@ -20,9 +20,9 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::account::EntitlementId;
+use crate::account::{AccountId, EntitlementId};
 use crate::gate::{RefusalCode, RouteCode};
-use crate::signal::ActionId;
+use crate::signal::{ActionId, Signal};
 
 /// How long a handler has, in milliseconds, from the moment its call starts.
 pub const DEADLINE_MS: u64 = 500;
@@ -321,6 +321,20 @@ impl Action {
             owner,
             lease_until,
             ..self.clone()
+        }
+    }
+
+    /// The signal that asked for it, as far as the action tells.
+    #[must_use]
+    pub fn signal(&self, account_id: &AccountId) -> Signal {
+        Signal {
+            action_id: self.action_id.clone(),
+            account_id: account_id.clone(),
+            sku_id: None,
+            entitlement_id: self.entitlement_id.clone(),
+            template: self.template.clone(),
+            parameters: self.parameters.clone().unwrap_or_default(),
+            policy_hash: self.policy_hash.clone(),
         }
     }
 

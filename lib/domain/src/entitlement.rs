@@ -9,7 +9,6 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::account::{EntitlementId, PlanType, SkuId};
-use crate::tenant::{PolicyPin, Quota, month_of};
 
 /// Most live entitlements of one account: they stand in one item of at most 400 KB.
 pub const MAX_ENTITLEMENTS: usize = 50;
@@ -90,6 +89,24 @@ pub enum Isolation {
     Dedicated,
 }
 
+/// What a plan allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    /// Actions a UTC calendar month.
+    pub monthly_actions: u64,
+    /// Actions at one time.
+    pub concurrent_actions: u64,
+}
+
+/// Which enforcer decides for an entitlement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyPin {
+    /// Semantic version of the policy.
+    pub version: String,
+    /// SHA-256 of the enforcer's bytes, lower hex.
+    pub hash: String,
+}
+
 /// What a plan is here: its policy, and what that allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
@@ -142,6 +159,12 @@ pub struct Entitlement {
     pub granted_at: Timestamp,
     /// When it ends unless it is renewed, as the marketplace said. The marketplace ends it: nothing here does.
     pub expires_at: Option<Timestamp>,
+}
+
+/// The UTC month of an instant, `YYYY-MM`.
+#[must_use]
+pub fn month_of(now: Timestamp) -> String {
+    now.strftime("%Y-%m").to_string()
 }
 
 impl Entitlement {

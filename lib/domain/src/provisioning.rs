@@ -67,7 +67,7 @@ impl Step {
 
 /// The delivery that asked, so that whoever finishes can keep its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Asked {
+pub struct DeliveryRef {
     /// Who sent it.
     pub provider: String,
     /// The sender's id of the delivery.
@@ -76,7 +76,7 @@ pub struct Asked {
     pub body_sha256: String,
 }
 
-impl Asked {
+impl DeliveryRef {
     /// The text that tells one delivery from another of any provider.
     #[must_use]
     pub fn key(&self) -> String {
@@ -108,7 +108,7 @@ pub struct Provisioning {
     /// The event that asked for it.
     pub event: EntitlementEvent,
     /// The delivery that brought the event.
-    pub asked: Asked,
+    pub asked: DeliveryRef,
     /// Whether the tenant is new, with queues and a mapping to be made. Else only tables are.
     pub new_tenant: bool,
     /// Whether the plan asks for tables of its own.
@@ -179,7 +179,7 @@ mod tests {
             entitlement_id: EntitlementId::parse("e").unwrap(),
             entitlement: Entitlement::granted(&offer("p"), "r", None, order, Timestamp::UNIX_EPOCH),
             event,
-            asked: Asked {
+            asked: DeliveryRef {
                 provider: "standard".to_owned(),
                 delivery_id: "d".to_owned(),
                 body_sha256: String::new(),

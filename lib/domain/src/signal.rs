@@ -6,7 +6,6 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::account::{AccountId, EntitlementId, SkuId};
-use crate::action::Action;
 
 /// Longest action id accepted, in characters.
 pub const MAX_ACTION_ID_CHARS: usize = 64;
@@ -115,20 +114,6 @@ impl SignalError {
 }
 
 impl Signal {
-    /// The signal that asked for an action, as far as the action says it.
-    #[must_use]
-    pub fn again(account_id: &AccountId, action: &Action) -> Self {
-        Self {
-            action_id: action.action_id.clone(),
-            account_id: account_id.clone(),
-            sku_id: None,
-            entitlement_id: action.entitlement_id.clone(),
-            template: action.template.clone(),
-            parameters: action.parameters.clone().unwrap_or_default(),
-            policy_hash: action.policy_hash.clone(),
-        }
-    }
-
     /// Reads a queue message. Unknown fields are ignored.
     ///
     /// # Errors

@@ -494,7 +494,7 @@ mod tests {
     use super::*;
     use crate::action::{ActionEvent, DEAD_LETTERED};
     use crate::entitlement::{Entitlement, EventOrder};
-    use crate::provisioning::{Asked, Provisioning};
+    use crate::provisioning::{DeliveryRef, Provisioning};
     use crate::signal::ActionId;
     use crate::tenant::tests::{event, id, offer, tenant};
     use crate::tenant::{Deferred, Tables};
@@ -505,8 +505,8 @@ mod tests {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
     }
 
-    fn asked() -> Asked {
-        Asked {
+    fn asked() -> DeliveryRef {
+        DeliveryRef {
             provider: "standard".to_owned(),
             delivery_id: "d".to_owned(),
             body_sha256: String::new(),
@@ -732,7 +732,7 @@ mod tests {
             entitlement_id: Some(id("s")),
             ..signal.clone()
         };
-        assert_eq!(Signal::again(&tenant.account_id, &escalated), again);
+        assert_eq!(escalated.signal(&tenant.account_id), again);
         let waited = Action {
             receipts: vec![Uuid::from_u128(7)],
             ..unknown.clone()

@@ -1,25 +1,22 @@
-//! A tenant's life.
-//!
-//! | state | subscribe | provisioned | provisioning failed | cancel | archived |
-//! |---|---|---|---|---|---|
-//! | absent | provisioning | – | – | – | – |
-//! | provisioning | – | active | absent | – | – |
-//! | active | – | – | – | decommissioning | – |
-//! | decommissioning | – | – | – | – | decommissioned |
-//! | decommissioned | provisioning (next generation) | – | – | – | – |
-//!
-//! A dash is an [`IllegalTransition`]: the caller says so to whoever asked, and nothing changes.
+//! A tenant: what a customer holds, and what was made for it.
+
+mod lifecycle;
+mod pace;
+mod resources;
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use self::lifecycle::{IllegalTransition, Lifecycle, TenantEvent};
+pub use self::pace::Pace;
+pub use self::resources::{ArchivedActions, Tables, TenantResources};
 use crate::account::{AccountId, EntitlementId, SkuId};
 use crate::entitlement::{Entitlement, Offer, Tombstones};
 use crate::names;
-use crate::provisioning::{Asked, Failure, Provisioning};
-use crate::scale::Scale;
+use crate::provisioning::{DeliveryRef, Failure, Provisioning};
+use crate::scale::limit::Scale;
 use crate::webhook::event::EntitlementEvent;
 
 /// What the index says of tenants that something is under way or waits for.
@@ -27,191 +24,13 @@ pub const UNSETTLED: &str = "unsettled";
 /// What the index says of tenants with running actions.
 pub const BUSY: &str = "busy";
 
-/// Where a tenant stands in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Lifecycle {
-    /// Never seen, or provisioning was undone.
-    Absent,
-    /// Resources are being made; intent is recorded.
-    Provisioning,
-    /// The governor runs actions.
-    Active,
-    /// Accepts nothing new; drains, archives, deletes.
-    Decommissioning,
-    /// Archived and gone; the ledger stays.
-    Decommissioned,
-}
-
-impl Lifecycle {
-    /// Every state, for tables.
-    pub const ALL: [Self; 5] = [
-        Self::Absent,
-        Self::Provisioning,
-        Self::Active,
-        Self::Decommissioning,
-        Self::Decommissioned,
-    ];
-
-    /// The name used in the table and in messages.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Absent => "absent",
-            Self::Provisioning => "provisioning",
-            Self::Active => "active",
-            Self::Decommissioning => "decommissioning",
-            Self::Decommissioned => "decommissioned",
-        }
-    }
-}
-
-/// What happens to a tenant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum TenantEvent {
-    /// A marketplace says the customer subscribed.
-    Subscribe,
-    /// Every resource stands.
-    Provisioned,
-    /// A step failed and what was done is undone.
-    ProvisioningFailed,
-    /// A marketplace says the customer cancelled.
-    Cancel,
-    /// Receipts are archived and resources deleted.
-    Archived,
-}
-
-impl TenantEvent {
-    /// Every event, for tables.
-    pub const ALL: [Self; 5] = [
-        Self::Subscribe,
-        Self::Provisioned,
-        Self::ProvisioningFailed,
-        Self::Cancel,
-        Self::Archived,
-    ];
-}
-
-/// An event that has no meaning in a state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a tenant that is {} has no transition for {event:?}", state.name())]
-pub struct IllegalTransition {
-    /// Where the tenant stands.
-    pub state: Lifecycle,
-    /// What happened.
-    pub event: TenantEvent,
-}
-
-/// The state after an event.
-///
-/// # Errors
-/// [`IllegalTransition`] when the event has no meaning in the state.
-pub fn next(state: Lifecycle, event: TenantEvent) -> Result<Lifecycle, IllegalTransition> {
-    use TenantEvent::{Archived, Cancel, Provisioned, ProvisioningFailed, Subscribe};
-    match (state, event) {
-        (Lifecycle::Absent | Lifecycle::Decommissioned, Subscribe) => Ok(Lifecycle::Provisioning),
-        (Lifecycle::Provisioning, Provisioned) => Ok(Lifecycle::Active),
-        (Lifecycle::Provisioning, ProvisioningFailed) => Ok(Lifecycle::Absent),
-        (Lifecycle::Active, Cancel) => Ok(Lifecycle::Decommissioning),
-        (Lifecycle::Decommissioning, Archived) => Ok(Lifecycle::Decommissioned),
-        (
-            Lifecycle::Absent | Lifecycle::Decommissioned,
-            Provisioned | ProvisioningFailed | Cancel | Archived,
-        )
-        | (Lifecycle::Provisioning, Subscribe | Cancel | Archived)
-        | (Lifecycle::Active, Subscribe | Provisioned | ProvisioningFailed | Archived)
-        | (Lifecycle::Decommissioning, Subscribe | Provisioned | ProvisioningFailed | Cancel) => {
-            Err(IllegalTransition { state, event })
-        }
-    }
-}
-
-/// What a plan allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Quota {
-    /// Actions a UTC calendar month.
-    pub monthly_actions: u64,
-    /// Actions at one time.
-    pub concurrent_actions: u64,
-}
-
-/// Which enforcer decides for an entitlement.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PolicyPin {
-    /// Semantic version of the policy.
-    pub version: String,
-    /// SHA-256 of the enforcer's bytes, lower hex.
-    pub hash: String,
-}
-
-/// The cloud resources that are a tenant's own.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct TenantResources {
-    /// Name of the signal queue.
-    pub queue: String,
-    /// URL of the signal queue.
-    pub queue_url: String,
-    /// URL of the dead-letter queue.
-    pub dead_letter_queue_url: String,
-    /// Id of the event source mapping to the governor.
-    pub mapping_id: String,
-}
-
-/// The tables of a tenant whose plan asks for its own.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tables {
-    /// Name of the table of its actions.
-    pub actions: String,
-    /// Name of the table of its receipts.
-    pub receipts: String,
-    /// The first receipt that stands there; those before it are in the shared table.
-    pub since: u64,
-    /// Set when the tenant leaves: from this receipt on the shared table is written again.
-    pub until: Option<u64>,
-    /// Set when its actions are archived and its receipts stand in the shared table too: nothing is read here any more.
-    pub archived: Option<ArchivedActions>,
-}
-
-/// Where the content of a tenant's own action table is kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ArchivedActions {
-    /// Where it is.
-    pub path: String,
-    /// SHA-256 of it, in lower hex.
-    pub sha256: String,
-    /// How long it is.
-    pub size_bytes: u64,
-    /// How many actions it holds.
-    pub entries: u64,
-}
-
-impl Tables {
-    /// The tables that go with a queue, made by this attempt, for a ledger that has `size` receipts so far.
-    #[must_use]
-    pub fn of_queue(queue: &str, attempt: u64, size: u64) -> Self {
-        Self {
-            actions: names::action_table_name(queue, attempt),
-            receipts: names::receipt_table_name(queue, attempt),
-            since: size,
-            until: None,
-            archived: None,
-        }
-    }
-
-    /// Whether receipt `seq` stands in the tenant's own table.
-    #[must_use]
-    pub fn hold(&self, seq: u64) -> bool {
-        self.archived.is_none() && self.since <= seq && self.until.is_none_or(|until| seq < until)
-    }
-}
-
 /// An event that is carried out later: the tenant is between two states, or it takes effect later, or a step failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deferred {
     /// What happened.
     pub event: EntitlementEvent,
     /// The delivery that brought it.
-    pub asked: Asked,
+    pub asked: DeliveryRef,
     /// When it came.
     pub received_at: Timestamp,
     /// Not before this time.
@@ -297,32 +116,6 @@ pub enum Selected<'a> {
     Several,
 }
 
-/// How fast a tenant's queue is fed to the governor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Pace {
-    /// Most signals of one batch.
-    pub batch_size: i32,
-    /// Most batches at one time.
-    pub maximum_concurrency: i32,
-}
-
-impl Pace {
-    /// Most signals of any batch: SQS hands out no more at a time.
-    pub const MOST: u64 = 10;
-
-    /// The pace that hands out no more signals than can run at one time, except for a tenant with one place: two is the
-    /// least concurrency that Lambda allows. Places that are left over are filled by governors that already run (ADR 17).
-    #[must_use]
-    pub fn of(concurrent_actions: u64) -> Self {
-        let concurrency = concurrent_actions.div_ceil(Self::MOST).clamp(2, 1000);
-        let batch = (concurrent_actions / concurrency).clamp(1, Self::MOST);
-        Self {
-            batch_size: i32::try_from(batch).unwrap_or(1),
-            maximum_concurrency: i32::try_from(concurrency).unwrap_or(2),
-        }
-    }
-}
-
 /// What became of one claimed action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Released {
@@ -330,12 +123,6 @@ pub struct Released {
     pub entitlement_id: Option<EntitlementId>,
     /// Whether it was done; else it failed, was undone or escalated.
     pub completed: bool,
-}
-
-/// The UTC month of an instant, `YYYY-MM`.
-#[must_use]
-pub fn month_of(now: Timestamp) -> String {
-    now.strftime("%Y-%m").to_string()
 }
 
 impl Tenant {
@@ -370,7 +157,7 @@ impl Tenant {
 
     /// The event that a delivery brought and that waits, and the tenant without it.
     #[must_use]
-    pub fn without_deferred(&self, asked: &Asked) -> Option<(Deferred, Self)> {
+    pub fn without_deferred(&self, asked: &DeliveryRef) -> Option<(Deferred, Self)> {
         let place = self.deferred.iter().position(|waiting| waiting.asked == *asked)?;
         let mut rest = self.clone();
         let waiting = rest.deferred.remove(place);
@@ -521,7 +308,7 @@ impl Tenant {
     /// [`IllegalTransition`] when the event has no meaning now.
     pub fn after(&self, event: TenantEvent, now: Timestamp) -> Result<Self, IllegalTransition> {
         Ok(Self {
-            lifecycle: next(self.lifecycle, event)?,
+            lifecycle: lifecycle::next(self.lifecycle, event)?,
             changed_at: now,
             ..self.written()
         })
@@ -654,355 +441,4 @@ impl Tenant {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use crate::account::PlanType;
-    use crate::entitlement::{EventOrder, Isolation};
-    use crate::webhook::event::Change;
-
-    #[test]
-    fn every_state_and_event() {
-        let mut table = String::new();
-        for state in Lifecycle::ALL {
-            for event in TenantEvent::ALL {
-                let to = next(state, event).map_or("-", Lifecycle::name);
-                table.push_str(&format!("{} {event:?} {to}\n", state.name()));
-            }
-        }
-        let golden = "\
-absent Subscribe provisioning
-absent Provisioned -
-absent ProvisioningFailed -
-absent Cancel -
-absent Archived -
-provisioning Subscribe -
-provisioning Provisioned active
-provisioning ProvisioningFailed absent
-provisioning Cancel -
-provisioning Archived -
-active Subscribe -
-active Provisioned -
-active ProvisioningFailed -
-active Cancel decommissioning
-active Archived -
-decommissioning Subscribe -
-decommissioning Provisioned -
-decommissioning ProvisioningFailed -
-decommissioning Cancel -
-decommissioning Archived decommissioned
-decommissioned Subscribe provisioning
-decommissioned Provisioned -
-decommissioned ProvisioningFailed -
-decommissioned Cancel -
-decommissioned Archived -
-";
-        assert_eq!(table, golden);
-    }
-
-    pub(crate) fn offer(plan: &str) -> Offer {
-        Offer {
-            sku_id: SkuId::parse("s").unwrap(),
-            plan_type: PlanType::parse(plan).unwrap(),
-            policy: PolicyPin {
-                version: "1.0.0".to_owned(),
-                hash: format!("hash-{plan}"),
-            },
-            quota: Quota {
-                monthly_actions: 10,
-                concurrent_actions: 3,
-            },
-            isolation: Isolation::Pool,
-        }
-    }
-
-    pub(crate) fn event(change: Change) -> EntitlementEvent {
-        EntitlementEvent {
-            account_id: AccountId::parse("c").unwrap(),
-            entitlement_id: None,
-            product: None,
-            version: None,
-            effective_at: None,
-            change,
-        }
-    }
-
-    pub(crate) fn id(text: &str) -> EntitlementId {
-        EntitlementId::parse(text).unwrap()
-    }
-
-    /// An active tenant with one entitlement, `s`, granted at second 100.
-    pub(crate) fn tenant() -> Tenant {
-        let at = Timestamp::from_second(100).unwrap();
-        let order = EventOrder { version: None, at };
-        let mut tenant = Tenant::absent(AccountId::parse("c").unwrap(), at);
-        let granted = Entitlement::granted(&offer("p"), "us-east-1", None, order, at);
-        tenant.entitlements.insert(id("s"), granted);
-        tenant.lifecycle = Lifecycle::Active;
-        tenant.generation = 1;
-        tenant.fsm_id = "q".to_owned();
-        tenant.revision = 7;
-        tenant
-    }
-
-    #[test]
-    fn counters_follow_claims_and_outcomes() {
-        let january: Timestamp = "2026-01-31T23:59:59Z".parse().unwrap();
-        let february: Timestamp = "2026-02-01T00:00:00Z".parse().unwrap();
-        let three = BTreeMap::from([(id("s"), 3)]);
-        let busy = tenant().claimed(&three, january, february);
-        let held = &busy.entitlements[&id("s")];
-        assert_eq!(
-            (busy.in_flight, held.in_flight, held.month_actions, busy.revision),
-            (3, 3, 3, 8)
-        );
-        assert_eq!(
-            (
-                held.concurrent_left(),
-                held.monthly_left(january),
-                held.monthly_left(february)
-            ),
-            (0, 7, 10)
-        );
-        assert_eq!((busy.index_state(), busy.lease_until), (BUSY, Some(february)));
-        let outcome = |completed| Released {
-            entitlement_id: Some(id("s")),
-            completed,
-        };
-        let done = busy.released(&[outcome(true), outcome(true)]);
-        assert_eq!(done.lease_until, Some(february));
-        let done = done.released(&[outcome(false)]);
-        assert_eq!(
-            (
-                done.in_flight,
-                done.actions_completed,
-                done.actions_failed,
-                done.revision
-            ),
-            (0, 2, 1, 10)
-        );
-        assert_eq!((done.index_state(), done.lease_until), ("active", None));
-        assert_eq!(done.entitlements[&id("s")].in_flight, 0);
-        let next_month = done.claimed(&BTreeMap::from([(id("s"), 1)]), february, february);
-        let held = &next_month.entitlements[&id("s")];
-        assert_eq!((held.month.as_str(), held.month_actions), ("2026-02", 1));
-    }
-
-    /// An action of an entitlement that was cancelled meanwhile still counts for the tenant.
-    #[test]
-    fn outcomes_of_cancelled_entitlements_count() {
-        let now = Timestamp::UNIX_EPOCH;
-        let mut busy = tenant().claimed(&BTreeMap::from([(id("s"), 1)]), now, now);
-        busy.entitlements.clear();
-        let done = busy.released(&[Released {
-            entitlement_id: Some(id("s")),
-            completed: true,
-        }]);
-        assert_eq!((done.in_flight, done.actions_completed), (0, 1));
-    }
-
-    /// Cancelled and bought again: what runs still counts against the limit, and what was used of the month stays used.
-    #[test]
-    fn buying_again_frees_nothing() {
-        let now = Timestamp::from_second(200).unwrap();
-        let mut busy = tenant().claimed(&BTreeMap::from([(id("s"), 2)]), now, now);
-        let held = busy.entitlements.remove(&id("s")).unwrap();
-        busy.tombstones.bury(&id("s"), held.order, Some(held.usage()));
-        let one = Released {
-            entitlement_id: Some(id("s")),
-            completed: true,
-        };
-        let mut again = busy.released(std::slice::from_ref(&one));
-        let usage = again.tombstones.raise(&id("s"));
-        let order = EventOrder {
-            version: None,
-            at: now,
-        };
-        let granted = Entitlement::granted(&offer("p"), "r", None, order, now).with_usage(usage);
-        assert_eq!((granted.in_flight, granted.month_actions), (1, 2));
-        again.entitlements.insert(id("s"), granted);
-        let done = again.released(&[one]);
-        assert_eq!((done.in_flight, done.entitlements[&id("s")].in_flight), (0, 0));
-    }
-
-    #[test]
-    fn a_signal_selects_what_it_names_or_the_only_one() {
-        let mut tenant = tenant();
-        let sku = |text: &str| SkuId::parse(text).unwrap();
-        let name = |tenant: &Tenant, entitlement: Option<&str>, sku_id: Option<&str>| match tenant
-            .select(entitlement.map(id).as_ref(), sku_id.map(sku).as_ref())
-        {
-            Selected::One(id, _) => id.as_str().to_owned(),
-            Selected::None => "none".to_owned(),
-            Selected::Several => "several".to_owned(),
-        };
-        assert_eq!(name(&tenant, None, None), "s");
-        assert_eq!(name(&tenant, None, Some("other")), "none");
-        let mut other = tenant.entitlements[&id("s")].clone();
-        tenant.entitlements.insert(id("agreement-2"), other.clone());
-        assert_eq!(name(&tenant, None, None), "several");
-        assert_eq!(name(&tenant, None, Some("s")), "several");
-        assert_eq!(name(&tenant, Some("agreement-2"), None), "agreement-2");
-        assert_eq!(name(&tenant, Some("agreement-2"), Some("other")), "none");
-        other.sku_id = sku("other");
-        tenant.entitlements.insert(id("agreement-2"), other);
-        assert_eq!(name(&tenant, None, Some("other")), "agreement-2");
-        tenant.entitlements.clear();
-        assert_eq!(name(&tenant, None, None), "none");
-    }
-
-    #[test]
-    fn repinning_reaches_every_entitlement_of_the_plan_and_only_those() {
-        let mut tenant = tenant();
-        let mut other = tenant.entitlements[&id("s")].clone();
-        other.plan_type = PlanType::parse("other").unwrap();
-        tenant.entitlements.insert(id("other"), other);
-        let mut newer = offer("p");
-        assert_eq!(tenant.repinned(&newer), None);
-        newer.policy.hash = "next".to_owned();
-        newer.quota.concurrent_actions = 9;
-        let repinned = tenant.repinned(&newer).unwrap();
-        let pin = |name: &str| repinned.entitlements[&id(name)].policy.hash.as_str();
-        assert_eq!((pin("s"), pin("other")), ("next", "hash-p"));
-        assert_eq!(repinned.entitlements[&id("s")].quota.concurrent_actions, 9);
-        assert_eq!(repinned.revision, tenant.revision + 1);
-    }
-
-    #[test]
-    fn the_pace_follows_the_limit() {
-        let pace = |limit| {
-            let pace = Pace::of(limit);
-            (pace.batch_size, pace.maximum_concurrency)
-        };
-        assert_eq!(
-            [0, 1, 2, 3, 10].map(pace),
-            [(1, 2), (1, 2), (1, 2), (1, 2), (5, 2)]
-        );
-        assert_eq!([15, 20, 25].map(pace), [(7, 2), (10, 2), (8, 3)]);
-        assert_eq!([9_999, u64::MAX].map(pace), [(9, 1000), (10, 1000)]);
-        for limit in 2..=10_000 {
-            let (batch, concurrency) = pace(limit);
-            let fed = u64::try_from(batch * concurrency).unwrap();
-            assert!(fed <= limit, "{limit}: {fed} are fed");
-        }
-    }
-
-    #[test]
-    fn a_claim_that_takes_the_last_place_says_so() {
-        let now = Timestamp::from_second(200).unwrap();
-        let two = tenant().claimed(&BTreeMap::from([(id("s"), 2)]), now, now);
-        assert_eq!((two.full_at, two.is_full()), (None, false));
-        let three = two.claimed(&BTreeMap::from([(id("s"), 1)]), now, now);
-        assert_eq!((three.full_at, three.is_full()), (Some(now), true));
-        let later = Timestamp::from_second(300).unwrap();
-        let undone = three.claimed(&BTreeMap::new(), later, later);
-        assert_eq!(undone.full_at, Some(now), "what is undone takes no new place");
-    }
-
-    #[test]
-    fn what_may_run_is_scaled_within_the_plans() {
-        let scaled = |quota, limit, floor, in_flight| {
-            let mut tenant = tenant();
-            let held = tenant.entitlements.get_mut(&id("s")).unwrap();
-            held.quota.concurrent_actions = quota;
-            held.in_flight = in_flight;
-            tenant.in_flight = in_flight;
-            tenant.scale.limit = limit;
-            tenant.scale.floor = floor;
-            (tenant.in_flight_action_limit(), tenant.concurrent_left(&id("s")))
-        };
-        assert_eq!(scaled(3, None, None, 1), (3, 2));
-        assert_eq!(scaled(100, None, None, 1), (10, 9));
-        assert_eq!(scaled(100, None, Some(30), 30), (30, 0));
-        assert_eq!(scaled(100, Some(40), Some(30), 50), (40, 0));
-        assert_eq!(scaled(20, Some(40), None, 0), (20, 20));
-        assert_eq!(scaled(20, Some(0), Some(0), 0), (1, 1));
-        assert_eq!(scaled(0, None, None, 0), (0, 0));
-        assert_eq!(tenant().concurrent_left(&id("other")), 0);
-    }
-
-    #[test]
-    fn what_is_taken_up_again_needs_a_place() {
-        let now = Timestamp::UNIX_EPOCH;
-        let mut tenant = tenant();
-        tenant
-            .entitlements
-            .get_mut(&id("s"))
-            .unwrap()
-            .quota
-            .concurrent_actions = 1;
-        tenant.actions_failed = 1;
-        let used = tenant.entitlements[&id("s")].monthly_left(now);
-        let taken = tenant.taken_up(&id("s"), now).unwrap();
-        assert_eq!((taken.in_flight, taken.actions_failed), (1, 0));
-        assert_eq!(taken.entitlements[&id("s")].monthly_left(now), used);
-        assert_eq!(taken.taken_up(&id("s"), now), None);
-        assert_eq!(tenant.taken_up(&id("other"), now), None);
-        let released = taken.released(&[Released {
-            entitlement_id: Some(id("s")),
-            completed: false,
-        }]);
-        assert_eq!((released.in_flight, released.actions_failed), (0, 1));
-        assert_eq!(released.entitlements[&id("s")].in_flight, 0);
-    }
-
-    #[test]
-    fn a_new_generation_is_not_scaled() {
-        let at = Timestamp::from_second(200).unwrap();
-        let mut gone = tenant();
-        gone.lifecycle = Lifecycle::Decommissioned;
-        gone.scale.floor = Some(40);
-        let order = EventOrder { version: None, at };
-        let provisioning = Provisioning {
-            entitlement_id: id("s"),
-            entitlement: Entitlement::granted(&offer("p"), "r", None, order, at),
-            event: event(Change::Suspended),
-            asked: Asked {
-                provider: "standard".to_owned(),
-                delivery_id: "d".to_owned(),
-                body_sha256: String::new(),
-            },
-            new_tenant: true,
-            dedicated: false,
-            received_at: at,
-            due_since: at,
-            attempts: 0,
-            waited: false,
-            table_attempt: 0,
-            began_at: at,
-            failure: None,
-        };
-        let again = gone.begun(provisioning, "mg", at).unwrap();
-        assert_eq!((again.generation, again.scale), (2, Scale::default()));
-    }
-
-    /// Actions of cancelled entitlements, and those of others, take places as well.
-    #[test]
-    fn all_actions_share_the_tenants_places() {
-        let mut tenant = tenant();
-        let held = tenant.entitlements.get_mut(&id("s")).unwrap();
-        held.quota.concurrent_actions = 8;
-        let other = held.clone();
-        tenant.entitlements.insert(id("other"), other);
-        tenant.in_flight = 7;
-        assert_eq!(
-            (tenant.in_flight_action_limit(), tenant.concurrent_left(&id("s"))),
-            (10, 3)
-        );
-        assert_eq!(tenant.pace(), Pace::of(10));
-    }
-
-    #[test]
-    fn own_tables_hold_a_part_of_the_ledger() {
-        let mut tables = Tables::of_queue("q", 0, 5);
-        assert_eq!([4, 5, 6].map(|seq| tables.hold(seq)), [false, true, true]);
-        tables.until = Some(6);
-        assert_eq!([4, 5, 6].map(|seq| tables.hold(seq)), [false, true, false]);
-        tables.archived = Some(ArchivedActions {
-            path: String::new(),
-            sha256: String::new(),
-            size_bytes: 0,
-            entries: 0,
-        });
-        assert_eq!([4, 5, 6].map(|seq| tables.hold(seq)), [false; 3]);
-    }
-}
+pub(crate) mod tests;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::action::Action;
-use crate::provisioning::Asked;
+use crate::provisioning::DeliveryRef;
 use crate::signal::ActionId;
 use crate::tenant::Tenant;
 
@@ -142,7 +142,7 @@ impl Committed {
 impl DeliveryPlan {
     /// The answer to a delivery, with the plan's first receipt.
     #[must_use]
-    pub fn of(asked: &Asked, status: u16) -> Self {
+    pub fn of(asked: &DeliveryRef, status: u16) -> Self {
         Self {
             key: asked.key(),
             body_sha256: asked.body_sha256.clone(),
@@ -155,7 +155,7 @@ impl DeliveryPlan {
 impl DeliveryRecord {
     /// The answer to a delivery that was given with these receipts.
     #[must_use]
-    pub fn of(asked: &Asked, status: u16, sealed: &[Sealed]) -> Self {
+    pub fn of(asked: &DeliveryRef, status: u16, sealed: &[Sealed]) -> Self {
         Self {
             key: asked.key(),
             body_sha256: asked.body_sha256.clone(),

@@ -1,11 +1,12 @@
 //! Webhooks: is this delivery authentic, and what does it say?
 //!
-//! A [`provider`] answers both in its own way. What it checked over raw bytes is a [`signature::Verified`], and only that
+//! A [`provider::Provider`] answers both in its own way. What it checked over raw bytes is a [`signature::Verified`], and only that
 //! can be parsed, so nothing unverified is ever looked into. What it read is an [`event`] in our words.
 
 pub mod event;
 pub mod payload;
 pub mod provider;
+pub mod providers;
 pub mod signature;
 
 use sha2::{Digest, Sha256};

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 
 use domain::webhook::event::WebhookEvent;
-use domain::webhook::provider::at_path;
+use domain::webhook::providers::at_path;
 use domain::webhook::signature::{Headers, SignatureError};
 use governor_domain as domain;
 use jiff::Timestamp;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use domain::account::{AccountId, PlanType, SkuId};
 use domain::control::Switches;
 use domain::entitlement::{Entitlement, EventOrder, Isolation, Offer};
-use domain::tenant::{Lifecycle, PolicyPin, Quota, Tenant};
+use domain::entitlement::{PolicyPin, Quota};
+use domain::tenant::{Lifecycle, Tenant};
 use policy::enforcer::Enforcer;
 use serde_json::json;
 

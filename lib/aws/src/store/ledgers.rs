@@ -6,8 +6,9 @@ use aws_sdk_dynamodb::types::ReturnConsumedCapacity;
 use domain::tenant::Tables;
 use uuid::Uuid;
 
+use super::Store;
+use super::error::StoreError;
 use super::items::{line_of, text};
-use super::{Store, StoreError};
 
 impl Store {
     /// One page of a ledger from `seq` on, in order.

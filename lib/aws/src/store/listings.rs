@@ -6,10 +6,11 @@ use domain::action::Action;
 use domain::names::LedgerId;
 use domain::tenant::{BUSY, Lifecycle, Tenant};
 
+use super::Store;
+use super::error::StoreError;
 use super::items::{
     ACTION, ESCALATED, HEAD, Item, LEDGER, TENANT, attribute, key, queue_partition, sku_plan, text,
 };
-use super::{Store, StoreError};
 
 /// Where a listing of actions goes on.
 #[derive(Debug, Clone, Default)]

@@ -11,8 +11,10 @@ use receipts::key::Signer;
 use receipts::ledger;
 use tracing::warn;
 
-use super::items::{ESCALATED, Item, Place, once_sk, queue_partition, text};
-use super::{ATTEMPTS, Store, StoreError};
+use super::Store;
+use super::error::{ATTEMPTS, StoreError};
+use super::items::{ESCALATED, Item, once_sk, queue_partition, text};
+use super::writes::Place;
 
 impl Store {
     /// Writes what `decide` says of the account, once it stands, and returns its answer with what was written; asks again with a

@@ -6,8 +6,8 @@ use serde_json::json;
 
 use super::*;
 use crate::control::Switches;
+use crate::entitlement::Quota;
 use crate::entitlement::{Entitlement, EventOrder, Standing};
-use crate::tenant::Quota;
 use crate::tenant::tests::offer;
 
 const POLICY: &str = include_str!("../../../../policies/marketplace-sku-456/professional.yaml");

@@ -19,7 +19,7 @@ use receipts::receipt::{EntitlementOutcome, Payload, Quota as ReceiptQuota, Reso
 use super::{Entitlement, EventOrder, Isolation, MAX_ENTITLEMENTS, Offer, Standing};
 use crate::account::{EntitlementId, SkuId};
 use crate::names::printable;
-use crate::provisioning::{Asked, Provisioning};
+use crate::provisioning::{DeliveryRef, Provisioning};
 use crate::tenant::{Deferred, Lifecycle, Tenant, TenantEvent};
 use crate::webhook::event::{Change, EntitlementEvent, PlanReference};
 use crate::webhook::signature::TOLERANCE_SECONDS;
@@ -35,7 +35,7 @@ pub struct Heard<'a> {
     /// What happened.
     pub event: &'a EntitlementEvent,
     /// The delivery that brought it.
-    pub asked: &'a Asked,
+    pub asked: &'a DeliveryRef,
     /// When it came.
     pub received_at: Timestamp,
     /// When it could be carried out first.

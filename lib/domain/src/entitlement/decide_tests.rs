@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::account::{AccountId, PlanType};
+use crate::entitlement::PolicyPin;
+use crate::tenant::Tables;
 use crate::tenant::tests::{event, id, offer, tenant};
-use crate::tenant::{PolicyPin, Tables};
 use crate::webhook::event::PlanReference;
 
 const AROUND: Surroundings<'_> = Surroundings {
@@ -34,8 +35,8 @@ fn changed() -> Change {
     Change::PlanChanged { plan: plan("q") }
 }
 
-fn asked(delivery_id: &str) -> Asked {
-    Asked {
+fn asked(delivery_id: &str) -> DeliveryRef {
+    DeliveryRef {
         provider: "standard".to_owned(),
         delivery_id: delivery_id.to_owned(),
         body_sha256: "00".to_owned(),
@@ -658,7 +659,12 @@ fn the_order_of_arrival_does_not_matter() {
 }
 
 /// The tenant after an event, once all that it makes due is done.
-fn settle(tenant: Option<Tenant>, event: &EntitlementEvent, asked: &Asked, waited: bool) -> Option<Tenant> {
+fn settle(
+    tenant: Option<Tenant>,
+    event: &EntitlementEvent,
+    asked: &DeliveryRef,
+    waited: bool,
+) -> Option<Tenant> {
     let before = match waited {
         true => Some(
             tenant

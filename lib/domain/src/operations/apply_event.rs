@@ -8,11 +8,11 @@ use crate::account::SkuId;
 use crate::entitlement::Offer;
 use crate::entitlement::decide::{DEFERRED_SECONDS, Decision, Heard, Surroundings, decide, keep};
 use crate::names::printable;
-use crate::provisioning::Asked;
+use crate::provisioning::DeliveryRef;
 use crate::tenant::{Deferred, Lifecycle, Pace, Tenant};
 use crate::transaction::{Account, DeliveryPlan, DeliveryRecord, Plan};
 use crate::webhook::event::{Change, EntitlementEvent, PlanReference};
-use crate::webhook::provider::PROVIDERS;
+use crate::webhook::providers::PROVIDERS;
 
 /// An event to be carried out.
 #[derive(Debug, Clone)]
@@ -20,7 +20,7 @@ pub struct Task {
     /// What happened.
     pub event: EntitlementEvent,
     /// The delivery that brought it.
-    pub asked: Asked,
+    pub asked: DeliveryRef,
     /// When it came.
     pub received_at: Timestamp,
     /// When it could be carried out first: it is kept for seven days from then on.
@@ -34,7 +34,7 @@ pub struct Task {
 impl Task {
     /// A delivery that came just now.
     #[must_use]
-    pub fn delivered(event: EntitlementEvent, asked: Asked, now: Timestamp) -> Self {
+    pub fn delivered(event: EntitlementEvent, asked: DeliveryRef, now: Timestamp) -> Self {
         Self {
             event,
             asked,
@@ -255,7 +255,7 @@ pub fn postpone(account: &Account, task: &Task, reason: &str, receipt_id: Uuid, 
 /// [`ApplyError::DeliveryReused`].
 pub fn ignore(
     account: &Account,
-    asked: &Asked,
+    asked: &DeliveryRef,
     draft: &Draft,
 ) -> Result<(Plan, Option<DeliveryRecord>), ApplyError> {
     if let Some(record) = answered_before(asked, account.delivery.as_ref())? {
@@ -270,7 +270,7 @@ pub fn ignore(
 
 /// What was answered to this delivery before, if it was.
 fn answered_before(
-    asked: &Asked,
+    asked: &DeliveryRef,
     record: Option<&DeliveryRecord>,
 ) -> Result<Option<DeliveryRecord>, ApplyError> {
     match record {
@@ -308,7 +308,7 @@ pub fn expired(due_since: Timestamp, now: Timestamp) -> bool {
 
 /// The receipt of a delivery that changed nothing.
 #[must_use]
-pub fn ignored(reason: String, asked: &Asked) -> Payload {
+pub fn ignored(reason: String, asked: &DeliveryRef) -> Payload {
     Payload::WebhookIgnored {
         reason,
         provider: Some(asked.provider.clone()),

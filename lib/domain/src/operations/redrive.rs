@@ -111,7 +111,8 @@ mod tests {
     use crate::account::{AccountId, EntitlementId, PlanType, SkuId};
     use crate::action::Escalation;
     use crate::entitlement::{Entitlement, EventOrder, Isolation, Offer};
-    use crate::tenant::{PolicyPin, Quota, Tenant};
+    use crate::entitlement::{PolicyPin, Quota};
+    use crate::tenant::Tenant;
 
     const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 

@@ -30,7 +30,7 @@ use crate::action::{Action, ActionEvent, ActionState, IllegalTransition, LEASE_S
 use crate::entitlement::decide::Surroundings;
 use crate::entitlement::{Isolation, Offer};
 use crate::gate::RefusalCode;
-use crate::provisioning::{Asked, Failure, Provisioning, Step};
+use crate::provisioning::{DeliveryRef, Failure, Provisioning, Step};
 use crate::scale::Costs;
 use crate::signal::{ActionId, Signal};
 use crate::sweep::Stuck;
@@ -99,8 +99,8 @@ fn action_id(n: u8) -> ActionId {
     ActionId::try_from(format!("a-{n}")).unwrap()
 }
 
-fn asked(delivery: u8, provider: &str) -> Asked {
-    Asked {
+fn asked(delivery: u8, provider: &str) -> DeliveryRef {
+    DeliveryRef {
         provider: provider.to_owned(),
         delivery_id: format!("d-{delivery}"),
         body_sha256: "00".to_owned(),
@@ -683,10 +683,7 @@ fn play(world: &mut World, does: Does, way: Way) {
         Does::RefuseLeft(n) => {
             let signal = Signal {
                 template: "t".to_owned(),
-                ..Signal::again(
-                    &account_id(),
-                    &Action::pending(id_of(n), "t", &hash(0), world.now),
-                )
+                ..Action::pending(id_of(n), "t", &hash(0), world.now).signal(&account_id())
             };
             let body = serde_json::to_string(&signal).unwrap();
             let receipt_id = world.id();

@@ -1,16 +1,10 @@
-//! Who posts webhooks, as a table. A provider is one file beside the others, and its line in [`PROVIDERS`].
-
-pub(super) mod github;
-pub(super) mod standard;
+//! What a provider is: where it posts, how it signs, and how what it says is read.
 
 use jiff::Timestamp;
 
 use super::event::WebhookEvent;
 use super::payload::PayloadError;
 use super::signature::{Headers, Secret, SecretError, SignatureError, Verified};
-
-/// Every provider.
-pub static PROVIDERS: &[&Provider] = &[&standard::PROVIDER, &github::PROVIDER];
 
 /// Checks a body and its headers against every active secret, at a time of our clock.
 pub type Verify =
@@ -51,19 +45,4 @@ impl Provider {
             .strip_suffix("_ID")
             .unwrap_or(self.secret_variable)
     }
-}
-
-/// The provider of this name.
-#[must_use]
-pub fn of_name(name: &str) -> Option<&'static Provider> {
-    PROVIDERS.iter().find(|provider| provider.name == name).copied()
-}
-
-/// The provider that posts to this path.
-#[must_use]
-pub fn at_path(path: &str) -> Option<&'static Provider> {
-    PROVIDERS
-        .iter()
-        .find(|provider| provider.paths.contains(&path))
-        .copied()
 }

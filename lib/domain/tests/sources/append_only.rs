@@ -19,7 +19,7 @@ const WRITES: [(&str, &str, usize); 4] = [
     // The health probe's own item, in the tenants table.
     (".put_item()", "lib/aws/src/store.rs", 1),
     (".transact_write_items()", "lib/aws/src/store/transact.rs", 1),
-    ("Put::builder()", "lib/aws/src/store/items.rs", 1),
+    ("Put::builder()", "lib/aws/src/store/writes.rs", 1),
     // What deletes from a bucket: drained receipts, from the spool.
     (".delete_object()", "lib/aws/src/spool.rs", 1),
 ];

@@ -11,6 +11,7 @@ use std::fs;
 use std::path::Path;
 
 mod append_only;
+mod circles;
 mod documents;
 mod purity;
 

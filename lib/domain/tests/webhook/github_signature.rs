@@ -2,10 +2,10 @@
 
 use proptest::prelude::*;
 
-use super::domain::webhook::signature::{
-    GITHUB_DELIVERY, GITHUB_SIGNATURE, Headers, Secret, SecretError, SignatureError, sign_github,
-    verify_github,
+use super::domain::webhook::providers::github::{
+    GITHUB_DELIVERY, GITHUB_SIGNATURE, sign_github, verify_github,
 };
+use super::domain::webhook::signature::{Headers, Secret, SecretError, SignatureError};
 use super::{GITHUB_SECRET, headers};
 
 // The example of GitHub's documentation.

@@ -18,11 +18,11 @@ use governor_domain as domain;
 
 use domain::webhook::DeliveryId;
 use domain::webhook::event::WebhookEvent;
-use domain::webhook::provider::{PROVIDERS, Provider, at_path};
-use domain::webhook::signature::{
-    GITHUB_DELIVERY, GITHUB_SIGNATURE, Headers, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP,
-    sign_github, sign_standard,
-};
+use domain::webhook::provider::Provider;
+use domain::webhook::providers::github::{GITHUB_DELIVERY, GITHUB_SIGNATURE, sign_github};
+use domain::webhook::providers::standard::{WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP, sign_standard};
+use domain::webhook::providers::{PROVIDERS, at_path};
+use domain::webhook::signature::Headers;
 use jiff::Timestamp;
 use proptest::prelude::*;
 use sha2::{Digest as _, Sha256};

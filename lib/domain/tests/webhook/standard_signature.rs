@@ -4,10 +4,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use proptest::prelude::*;
 
-use super::domain::webhook::signature::{
-    Headers, Secret, SecretError, SignatureError, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP,
-    sign_standard, verify_standard,
+use super::domain::webhook::providers::standard::{
+    WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP, sign_standard, verify_standard,
 };
+use super::domain::webhook::signature::{Headers, Secret, SecretError, SignatureError};
 use super::{SECRET, headers, seconds};
 
 // The published example.

@@ -8,12 +8,12 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::Provider;
 use crate::account::{AccountId, EntitlementId, PlanType, SkuId};
 use crate::webhook::event::{Change, EntitlementEvent, PlanReference, ProductReference, WebhookEvent};
 use crate::webhook::payload::{self, DEFAULT_REGION, Date, Number, PayloadError};
+use crate::webhook::provider::Provider;
 use crate::webhook::signature::{
-    self, Headers, Secret, SecretError, SignatureError, Verified, malformed, not_of_form,
+    self, Headers, Secret, SecretError, SignatureError, TOLERANCE_SECONDS, Verified, malformed, not_of_form,
 };
 
 /// The row of the table.
@@ -36,8 +36,6 @@ pub static PROVIDER: Provider = Provider {
     parse,
 };
 
-/// How far a delivery's timestamp may lie from our clock, in seconds, either way.
-pub const TOLERANCE_SECONDS: i64 = 300;
 /// Most signatures looked at in one header: a sender that rotates keys sends a few.
 pub const MAX_SIGNATURES: usize = 16;
 

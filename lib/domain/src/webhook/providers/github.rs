@@ -9,10 +9,10 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::Provider;
 use crate::account::AccountId;
 use crate::webhook::event::{Change, EntitlementEvent, PlanReference, ProductReference, WebhookEvent};
 use crate::webhook::payload::{self, DEFAULT_REGION, Date, Number, PayloadError};
+use crate::webhook::provider::Provider;
 use crate::webhook::signature::{self, Headers, Secret, SecretError, SignatureError, Verified, not_of_form};
 
 /// The row of the table.
