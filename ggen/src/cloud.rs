@@ -8,7 +8,7 @@ use aws::clients;
 use aws::store::{Store, StoreError};
 use clap::Args;
 use domain::account::{AccountId, IdError};
-use domain::names::{self, LedgerId};
+use domain::names::{self, LedgerId, Partition};
 use domain::transaction::{Account, Keys};
 use serde_json::Value;
 
@@ -132,10 +132,10 @@ impl LedgerArgs {
     }
 
     /// The tables' key of the account.
-    pub fn partition(&self) -> String {
+    pub fn partition(&self) -> Partition {
         self.account_id
             .as_ref()
-            .map_or_else(|| names::SYSTEM_ACCOUNT.to_owned(), names::partition_key)
+            .map_or_else(Partition::system, Partition::of)
     }
 }
 
@@ -151,6 +151,6 @@ pub fn account_id(text: &str) -> Result<AccountId, IdError> {
 ///
 /// # Errors
 /// [`StoreError`] when the table does not answer.
-pub async fn load(store: &Store, partition: &str) -> Result<Account, StoreError> {
+pub async fn load(store: &Store, partition: &Partition) -> Result<Account, StoreError> {
     store.load(partition, &Keys::default()).await
 }

@@ -126,9 +126,9 @@ impl Live {
     /// [`LiveError::NoReceipt`] and [`LiveError::Several`].
     pub async fn find(&self, receipt_id: Uuid, of: Option<&LedgerId>) -> Result<Found, LiveError> {
         let partition = of.map(LedgerId::partition);
-        let places = self.store.find_receipt(receipt_id, partition.as_deref()).await?;
+        let places = self.store.find_receipt(receipt_id, partition.as_ref()).await?;
         let mut places = places.into_iter().filter_map(|(partition, seq)| {
-            let ledger = LedgerId::of_partition(&partition)?;
+            let ledger = partition.ledger()?;
             of.is_none_or(|of| *of == ledger).then_some((ledger, seq))
         });
         let nowhere = || LiveError::NoReceipt {

@@ -19,7 +19,9 @@ use uuid::Uuid;
 use crate::life::gone;
 use crate::sweep::{abandoned, asked_for};
 use crate::webhooks::Delivery;
-use crate::world::{PATIENCE, Ran, SOON, Tenant, World, alone, alongside, eventually, operation, unique};
+use crate::world::{
+    PATIENCE, Ran, SOON, Tenant, World, alone, alongside, eventually, operation, partition_of, unique,
+};
 
 const WHO: [&str; 2] = ["--who", "end-to-end"];
 
@@ -138,7 +140,7 @@ impl World {
         };
         let keys = domain::transaction::Keys::default();
         store
-            .transact(&signer, &tenant.account, &keys, None, plan)
+            .transact(&signer, &partition_of(&tenant.account), &keys, None, plan)
             .await
             .unwrap();
     }

@@ -17,7 +17,9 @@ use tempfile::TempDir;
 
 use crate::life::{gone, object, objects};
 use crate::webhooks::Delivery;
-use crate::world::{PATIENCE, SKU, SOON, SYSTEM, Tenant, World, alone, alongside, eventually, unique};
+use crate::world::{
+    PATIENCE, SKU, SOON, SYSTEM, Tenant, World, alone, alongside, eventually, partition_of, unique,
+};
 
 /// Files of a test.
 struct Files(TempDir);
@@ -237,7 +239,7 @@ async fn a_large_archive_goes_up_in_parts_under_lock() {
     };
     let plan = |_: &Account, _| Ok::<_, StoreError>((Plan::append(draft.clone()), ()));
     store
-        .transact(&signer, account, &Keys::default(), None, plan)
+        .transact(&signer, &partition_of(account), &Keys::default(), None, plan)
         .await
         .unwrap();
 

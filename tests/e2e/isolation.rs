@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use aws::store::Item;
 use domain::account::AccountId;
-use domain::names::{self, LedgerId};
+use domain::names::{LedgerId, Partition};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -53,9 +53,9 @@ fn ids() -> Vec<String> {
 /// Looks at tenants whose table key is not their account id.
 impl World {
     async fn ledger_of(&self, account: &str) -> Ledger {
-        let partition = names::partition_key(&AccountId::parse(account).unwrap());
+        let partition = Partition::of(&AccountId::parse(account).unwrap());
         let items = self
-            .query_if_there(&self.env.receipts_table, &partition)
+            .query_if_there(&self.env.receipts_table, partition.as_str())
             .await
             .unwrap();
         let lines = items.iter().map(|item| item["line"].as_s().unwrap().clone());

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use crate::life::gone;
 use crate::webhooks::Delivery;
 use crate::world::{
-    PATIENCE, PLAN, SKU, SOON, Tenant, World, alone, alongside, eventually, operation, unique,
+    PATIENCE, PLAN, SKU, SOON, Tenant, World, alone, alongside, eventually, operation, partition_of, unique,
 };
 
 /// One probe and one sweep that waits for nothing; gives what the sweep says.
@@ -279,7 +279,13 @@ pub(crate) async fn abandoned(world: &World, tenant: &Tenant, actions: &[Action]
         Ok::<_, StoreError>((plan, ()))
     };
     store
-        .transact(&signer, &tenant.account, &Keys::default(), None, plan)
+        .transact(
+            &signer,
+            &partition_of(&tenant.account),
+            &Keys::default(),
+            None,
+            plan,
+        )
         .await
         .unwrap();
 }

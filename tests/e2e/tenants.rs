@@ -11,7 +11,7 @@ use receipts::Signer;
 use serde_json::{Value, json};
 
 use crate::webhooks::Delivery;
-use crate::world::{PATIENCE, PLAN, SKU, Tenant, World, alongside, eventually, unique};
+use crate::world::{PATIENCE, PLAN, SKU, Tenant, World, alongside, eventually, partition_of, unique};
 
 /// More than any run has tenants.
 const ALL: &str = "100000";
@@ -67,7 +67,7 @@ impl World {
             Ok::<_, StoreError>((Plan::tenant(account.tenant.as_ref().map(&change)), ()))
         };
         let done = store
-            .transact(&signer, account, &Keys::default(), None, plan)
+            .transact(&signer, &partition_of(account), &Keys::default(), None, plan)
             .await;
         done.unwrap();
     }

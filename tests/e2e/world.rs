@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use crate::webhooks::Delivery;
+use domain::names::Partition;
 
 /// The sample policy most tests use.
 pub(crate) const SKU: &str = "marketplace-sku-456";
@@ -244,6 +245,11 @@ impl Ledger {
 
 pub(crate) fn operation(receipt: &Value) -> &str {
     receipt["operation"].as_str().unwrap_or_default()
+}
+
+/// Where the tables hold an account.
+pub(crate) fn partition_of(account: &str) -> Partition {
+    Partition::of(&domain::account::AccountId::parse(account).unwrap())
 }
 
 impl World {
@@ -706,10 +712,8 @@ impl World {
     /// An account as the tables hold it.
     pub(crate) async fn stored(&self, account: &str) -> domain::transaction::Account {
         let store = aws::store::Store::new(&clients::load().await, self.stack());
-        let account = domain::account::AccountId::parse(account).unwrap();
-        let partition = domain::names::partition_key(&account);
         store
-            .load(&partition, &domain::transaction::Keys::default())
+            .load(&partition_of(account), &domain::transaction::Keys::default())
             .await
             .unwrap()
     }

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::world::{World, alongside, unique};
+use crate::world::{World, alongside, partition_of, unique};
 
 /// Receipts in one commit: a batch of signals leaves as many.
 const GROUP: usize = 10;
@@ -58,7 +58,7 @@ async fn write(world: &World, signer: &Arc<Signer>, writers: usize) -> f64 {
                     Ok::<_, StoreError>((plan, ()))
                 };
                 let done = store
-                    .transact(&signer, &account, &Keys::default(), None, plan)
+                    .transact(&signer, &partition_of(&account), &Keys::default(), None, plan)
                     .await;
                 assert_eq!(done.unwrap().0.sealed.len(), GROUP);
             }
@@ -83,7 +83,10 @@ async fn write(world: &World, signer: &Arc<Signer>, writers: usize) -> f64 {
     commits.sort();
     commits.dedup();
     assert_eq!(commits.len(), COMMITS);
-    let partition = store.load(&account, &Keys::default()).await.unwrap();
+    let partition = store
+        .load(&partition_of(&account), &Keys::default())
+        .await
+        .unwrap();
     let leaves: Vec<_> = ledger.lines.iter().map(receipts::merkle::leaf_hash).collect();
     let root = receipts::CompactRange::of(&leaves).root();
     assert_eq!(partition.head.root().unwrap(), root);

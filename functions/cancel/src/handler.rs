@@ -9,6 +9,7 @@ use aws::entitlements::{Entitlements, Order, Taken};
 use aws::functions::Functions;
 use aws::http::{self, Problem, Request};
 use aws::log::{Log, LogError};
+use aws::pages::Pages;
 use aws::queues::{Messages, QueueError, Teardown, TenantQueues};
 use aws::registry::Registry;
 use aws::secrets::{Secrets, SecretsError};
@@ -19,7 +20,7 @@ use aws::{clients, telemetry};
 use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent};
 use domain::account::AccountId;
 use domain::action::IllegalTransition;
-use domain::names::{self, LedgerId};
+use domain::names::{self, LedgerId, Partition};
 use domain::operations::abandon;
 use domain::operations::apply_event::Task;
 use domain::operations::decommission::{self, Closing};
@@ -293,7 +294,7 @@ impl Cancel {
 
     async fn decommission(&self, order: &Order) -> Result<(), OrderError> {
         let store = self.store();
-        let partition = names::partition_key(&order.account_id);
+        let partition = Partition::of(&order.account_id);
         let account = store.load(&partition, &Keys::default()).await?;
         let Some(tenant) = account.tenant.filter(|t| t.generation == order.generation) else {
             info!(
@@ -401,7 +402,12 @@ impl Cancel {
 
     /// Brings the content of a tenant's own tables to where it stays: its actions into an archive of their own, its
     /// receipts into the shared ledger table. Then nothing is read from them any more.
-    async fn retire_tables(&self, signer: &Signer, partition: &str, order: &Order) -> Result<(), OrderError> {
+    async fn retire_tables(
+        &self,
+        signer: &Signer,
+        partition: &Partition,
+        order: &Order,
+    ) -> Result<(), OrderError> {
         let store = self.store();
         let keys = Keys::default();
         let end = |account: &Account, _| Ok::<_, OrderError>((decommission::end_own_tables(account), ()));
@@ -440,7 +446,7 @@ impl Cancel {
             let alive = !matches!(tenant.lifecycle, Lifecycle::Absent | Lifecycle::Decommissioned);
             tenant.fsm_id == queue && alive
         });
-        let Some(account_id) = names::account_of(&partition).filter(|_| !in_use) else {
+        let Some(account_id) = partition.account().filter(|_| !in_use) else {
             info!(queue, "is in use");
             return Ok(());
         };
@@ -500,7 +506,7 @@ impl Cancel {
     }
 
     /// The run that closed the ledger may have ended before its closing receipt and checkpoint stood beside the archive.
-    async fn close_again(&self, order: &Order, partition: &str, head: &Head) -> Result<(), OrderError> {
+    async fn close_again(&self, order: &Order, partition: &Partition, head: &Head) -> Result<(), OrderError> {
         let bucket = format!("s3://{}/", self.archives.bucket());
         let mut end = head.size;
         // Of this generation the last one is meant, and few receipts can come behind it.
@@ -528,7 +534,7 @@ impl Cancel {
 
     /// Waits until no action is in flight and the queue is empty: the governor finishes what runs and refuses the rest.
     /// False when the time was over before.
-    async fn drain(&self, partition: &str, tenant: &Tenant) -> Result<bool, OrderError> {
+    async fn drain(&self, partition: &Partition, tenant: &Tenant) -> Result<bool, OrderError> {
         let deadline = Instant::now() + DRAIN;
         let mut quiet = 0;
         loop {
@@ -552,21 +558,18 @@ impl Cancel {
     }
 
     /// Ends, on record, every action that did not end in its time: its claim is void, so nobody can finish it later.
-    async fn abandon(&self, signer: &Signer, partition: &str) -> Result<(), OrderError> {
-        let mut unfinished = Vec::new();
-        let mut after = None;
-        loop {
-            let (actions, next) = self.store().actions(partition, after).await?;
+    async fn abandon(&self, signer: &Signer, partition: &Partition) -> Result<(), OrderError> {
+        let (mut unfinished, mut pages) = (Vec::new(), Pages::default());
+        while let Some(actions) = pages
+            .next(async |after| self.store().actions(partition, after).await)
+            .await?
+        {
             unfinished.extend(
                 actions
                     .into_iter()
                     .filter(|a| a.state.in_flight())
                     .map(|a| a.action_id),
             );
-            after = next;
-            if after.is_none() {
-                break;
-            }
         }
         for group in unfinished.chunks(GROUP) {
             let keys = Keys {
@@ -586,7 +589,7 @@ impl Cancel {
                 telemetry::count("cancel", "action_escalated", ("stage", "decommissioning"));
             }
             warn!(
-                partition,
+                %partition,
                 abandoned = committed.sealed.len(),
                 "actions did not end in their time"
             );
@@ -668,7 +671,7 @@ impl Cancel {
     async fn close(
         &self,
         signer: &Signer,
-        partition: &str,
+        partition: &Partition,
         order: &Order,
         archived: &Archived,
     ) -> Result<(u64, String, Head, bool), CloseError> {
@@ -704,7 +707,7 @@ impl Cancel {
 /// A generation that goes.
 struct Leaving<'a> {
     signer: &'a Signer,
-    partition: &'a str,
+    partition: &'a Partition,
     account_id: &'a AccountId,
     generation: u64,
 }

@@ -15,7 +15,7 @@ use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Store, StoreError};
 use aws::telemetry;
 use domain::account::AccountId;
-use domain::names::LedgerId;
+use domain::names::{LedgerId, Partition};
 use domain::transaction::Keys;
 use receipts::key::Signer;
 use serde::{Deserialize, Serialize};
@@ -94,7 +94,10 @@ impl TryFrom<Asked> for Order {
             (None, false, true) => {
                 let after = match asked.after {
                     None => None,
-                    Some(found) => Some(LedgerId::of_partition(&found).ok_or(OrderError::After { found })?),
+                    Some(found) => {
+                        let ledger = Partition::from_key(found.clone()).ledger();
+                        Some(ledger.ok_or(OrderError::After { found })?)
+                    }
                 };
                 Ok(Self::All(Walk {
                     after,
@@ -322,7 +325,7 @@ impl Checkpoints {
         }
         let mut report = going.report;
         if !whole {
-            report.after = after.map(|ledger| ledger.partition());
+            report.after = after.map(|ledger| ledger.partition().to_string());
             let rest = Asked {
                 all: true,
                 after: report.after.clone(),
@@ -488,7 +491,7 @@ mod tests {
         for ledger in [customer("c"), customer("_system"), LedgerId::System] {
             let rest = Asked {
                 all: true,
-                after: Some(ledger.partition()),
+                after: Some(ledger.partition().to_string()),
                 failed: 3,
                 budget_seconds: Some(60),
                 ..Asked::default()

@@ -16,7 +16,7 @@ use aws::tables::TenantTables;
 use aws::telemetry;
 use aws::webhooks::{Webhooks, not_stored};
 use domain::account::AccountId;
-use domain::names;
+use domain::names::Partition;
 use domain::operations::apply_event::{Task, resends};
 use domain::operations::provision;
 use domain::provisioning::DeliveryRef;
@@ -232,7 +232,7 @@ impl Entitlement {
         };
         if waiting && !task.waited {
             // What came in meanwhile is carried out now; what fails is left to the sweep.
-            let partition = names::partition_key(&task.event.account_id);
+            let partition = Partition::of(&task.event.account_id);
             if let Err(problem) = self.carry_out_waiting(signer, &partition).await {
                 warn!(
                     account = task.event.account_id.as_str(),
@@ -275,7 +275,7 @@ impl Entitlement {
     async fn resume(&self, asked: &Resume) -> Result<Resumed, Error> {
         let told = |problem: Problem| Error::from(problem.detail);
         let signer = self.signer().await.map_err(told)?;
-        let partition = names::partition_key(&asked.account_id);
+        let partition = Partition::of(&asked.account_id);
         let account = self
             .provisioner
             .entitlements
@@ -297,7 +297,7 @@ impl Entitlement {
             // What stands still holds up nothing else of the account.
             match Box::pin(self.provisioner.make(&signer, account, false)).await {
                 Ok(_) => {}
-                Err(e @ MakeError::NotYet { .. }) => info!(partition, error = %e, "not ready yet"),
+                Err(e @ MakeError::NotYet { .. }) => info!(%partition, error = %e, "not ready yet"),
                 Err(e) => stuck = Some(e),
             }
         }
@@ -325,7 +325,7 @@ impl Entitlement {
     }
 
     /// Carries out the events of an account that are due, in the order their senders tell.
-    async fn carry_out_waiting(&self, signer: &Signer, partition: &str) -> Result<usize, Problem> {
+    async fn carry_out_waiting(&self, signer: &Signer, partition: &Partition) -> Result<usize, Problem> {
         let account = self
             .provisioner
             .entitlements
@@ -344,7 +344,7 @@ impl Entitlement {
         let (began, mut carried_out) = (Instant::now(), 0);
         for task in due.into_iter().map(Task::waiting) {
             if began.elapsed() >= BUDGET {
-                warn!(partition, "the rest of the events waits for the next run");
+                warn!(%partition, "the rest of the events waits for the next run");
                 break;
             }
             // One event is carried out by another's way, which may find that others wait: boxed, as it would not end.
@@ -353,7 +353,7 @@ impl Entitlement {
                 Err(problem) => {
                     // It goes back in line, and holds up nobody.
                     warn!(
-                        partition,
+                        %partition,
                         detail = problem.detail,
                         "an event could not be carried out yet"
                     );

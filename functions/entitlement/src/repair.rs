@@ -4,7 +4,7 @@ use aws::queues::QueueError;
 use aws::store::StoreError;
 use aws::tables::TableError;
 use aws::telemetry;
-use domain::names;
+use domain::names::{self, Partition};
 use domain::operations::repair::repair;
 use domain::tenant::{Lifecycle, Tenant, TenantResources};
 use domain::transaction::{Account, Keys};
@@ -42,7 +42,7 @@ impl Provisioner {
     pub(crate) async fn repair(
         &self,
         signer: &Signer,
-        partition: &str,
+        partition: &Partition,
     ) -> Result<Vec<&'static str>, RepairError> {
         let store = &self.entitlements.store;
         let account = store.load(partition, &Keys::default()).await?;

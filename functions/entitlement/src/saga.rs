@@ -9,7 +9,7 @@ use aws::registry::RegistryError;
 use aws::store::StoreError;
 use aws::tables::{Kind, TableError, TenantTables};
 use aws::telemetry;
-use domain::names::{self, printable};
+use domain::names::{self, Partition, printable};
 use domain::operations::provision::{self, Undone, is_under_way};
 use domain::provisioning::{Failure, Provisioning, Step};
 use domain::tenant::{Lifecycle, Tenant, TenantResources};
@@ -276,7 +276,7 @@ impl Provisioner {
     async fn back_and_close(
         &self,
         signer: &Signer,
-        partition: &str,
+        partition: &Partition,
         tenant: &Tenant,
         saga: &Provisioning,
     ) -> Result<Made, MakeError> {
@@ -294,7 +294,7 @@ impl Provisioner {
     async fn note_undone(
         &self,
         signer: &Signer,
-        partition: &str,
+        partition: &Partition,
         saga: &Provisioning,
         undone: &[Step],
     ) -> Result<(), StoreError> {
@@ -368,7 +368,7 @@ impl Provisioner {
     async fn note_failure(
         &self,
         signer: &Signer,
-        partition: &str,
+        partition: &Partition,
         saga: &Provisioning,
         failure: &Failure,
     ) -> Result<bool, MakeError> {
@@ -386,7 +386,7 @@ impl Provisioner {
     async fn after_another(
         &self,
         signer: &Signer,
-        partition: &str,
+        partition: &Partition,
         begun: &Tenant,
         saga: &Provisioning,
     ) -> Result<Made, MakeError> {
@@ -431,7 +431,7 @@ impl Provisioner {
     async fn close_failed(
         &self,
         signer: &Signer,
-        partition: &str,
+        partition: &Partition,
         saga: &Provisioning,
         undone: Vec<Step>,
     ) -> Result<Made, MakeError> {

@@ -20,8 +20,7 @@ use domain::action::{self, Action, ActionEvent, ActionState};
 use domain::admission::Enforcers;
 use domain::control::Control;
 use domain::gate::RefusalCode;
-use domain::names;
-use domain::names::printable;
+use domain::names::{self, Partition, printable};
 use domain::signal::{ActionId, Signal};
 use domain::transaction::{Account, Keys};
 use domain::webhook::signature::Secret;
@@ -426,7 +425,7 @@ impl Governor {
             info!(account = work.account_id, lost, "another writer was first");
             if lost >= store::ATTEMPTS {
                 return Err(StoreError::Contended {
-                    account: work.partition.clone(),
+                    account: work.partition.to_string(),
                 }
                 .into());
             }
@@ -488,16 +487,16 @@ impl Governor {
     }
 
     /// Whose queue it is: as a signal that fits the queue says, or as was noted when the queue was made.
-    async fn owner(&self, queue: &str, messages: &[Message]) -> Result<(String, String), BatchError> {
+    async fn owner(&self, queue: &str, messages: &[Message]) -> Result<(String, Partition), BatchError> {
         let said = messages.iter().find_map(|m| match &m.asked {
             Asked::Signal(signal) => Some(&signal.account_id),
             Asked::Malformed { .. } => None,
         });
         if let Some(account_id) = said {
-            return Ok((account_id.as_str().to_owned(), names::partition_key(account_id)));
+            return Ok((account_id.as_str().to_owned(), Partition::of(account_id)));
         }
         let noted = self.store.queue_owner(queue).await?;
-        let known = noted.and_then(|partition| Some((names::account_of(&partition)?, partition)));
+        let known = noted.and_then(|partition| Some((partition.account()?, partition)));
         let (account_id, partition) = known.ok_or_else(|| BatchError::Ownerless {
             queue: queue.to_owned(),
         })?;
@@ -530,7 +529,7 @@ impl Governor {
                 }
                 Err(e) if e.is_lasting() => {
                     telemetry::count("governor", "enforcer_refused", ("kind", "not_what_its_hash_says"));
-                    error!(account = account.partition, error = %e, "enforcer refused");
+                    error!(account = %account.partition, error = %e, "enforcer refused");
                 }
                 Err(e) => return Err(e.into()),
             }
@@ -575,7 +574,7 @@ impl Governor {
 struct Work<'q> {
     queue: &'q str,
     account_id: String,
-    partition: String,
+    partition: Partition,
     signer: Signer,
     began: Instant,
     shift: Shift,

@@ -10,12 +10,13 @@ use aws::clients::S3;
 use aws::config::{self, ConfigError, Stack};
 use aws::control::{ControlError, ControlStore};
 use aws::log::{self, LogError};
+use aws::pages::Pages;
 use aws::secrets::{Secrets, SecretsError};
 use aws::spool::{Spool, SpoolError};
 use aws::store::{Store, StoreError};
 use aws::{clients, telemetry};
 use domain::control::{Control, Probe, Recovery};
-use domain::names::{self, printable};
+use domain::names::{self, Partition, printable};
 use domain::operations::append_once::append_once;
 use domain::operations::settle_spool::{self, partition, settle_spool};
 use domain::transaction::{Account, Keys};
@@ -287,14 +288,14 @@ impl Health {
         }
         // 16 bytes for each, however long the keys are.
         let mut ids = HashSet::new();
-        let mut after = None;
-        loop {
+        let mut pages = Pages::default();
+        let page = async |after| {
             let keys = self.spool.list(after).await?;
+            let next = keys.last().cloned();
+            Ok::<_, SpoolError>((keys, next))
+        };
+        while let Some(keys) = pages.next(&page).await? {
             ids.extend(keys.iter().filter_map(|key| refusal_of(key)));
-            after = keys.last().cloned();
-            if after.is_none() {
-                break;
-            }
         }
         let refused = u64::try_from(ids.len()).unwrap_or(u64::MAX);
         let control = self
@@ -325,7 +326,7 @@ impl Health {
                 left = true;
                 break;
             }
-            let mut by_ledger: BTreeMap<String, Vec<(String, Draft)>> = BTreeMap::new();
+            let mut by_ledger: BTreeMap<Partition, Vec<(String, Draft)>> = BTreeMap::new();
             while taken < DRAINED_PER_PROBE
                 && looked < LOOKED_PER_PROBE
                 && let Some(key) = keys.pop_front()
@@ -361,7 +362,7 @@ impl Health {
                     Ok(count) => appended += count,
                     Err(e) => {
                         telemetry::count("health", "spool_unreadable", ("kind", "ledger"));
-                        error!(account = partition, error = %e, "spooled receipts could not be appended");
+                        error!(account = %partition, error = %e, "spooled receipts could not be appended");
                         taken = taken.saturating_sub(drafts.len());
                         broken.insert(partition);
                     }
@@ -375,7 +376,7 @@ impl Health {
     async fn append_all(
         &self,
         signer: &Signer,
-        partition: &str,
+        partition: &Partition,
         drafts: &[(String, Draft)],
     ) -> Result<u64, BookError> {
         let mut appended = 0;
@@ -388,7 +389,7 @@ impl Health {
     async fn append(
         &self,
         signer: &Signer,
-        partition: &str,
+        partition: &Partition,
         group: &[(String, Draft)],
     ) -> Result<u64, BookError> {
         let drafts: Vec<Draft> = group.iter().map(|(_, draft)| draft.clone()).collect();
@@ -400,7 +401,7 @@ impl Health {
             .await?;
         if dropped > 0 {
             warn!(
-                account = partition,
+                account = %partition,
                 dropped, "refusals at the door of a tenant that is not active are on no ledger"
             );
         }
@@ -426,7 +427,7 @@ impl Health {
         let append = |account: &Account, _| Ok::<_, BookError>((append_once(account, &draft), ()));
         let (committed, ()) = self
             .store
-            .transact(signer, names::SYSTEM_ACCOUNT, &keys, None, append)
+            .transact(signer, &Partition::system(), &keys, None, append)
             .await?;
         Ok(u64::try_from(committed.sealed.len()).unwrap_or(u64::MAX))
     }

@@ -9,13 +9,14 @@ use aws::config::{self, ConfigError, Stack};
 use aws::entitlements::Order;
 use aws::functions::{Functions, InvokeError};
 use aws::inventory::{Inventory, InventoryError, Listed};
+use aws::pages::Pages;
 use aws::queues::{DeadLetters, Left, Messages, QueueError};
 use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Store, StoreError};
 use aws::telemetry;
 use domain::account::AccountId;
 use domain::action::{Action, IllegalTransition};
-use domain::names::{self, printable};
+use domain::names::{self, Partition, printable};
 use domain::operations::record_dead_letters::{DeadLetter, record_dead_letters};
 use domain::operations::recount::recount;
 use domain::operations::wake::{StuckAction, wake};
@@ -206,9 +207,9 @@ struct Sweep<'a> {
     looked: usize,
     due: Vec<Handed>,
     /// Partitions of tenants that may have stuck actions.
-    suspects: BTreeSet<String>,
+    suspects: BTreeSet<Partition>,
     /// Dead-letter queues of active tenants, by partition.
-    letters: BTreeMap<String, String>,
+    letters: BTreeMap<Partition, String>,
     expected: Vec<Expected>,
     swept: Swept,
 }
@@ -256,9 +257,11 @@ impl Sweep<'_> {
 
     /// Reads the tenants that the index has in a state, and notes what is to be done about each.
     async fn look(&mut self, state: &str) -> Result<(), SweepError> {
-        let mut after = None;
-        loop {
-            let (tenants, next) = self.sweeper.store.tenants_page(state, after).await?;
+        let (store, mut pages) = (&self.sweeper.store, Pages::default());
+        while let Some(tenants) = pages
+            .next(async |after| store.tenants_page(state, after).await)
+            .await?
+        {
             for tenant in tenants {
                 if self.looked == TENANTS {
                     self.swept.left += 1;
@@ -274,11 +277,8 @@ impl Sweep<'_> {
                     Err(e) => self.failed(state, &e.into()),
                 }
             }
-            after = next;
-            if after.is_none() {
-                return Ok(());
-            }
         }
+        Ok(())
     }
 
     fn judge(&mut self, tenant: &Tenant) {
@@ -294,7 +294,7 @@ impl Sweep<'_> {
             None => {}
         }
         if sweep::may_have_stuck_actions(tenant, self.scope, self.now, &self.patience) {
-            self.suspects.insert(names::partition_key(&tenant.account_id));
+            self.suspects.insert(Partition::of(&tenant.account_id));
         }
         if self.scope == Scope::Everything {
             let expected = Expected::of(tenant, self.now, &self.patience);
@@ -302,8 +302,7 @@ impl Sweep<'_> {
             // One that leaves has its letters kept, and put on record, by whoever decommissions it.
             if tenant.lifecycle == Lifecycle::Active {
                 let queue_url = tenant.resources.dead_letter_queue_url.clone();
-                self.letters
-                    .insert(names::partition_key(&tenant.account_id), queue_url);
+                self.letters.insert(Partition::of(&tenant.account_id), queue_url);
             }
         }
     }
@@ -362,26 +361,23 @@ impl Sweep<'_> {
         self.swept.left += left;
         for partition in suspects {
             let woken = Box::pin(self.wake_actions(&partition)).await;
-            self.note(&partition, woken);
+            self.note(partition.as_str(), woken);
         }
         Ok(())
     }
 
-    async fn wake_actions(&mut self, partition: &str) -> Result<(), SweepError> {
+    async fn wake_actions(&mut self, partition: &Partition) -> Result<(), SweepError> {
         let store = &self.sweeper.store;
         let account = store.load(partition, &Keys::default()).await?;
         let Some(tenant) = account.tenant.filter(|t| t.lifecycle == Lifecycle::Active) else {
             return Ok(());
         };
-        let mut unfinished = Vec::new();
-        let mut after = None;
-        loop {
-            let (actions, next) = store.actions(partition, after).await?;
+        let (mut unfinished, mut pages) = (Vec::new(), Pages::default());
+        while let Some(actions) = pages
+            .next(async |after| store.actions(partition, after).await)
+            .await?
+        {
             unfinished.extend(actions.into_iter().filter(|action| action.state.in_flight()));
-            after = next;
-            if after.is_none() {
-                break;
-            }
         }
         if sweep::recounted(&tenant, &unfinished).is_some() {
             self.recount(partition, &tenant, &unfinished).await?;
@@ -398,7 +394,7 @@ impl Sweep<'_> {
             if stuck == Stuck::Nudge
                 && let Err(e) = self.nudge(&tenant, &action).await
             {
-                self.failed(partition, &e);
+                self.failed(partition.as_str(), &e);
                 continue;
             }
             settled.push(StuckAction {
@@ -424,7 +420,7 @@ impl Sweep<'_> {
     /// Sets counters right, unless the tenant has changed since it was read: what was counted is then something else.
     async fn recount(
         &mut self,
-        partition: &str,
+        partition: &Partition,
         read: &Tenant,
         unfinished: &[Action],
     ) -> Result<(), SweepError> {
@@ -438,7 +434,7 @@ impl Sweep<'_> {
             self.swept.recounted += 1;
             repaired("counters");
             warn!(
-                partition,
+                %partition,
                 in_flight = read.in_flight,
                 unfinished = unfinished.len(),
                 "counters were wrong"
@@ -449,7 +445,7 @@ impl Sweep<'_> {
 
     /// Notes which actions were nudged, and ends those that are given up. An action that somebody took up meanwhile is
     /// left to them.
-    async fn note_stuck(&mut self, partition: &str, due: &[StuckAction]) -> Result<(), SweepError> {
+    async fn note_stuck(&mut self, partition: &Partition, due: &[StuckAction]) -> Result<(), SweepError> {
         let signer = self.signer().await?;
         let keys = Keys {
             actions: due.iter().map(|stuck| stuck.action.action_id.clone()).collect(),
@@ -463,7 +459,7 @@ impl Sweep<'_> {
             repaired("escalated");
             telemetry::count("health", sealed.operation, ("stage", "sweep"));
             escalated("stuck");
-            error!(partition, receipt_id = %sealed.receipt_id, "an action was given up: a person has to look");
+            error!(%partition, receipt_id = %sealed.receipt_id, "an action was given up: a person has to look");
         }
         Ok(())
     }
@@ -495,7 +491,7 @@ impl Sweep<'_> {
         self.swept.left += left;
         for (partition, (queue_url, waiting)) in found {
             let read = Box::pin(self.read_letters_of(&partition, &queue_url, waiting)).await;
-            self.note(&partition, read);
+            self.note(partition.as_str(), read);
         }
         Ok(())
     }
@@ -503,21 +499,21 @@ impl Sweep<'_> {
     /// Notes a dead-letter queue that holds something.
     fn note_backlog(
         &mut self,
-        (partition, queue_url, waiting): (String, String, Result<u64, QueueError>),
-        found: &mut BTreeMap<String, (String, u64)>,
+        (partition, queue_url, waiting): (Partition, String, Result<u64, QueueError>),
+        found: &mut BTreeMap<Partition, (String, u64)>,
     ) {
         match waiting {
             Ok(0) => {}
             Ok(waiting) => {
                 found.insert(partition, (queue_url, waiting));
             }
-            Err(e) => self.failed(&partition, &e.into()),
+            Err(e) => self.failed(partition.as_str(), &e.into()),
         }
     }
 
     async fn read_letters_of(
         &mut self,
-        partition: &str,
+        partition: &Partition,
         queue_url: &str,
         waiting: u64,
     ) -> Result<(), SweepError> {
@@ -536,11 +532,11 @@ impl Sweep<'_> {
             }
             if let Err(e) = put {
                 // One that can't be written must not keep the others off the record.
-                warn!(partition, error = %e, "dead letters one by one");
+                warn!(%partition, error = %e, "dead letters one by one");
                 for letter in &letters {
                     let alone = self.put_on_record(partition, queue_url, std::slice::from_ref(letter));
                     if let Err(e) = alone.await {
-                        self.failed(partition, &e);
+                        self.failed(partition.as_str(), &e);
                     }
                 }
             }
@@ -551,11 +547,11 @@ impl Sweep<'_> {
 
     async fn put_on_record(
         &mut self,
-        partition: &str,
+        partition: &Partition,
         queue_url: &str,
         letters: &[Left],
     ) -> Result<(), SweepError> {
-        let account_id = names::account_of(partition);
+        let account_id = partition.account();
         let dead: Vec<DeadLetter> = letters
             .iter()
             .map(|left| DeadLetter::read(&left.message_id, &left.body, account_id.as_ref(), Uuid::now_v7()))
@@ -577,7 +573,7 @@ impl Sweep<'_> {
             if sealed.operation == ESCALATED {
                 escalated("dead_letters");
             }
-            error!(partition, receipt_id = %sealed.receipt_id, "a dead letter: a person has to look");
+            error!(%partition, receipt_id = %sealed.receipt_id, "a dead letter: a person has to look");
         }
         Ok(())
     }

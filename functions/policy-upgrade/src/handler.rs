@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use aws::clients;
 use aws::config::{self, ConfigError, Stack};
+use aws::pages::Pages;
 use aws::registry::{IndexEntry, Registry, RegistryError, offer_of};
 use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Store, StoreError};
 use domain::account::IdError;
-use domain::names::{self, printable};
+use domain::names::{self, Partition, printable};
 use domain::operations::repin::{NewPolicy, repin};
 use domain::transaction::{Account, Keys, Plan};
 use jiff::Timestamp;
@@ -228,32 +229,31 @@ impl PolicyUpgrade {
     ) -> Result<(u64, u64), UpgradeError> {
         let bundle = &compiled.bundle;
         let (mut updated, mut failed) = (0u64, 0u64);
-        let mut after = None;
-        loop {
-            let (partitions, next) = self
-                .store
+        let mut pages = Pages::default();
+        let page = async |after| {
+            let store = &self.store;
+            store
                 .tenants_of_plan(&bundle.sku_id, &bundle.plan_type, after)
-                .await?;
+                .await
+        };
+        while let Some(partitions) = pages.next(&page).await? {
             for partition in partitions {
                 match self.repin_one(signer, &partition, compiled, check).await {
                     Ok(changed) => updated += u64::from(changed),
                     Err(e) => {
                         failed += 1;
-                        error!(account = partition, error = %e, "tenant not re-pinned; propose the policy again");
+                        error!(account = %partition, error = %e, "tenant not re-pinned; propose the policy again");
                     }
                 }
             }
-            after = next;
-            if after.is_none() {
-                return Ok((updated, failed));
-            }
         }
+        Ok((updated, failed))
     }
 
     async fn repin_one(
         &self,
         signer: &Signer,
-        partition: &str,
+        partition: &Partition,
         compiled: &Compiled,
         check: &Compatibility,
     ) -> Result<bool, RepinError> {
@@ -312,7 +312,7 @@ impl PolicyUpgrade {
         let record = |_: &Account, _| Ok::<_, StoreError>((plan.clone(), ()));
         let (committed, ()) = self
             .store
-            .transact(signer, names::SYSTEM_ACCOUNT, &Keys::default(), None, record)
+            .transact(signer, &Partition::system(), &Keys::default(), None, record)
             .await?;
         Ok(committed
             .sealed

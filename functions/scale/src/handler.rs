@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use aws::config::{self, ConfigError, Stack};
 use aws::control::{ControlError, ControlStore};
+use aws::pages::Pages;
 use aws::queues::{Feeds, QueueError};
 use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Store, StoreError};
 use aws::{clients, telemetry};
 use domain::account::AccountId;
-use domain::names::{self, printable};
+use domain::names::{Partition, printable};
 use domain::operations;
 use domain::scale::{self, Backlog, Costs, Decision, Patience, Queue, Verdict, WaitsFor};
 use domain::sweep::turn;
@@ -230,11 +231,11 @@ pub enum ScaleError {
 #[derive(Default)]
 struct Remembered {
     /// Partitions of tenants above their base, or on trial.
-    scaled: BTreeSet<String>,
+    scaled: BTreeSet<Partition>,
     /// Partitions of tenants whose mapping could not be paced.
-    unpaced: BTreeSet<String>,
+    unpaced: BTreeSet<Partition>,
     /// Partitions of tenants whose signals nobody polls: until that is over each run tells of them, or their alarm would stop.
-    unpolled: BTreeSet<String>,
+    unpolled: BTreeSet<Partition>,
 }
 
 /// Everything `scale` needs, made once per process.
@@ -370,9 +371,9 @@ impl Scaler {
     }
 
     /// Partitions of the tenants to look at, those that matter most first.
-    async fn candidates(&self, report: &mut Report, until: Instant, now: Timestamp) -> Vec<String> {
+    async fn candidates(&self, report: &mut Report, until: Instant, now: Timestamp) -> Vec<Partition> {
         let round = (now.as_second().div_euclid(60)).unsigned_abs();
-        let mut first: BTreeSet<String> = {
+        let mut first: BTreeSet<Partition> = {
             let remembered = self.remembered();
             let sets = [&remembered.scaled, &remembered.unpaced, &remembered.unpolled];
             sets.into_iter().flatten().cloned().collect()
@@ -390,21 +391,19 @@ impl Scaler {
         chosen
     }
 
-    async fn listed(&self, state: &str, report: &mut Report, until: Instant) -> Vec<String> {
+    async fn listed(&self, state: &str, report: &mut Report, until: Instant) -> Vec<Partition> {
         let mut listed = Vec::new();
-        let mut after = None;
+        let mut pages = Pages::default();
         loop {
-            match self.store.tenants_in(state, after).await {
-                Ok((partitions, next)) => {
-                    listed.extend(partitions);
-                    after = next;
-                }
-                Err(e) => {
-                    report.fail(state, &e.into());
-                    after = None;
-                }
+            match pages
+                .next(async |after| self.store.tenants_in(state, after).await)
+                .await
+            {
+                Ok(Some(partitions)) => listed.extend(partitions),
+                Ok(None) => return listed,
+                Err(e) => report.fail(state, &e.into()),
             }
-            if after.is_none() || Instant::now() >= until {
+            if Instant::now() >= until {
                 return listed;
             }
         }
@@ -462,7 +461,7 @@ impl Scaler {
         let now = Timestamp::now();
         let backlog = scale::backlog(tenant, queue, now);
         {
-            let partition = names::partition_key(&tenant.account_id);
+            let partition = Partition::of(&tenant.account_id);
             let mut remembered = self.remembered();
             match backlog.is_unpolled() {
                 true => remembered.unpolled.insert(partition),
@@ -490,7 +489,7 @@ impl Scaler {
             true => decide(other),
             false => None,
         };
-        let partition = names::partition_key(&tenant.account_id);
+        let partition = Partition::of(&tenant.account_id);
         let made = self.change(signer, &partition, None, started, of_same).await?;
         Ok(made.map(|made| (made, milliseconds(started))))
     }
@@ -499,7 +498,7 @@ impl Scaler {
     async fn set(&self, account_id: &AccountId, wanted: u64) -> Result<Wished, ScaleError> {
         let started = Instant::now();
         let signer = self.signer().await?;
-        let partition = names::partition_key(account_id);
+        let partition = Partition::of(account_id);
         let account = self.store.load(&partition, &Keys::default()).await?;
         let (lifecycle, limit) = match &account.tenant {
             Some(tenant) => (tenant.lifecycle, tenant.in_flight_action_limit()),
@@ -546,7 +545,7 @@ impl Scaler {
     async fn change(
         &self,
         signer: &Signer,
-        partition: &str,
+        partition: &Partition,
         account: Option<Account>,
         started: Instant,
         decide: impl Fn(&Tenant) -> Option<Decision>,
@@ -588,12 +587,12 @@ impl Scaler {
     }
 
     async fn pace(&self, tenant: &Tenant) -> Result<(), QueueError> {
-        let partition = names::partition_key(&tenant.account_id);
+        let partition = Partition::of(&tenant.account_id);
         let paced = self.feeds.pace(&tenant.resources.mapping_id, tenant.pace()).await;
         match &paced {
             Ok(()) => self.remembered().unpaced.remove(&partition),
             Err(e) => {
-                warn!(account = partition, error = %e, "the mapping keeps its concurrency for now");
+                warn!(account = %partition, error = %e, "the mapping keeps its concurrency for now");
                 self.remembered().unpaced.insert(partition)
             }
         };
@@ -603,7 +602,7 @@ impl Scaler {
     /// Paces a mapping that an earlier run could not pace.
     async fn pace_again(&self, tenant: &Tenant) -> Result<(), QueueError> {
         self.remember(tenant);
-        let partition = names::partition_key(&tenant.account_id);
+        let partition = Partition::of(&tenant.account_id);
         let unpaced = self.remembered().unpaced.contains(&partition);
         match unpaced {
             true => self.pace(tenant).await,
@@ -612,7 +611,7 @@ impl Scaler {
     }
 
     fn remember(&self, tenant: &Tenant) {
-        let partition = names::partition_key(&tenant.account_id);
+        let partition = Partition::of(&tenant.account_id);
         let mut remembered = self.remembered();
         match scale::is_scaled(tenant) {
             true => remembered.scaled.insert(partition),
@@ -621,7 +620,7 @@ impl Scaler {
     }
 
     fn forget(&self, tenant: &Tenant) {
-        let partition = names::partition_key(&tenant.account_id);
+        let partition = Partition::of(&tenant.account_id);
         let mut remembered = self.remembered();
         remembered.scaled.remove(&partition);
         remembered.unpaced.remove(&partition);

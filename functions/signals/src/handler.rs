@@ -19,7 +19,7 @@ use domain::admission::Enforcers;
 use domain::control::Control;
 use domain::door::{self, Again, Asked, Refusal, Step, TooLong, Untold, Way, WayError, decide};
 use domain::gate::RefusalCode;
-use domain::names;
+use domain::names::Partition;
 use domain::signal::ActionId;
 use domain::tenant::Tenant;
 use domain::transaction::{Account, Keys};
@@ -212,7 +212,7 @@ impl Door {
 
     /// Reads what the request is about, decides, and writes what follows: the action as pending, or the refusal.
     async fn admit(&self, asked: &Asked, control: &Control, started: Instant) -> Result<Admitted, NotNow> {
-        let partition = names::partition_key(&asked.account_id);
+        let partition = Partition::of(&asked.account_id);
         let keys = Keys {
             actions: [asked.action_id.clone()].into(),
             ..Keys::default()
@@ -342,7 +342,7 @@ impl Door {
 
     /// `GET …/actions/{action_id}`: how an action stands.
     async fn tell(&self, account_id: &AccountId, action_id: &ActionId) -> Result<Response, Problem> {
-        let partition = names::partition_key(account_id);
+        let partition = Partition::of(account_id);
         let keys = Keys {
             actions: [action_id.clone()].into(),
             ..Keys::default()
@@ -366,7 +366,7 @@ impl Door {
 
     /// An action with its receipts. Those stand as they do in the ledger, byte for byte: they can be checked.
     async fn told(&self, account_id: &AccountId, action: &Action) -> Result<String, NotNow> {
-        let partition = names::partition_key(account_id);
+        let partition = Partition::of(account_id);
         let mut lines = Vec::with_capacity(action.receipts.len());
         for id in &action.receipts {
             let places = self.store.find_receipt(*id, Some(&partition)).await?;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 
+use aws::pages::Pages;
 use clap::Args;
 use domain::audit::{ActionAudit, ActionError, Actions};
 use domain::names::LedgerId;
@@ -196,21 +197,13 @@ async fn look(
         return Ok(Err(error.into()));
     }
 
-    let mut after = None;
-    loop {
-        let (page, more) = live
-            .store
-            .actions(&partition, after)
-            .await
-            .map_err(LiveError::from)?;
+    let mut pages = Pages::default();
+    let read = async |after| live.store.actions(&partition, after).await;
+    while let Some(page) = pages.next(&read).await.map_err(LiveError::from)? {
         for action in &page {
             if let Err(error) = actions.action(action, read_from) {
                 return Ok(Err(error.into()));
             }
-        }
-        after = more;
-        if after.is_none() {
-            break;
         }
     }
     let Actions {

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use aws::clients;
 use aws::config::{ConfigError, Stack};
+use aws::pages::Pages;
 use aws::store::{Store, StoreError};
 use clap::Args;
 use domain::account::AccountId;
 use domain::action::{Action, ActionState};
-use domain::names;
+use domain::names::Partition;
 use domain::signal::{ActionId, ActionIdError};
 use domain::tenant::Lifecycle;
 use domain::transaction::Keys;
@@ -118,20 +119,16 @@ pub async fn find(
     of: Option<&AccountId>,
     action_id: Option<&ActionId>,
 ) -> Result<Vec<Escalated>, FindError> {
-    let wanted = of.map(names::partition_key);
-    let (mut marked, mut after) = (BTreeMap::<String, Vec<Action>>::new(), None);
-    loop {
-        let (page, more) = store.escalations(after).await?;
+    let wanted = of.map(Partition::of);
+    let mut marked = BTreeMap::<Partition, Vec<Action>>::new();
+    let mut pages = Pages::default();
+    while let Some(page) = pages.next(async |after| store.escalations(after).await).await? {
         for (partition, action) in page {
             let asked_for = wanted.as_ref().is_none_or(|wanted| *wanted == partition)
                 && action_id.is_none_or(|id| *id == action.action_id);
             if asked_for {
                 marked.entry(partition).or_default().push(action);
             }
-        }
-        after = more;
-        if after.is_none() {
-            break;
         }
     }
     let mut found = Vec::new();
@@ -152,8 +149,12 @@ pub async fn find(
 }
 
 /// Those of an account's marked actions that still wait for a person.
-async fn read(store: &Store, partition: &str, marked: Vec<Action>) -> Result<Vec<Escalated>, StoreError> {
-    let Some(account_id) = names::account_of(partition) else {
+async fn read(
+    store: &Store,
+    partition: &Partition,
+    marked: Vec<Action>,
+) -> Result<Vec<Escalated>, StoreError> {
+    let Some(account_id) = partition.account() else {
         return Ok(Vec::new());
     };
     let keys = Keys {

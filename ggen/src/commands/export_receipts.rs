@@ -23,6 +23,7 @@ use crate::evidence::{PublicKeyError, Rejected, trusted_keys};
 use crate::ledger::{Following, LedgerError, Live, LiveError};
 use crate::out::{Format, Out};
 use crate::report::{self, Verdict};
+use domain::names::Partition;
 
 use self::csv::RowError;
 use self::range::{Bisect, EmptyRangeError, Range, time};
@@ -402,7 +403,7 @@ impl Reading {
 async fn first_at(
     store: &Store,
     account: &str,
-    partition: &str,
+    partition: &Partition,
     from: Timestamp,
     size: u64,
 ) -> Result<u64, ExportReceiptsError> {

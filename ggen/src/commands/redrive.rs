@@ -18,7 +18,7 @@ use aws::store::{Store, StoreError};
 use clap::Args;
 use domain::account::AccountId;
 use domain::action::{ActionState, IllegalTransition};
-use domain::names;
+use domain::names::Partition;
 use domain::operations::redrive::{self, Redriven};
 use domain::signal::{ActionId, Signal};
 use domain::tenant::{Lifecycle, TenantResources};
@@ -285,7 +285,7 @@ async fn redrive(args: &RedriveArgs, out: &mut Out) -> Result<Verdict, RedriveEr
     let bucket = config::required(config::CONTROL_BUCKET)?;
     let control = ControlStore::new(clients::s3(&sdk), bucket).read().await?;
     let store = Store::new(&sdk, stack);
-    let partition = names::partition_key(&args.account_id);
+    let partition = Partition::of(&args.account_id);
     let account = Box::pin(cloud::load(&store, &partition)).await?;
     let lifecycle = account.tenant.as_ref().map(|tenant| tenant.lifecycle);
     let resources = account.tenant.map(|tenant| tenant.resources).unwrap_or_default();
@@ -340,7 +340,7 @@ struct Redrive<'a> {
     args: &'a RedriveArgs,
     store: Store,
     signer: Signer,
-    partition: String,
+    partition: Partition,
     letters: DeadLetters,
     messages: Messages,
     resources: TenantResources,

@@ -11,7 +11,7 @@ use aws::store::{Store, StoreError};
 use clap::Args;
 use domain::account::AccountId;
 use domain::action::{ActionState, IllegalTransition};
-use domain::names;
+use domain::names::Partition;
 use domain::operations::resolve::{self, Resolution, Resolved};
 use domain::signal::ActionId;
 use domain::transaction::Account;
@@ -214,7 +214,7 @@ async fn settle(
     account_id: &AccountId,
     args: &ResolveArgs,
 ) -> Result<Outcome, ResolveError> {
-    let partition = names::partition_key(account_id);
+    let partition = Partition::of(account_id);
     let resolution = Resolution {
         action_id: &args.action_id,
         by: &args.who,
@@ -236,7 +236,12 @@ async fn settle(
 }
 
 /// How an action was resolved before, as its receipt says.
-async fn said(store: &Store, partition: &str, receipt_id: Uuid, note: &str) -> Result<Outcome, ResolveError> {
+async fn said(
+    store: &Store,
+    partition: &Partition,
+    receipt_id: Uuid,
+    note: &str,
+) -> Result<Outcome, ResolveError> {
     let unknown = || ResolveError::NoReceipt { receipt_id };
     let places = store.find_receipt(receipt_id, Some(partition)).await?;
     let place = places.into_iter().find(|(found, _)| found == partition);

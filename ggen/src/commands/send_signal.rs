@@ -9,7 +9,7 @@ use aws::queues::{Messages, QueueError};
 use aws::store::{Store, StoreError};
 use clap::Args;
 use domain::account::{AccountId, EntitlementId, IdError, SkuId};
-use domain::names;
+use domain::names::Partition;
 use domain::signal::{ActionId, ActionIdError, Signal};
 use domain::tenant::{Lifecycle, Selected};
 use jiff::Timestamp;
@@ -179,7 +179,7 @@ pub fn run(args: &SendSignalArgs, out: &mut Out) -> Result<Verdict, SendSignalEr
 async fn send(args: &SendSignalArgs, out: &mut Out) -> Result<Verdict, SendSignalError> {
     let stack = Stack::from_env()?;
     let sdk = clients::load().await;
-    let account = cloud::load(&Store::new(&sdk, stack), &names::partition_key(&args.account_id)).await?;
+    let account = cloud::load(&Store::new(&sdk, stack), &Partition::of(&args.account_id)).await?;
     let tenant = match account.tenant {
         Some(tenant) if tenant.lifecycle == Lifecycle::Active => tenant,
         other => {

@@ -13,7 +13,7 @@ use aws::spool::{Spool, SpoolError};
 use aws::store::{Store, StoreError};
 use clap::{Args, Subcommand};
 use domain::control::{Control, Switches};
-use domain::names;
+use domain::names::{self, Partition};
 use domain::transaction::{Keys, Plan};
 use jiff::Timestamp;
 use receipts::receipt::{Draft, Payload};
@@ -254,7 +254,7 @@ async fn set(args: &SetArgs) -> Result<Shown, SwitchesError> {
     let append = |_: &_, _| Ok::<_, StoreError>((Plan::append(draft.clone()), ()));
     let store = Store::new(&sdk, stack);
     let committed = store
-        .transact(&signer, names::SYSTEM_ACCOUNT, &Keys::default(), None, append)
+        .transact(&signer, &Partition::system(), &Keys::default(), None, append)
         .await;
     // Switches work while the tables do not, and so does their receipt: it waits in the spool.
     if let Err(ledger) = committed {

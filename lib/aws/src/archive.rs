@@ -10,7 +10,7 @@ use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, ObjectLockMode};
 use domain::account::AccountId;
-use domain::names::{self, LedgerId};
+use domain::names::{self, LedgerId, Partition};
 use domain::tenant::ArchivedActions;
 use receipts::archive::{ArchiveSummary, Opening, WriteError, Writer};
 use receipts::key::Signer;
@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 use crate::audit::{Audit, AuditError, checksum};
 use crate::clients::explain;
 use crate::log::{Log, LogError};
+use crate::pages::Pages;
 use crate::registry::{Registry, RegistryError};
 use crate::store::{Store, StoreError};
 
@@ -189,7 +190,7 @@ impl Archives {
         opening: &Opening<'_>,
         upload: &mut Upload<'_>,
     ) -> Result<(ArchiveSummary, Option<String>), ArchiveError> {
-        let partition = names::partition_key(account);
+        let partition = Partition::of(account);
         let mut writer = Writer::new(Vec::new(), opening)?;
         let mut next = 0u64;
         while next < head.size {
@@ -246,11 +247,13 @@ impl Archives {
         account: &AccountId,
         upload: &mut Upload<'_>,
     ) -> Result<(String, u64, u64), ArchiveError> {
-        let partition = names::partition_key(account);
+        let partition = Partition::of(account);
         let (mut hash, mut size, mut entries) = (Sha256::new(), 0u64, 0u64);
-        let (mut out, mut after) = (Vec::new(), None);
-        loop {
-            let (actions, next) = store.own_actions(&partition, after).await?;
+        let (mut out, mut pages) = (Vec::new(), Pages::default());
+        while let Some(actions) = pages
+            .next(async |after| store.own_actions(&partition, after).await)
+            .await?
+        {
             for action in actions {
                 let start = out.len();
                 serde_json::to_writer(&mut out, &action).map_err(ArchiveError::Action)?;
@@ -260,10 +263,6 @@ impl Archives {
                 size = size.saturating_add(u64::try_from(line.len()).unwrap_or(u64::MAX));
                 entries = entries.saturating_add(1);
                 upload.take_parts(&mut out).await?;
-            }
-            after = next;
-            if after.is_none() {
-                break;
             }
         }
         upload.finish(out).await?;

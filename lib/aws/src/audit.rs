@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use crate::clients::explain;
+use crate::pages::Pages;
 
 const DAY_SECONDS: i64 = 24 * 3600;
 
@@ -144,29 +145,26 @@ impl Audit {
     /// The names of the folders right below a prefix, in order.
     pub(crate) async fn folders(&self, prefix: &str) -> Result<Vec<String>, AuditError> {
         let mut folders = Vec::new();
-        let mut next = None;
-        loop {
-            let list = self
-                .client
-                .list_objects_v2()
-                .bucket(&self.bucket)
-                .prefix(prefix)
-                .delimiter("/")
-                .set_continuation_token(next);
-            let page = list.send().await;
+        let read = async |token| {
+            let list = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix);
+            let page = list.delimiter("/").set_continuation_token(token).send().await;
             let page = page.map_err(|e| self.error("ListObjectsV2", prefix, explain(&e)))?;
-            for folder in page.common_prefixes.unwrap_or_default() {
+            Ok::<_, AuditError>((
+                page.common_prefixes.unwrap_or_default(),
+                page.next_continuation_token,
+            ))
+        };
+        let mut pages = Pages::default();
+        while let Some(page) = pages.next(&read).await? {
+            for folder in page {
                 let name = folder
                     .prefix
                     .as_deref()
                     .and_then(|name| name.strip_prefix(prefix));
                 folders.extend(name.map(|name| name.trim_end_matches('/').to_owned()));
             }
-            next = page.next_continuation_token;
-            if next.is_none() {
-                return Ok(folders);
-            }
         }
+        Ok(folders)
     }
 
     /// Puts an object that can be made again from others, in place of what is there.

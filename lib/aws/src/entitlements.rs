@@ -5,7 +5,7 @@
 use domain::account::{AccountId, SkuId};
 use domain::entitlement::Offer;
 use domain::entitlement::decide::Surroundings;
-use domain::names::{self, LedgerId};
+use domain::names::{LedgerId, Partition};
 use domain::operations::apply_event::{
     self, Applied, ApplyError, LookedUp, Task, apply_event, ignored, leaving, resends,
 };
@@ -127,7 +127,7 @@ impl Entitlements {
     /// A [`Problem`] when the delivery id was used for another body, or something we depend on does not answer.
     pub async fn take(&self, signer: &Signer, task: &Task, now: Timestamp) -> Result<Taken, Problem> {
         let looked_up = self.look_up(task).await?;
-        let partition = names::partition_key(&task.event.account_id);
+        let partition = Partition::of(&task.event.account_id);
         let keys = Keys {
             delivery: Some(task.asked.key()),
             ..Keys::default()
@@ -232,7 +232,7 @@ impl Entitlements {
     /// # Errors
     /// [`StoreError`] when the tables do not answer: it then stays where it is.
     pub async fn postpone(&self, signer: &Signer, task: &Task, problem: &Problem) -> Result<(), StoreError> {
-        let partition = names::partition_key(&task.event.account_id);
+        let partition = Partition::of(&task.event.account_id);
         let receipt_id = Uuid::now_v7();
         let postpone = |account: &Account, now| {
             let plan = apply_event::postpone(account, task, &problem.detail, receipt_id, now);

@@ -11,6 +11,7 @@ use domain::tenant::Pace;
 use jiff::Timestamp;
 
 use crate::clients::explain;
+use crate::pages::Pages;
 use crate::queues::queue_is_gone;
 use crate::tables::{TableError, TenantTables};
 
@@ -82,38 +83,36 @@ impl Inventory {
     }
 
     async fn queues(&self, listed: &mut Listed) -> Result<(), InventoryError> {
-        let mut next = None;
-        loop {
+        let read = async |token| {
             let list = self.sqs.list_queues().queue_name_prefix(&self.prefix);
-            let list = list.max_results(QUEUES_PAGE).set_next_token(next);
-            let page = list
-                .send()
-                .await
-                .map_err(|e| call("ListQueues", &self.prefix, &e))?;
-            for url in page.queue_urls.unwrap_or_default() {
+            let list = list.max_results(QUEUES_PAGE).set_next_token(token).send().await;
+            let page = list.map_err(|e| call("ListQueues", &self.prefix, &e))?;
+            let next = page.next_token.filter(|token| !token.is_empty());
+            Ok::<_, InventoryError>((page.queue_urls.unwrap_or_default(), next))
+        };
+        let mut pages = Pages::default();
+        while let Some(urls) = pages.next(&read).await? {
+            for url in urls {
                 if let Some(name) = self.own(url.rsplit('/').next()) {
                     listed.found.queue(name);
                     listed.queue_urls.insert(name.to_owned(), url);
                 }
             }
-            next = page.next_token.filter(|token| !token.is_empty());
-            if next.is_none() {
-                return Ok(());
-            }
         }
+        Ok(())
     }
 
     async fn mappings(&self, found: &mut Found) -> Result<(), InventoryError> {
-        let mut next = None;
-        loop {
+        let read = async |marker| {
             let list = self.lambda.list_event_source_mappings();
             let list = list.function_name(&self.governor_arn).max_items(MAPPINGS_PAGE);
-            let page = list
-                .set_marker(next)
-                .send()
-                .await
-                .map_err(|e| call("ListEventSourceMappings", &self.governor_arn, &e))?;
-            let mappings = page.event_source_mappings.unwrap_or_default();
+            let page = list.set_marker(marker).send().await;
+            let page = page.map_err(|e| call("ListEventSourceMappings", &self.governor_arn, &e))?;
+            let next = page.next_marker.filter(|marker| !marker.is_empty());
+            Ok::<_, InventoryError>((page.event_source_mappings.unwrap_or_default(), next))
+        };
+        let mut pages = Pages::default();
+        while let Some(mappings) = pages.next(&read).await? {
             for mapping in mappings.iter().filter(|mapping| !is_going(mapping)) {
                 let arn = mapping.event_source_arn.as_deref();
                 if let Some(queue) = self.own(arn.and_then(|arn| arn.rsplit(':').next())) {
@@ -130,19 +129,14 @@ impl Inventory {
                     );
                 }
             }
-            next = page.next_marker.filter(|marker| !marker.is_empty());
-            if next.is_none() {
-                return Ok(());
-            }
         }
+        Ok(())
     }
 
     async fn tables(&self, found: &mut Found) -> Result<(), InventoryError> {
         // Names come in order: those before the first of ours are passed over, and behind the last one nothing is asked for.
-        let mut next = Some(self.prefix.clone());
-        while next.is_some() {
-            let (tables, more) = self.tables.list(next).await?;
-            next = more;
+        let mut pages = Pages::Next(self.prefix.clone());
+        while let Some(tables) = pages.next(async |after| self.tables.list(after).await).await? {
             for table in &tables {
                 let Some(table) = self.own(Some(table)) else {
                     return Ok(());

@@ -16,6 +16,7 @@ pub mod handler;
 pub mod http;
 pub mod inventory;
 pub mod log;
+pub mod pages;
 pub mod queues;
 pub mod registry;
 pub mod secrets;

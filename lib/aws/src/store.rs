@@ -12,7 +12,7 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::SdkError;
 use aws_sdk_dynamodb::types::{KeysAndAttributes, ReturnConsumedCapacity};
 use domain::action::Action;
-use domain::names;
+use domain::names::Partition;
 use domain::tenant::Tables;
 use domain::transaction::{Account, Keys};
 use receipts::ledger::Head;
@@ -40,7 +40,7 @@ pub struct Store {
     client: Client,
     stack: Stack,
     /// Own tables of the accounts that were loaded last, so that reading a ledger knows where its receipts stand.
-    own_tables: Mutex<HashMap<String, Option<Tables>>>,
+    own_tables: Mutex<HashMap<Partition, Option<Tables>>>,
 }
 
 /// Accounts whose own tables are remembered: there is no growth without end.
@@ -79,7 +79,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] when the table does not answer or an item is not of its form.
-    pub async fn load(&self, partition: &str, keys: &Keys) -> Result<Account, StoreError> {
+    pub async fn load(&self, partition: &Partition, keys: &Keys) -> Result<Account, StoreError> {
         let mut wanted = vec![key(partition, TENANT), key(partition, HEAD)];
         wanted.extend(keys.actions.iter().map(|id| key(partition, &action_sk(id))));
         wanted.extend(keys.delivery.iter().map(|d| key(&delivery_partition(d), WEBHOOK)));
@@ -108,16 +108,16 @@ impl Store {
         Ok(account)
     }
 
-    fn remember(&self, partition: &str, tables: Option<Tables>) {
+    fn remember(&self, partition: &Partition, tables: Option<Tables>) {
         let mut known = self.own_tables.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= REMEMBERED {
             known.clear();
         }
-        known.insert(partition.to_owned(), tables);
+        known.insert(partition.clone(), tables);
     }
 
     /// The own tables of an account, as they were when it was loaded last.
-    async fn tables_of(&self, partition: &str) -> Result<Option<Tables>, StoreError> {
+    async fn tables_of(&self, partition: &Partition) -> Result<Option<Tables>, StoreError> {
         let known = {
             let known = self.own_tables.lock().unwrap_or_else(PoisonError::into_inner);
             known.get(partition).cloned()
@@ -135,10 +135,10 @@ impl Store {
     async fn items(
         &self,
         table: &str,
-        partition: &str,
+        partition: &Partition,
         wanted: Vec<Item>,
     ) -> Result<BTreeMap<String, Item>, StoreError> {
-        let items = self.read(table, partition, wanted).await?.into_iter();
+        let items = self.read(table, partition.as_str(), wanted).await?.into_iter();
         Ok(items
             .filter_map(|item| Some((item.get("sk")?.as_s().ok()?.clone(), item)))
             .collect())
@@ -190,7 +190,7 @@ impl Store {
     }
 
     fn account(
-        partition: &str,
+        partition: &Partition,
         keys: &Keys,
         mut items: BTreeMap<String, Item>,
     ) -> Result<Account, StoreError> {
@@ -216,7 +216,7 @@ impl Store {
             None => None,
         };
         Ok(Account {
-            partition: partition.to_owned(),
+            partition: partition.clone(),
             tenant: attribute(partition, TENANT, "tenant", items.remove(TENANT))?,
             head: attribute(partition, HEAD, "head", items.remove(HEAD))?.unwrap_or_else(Head::empty),
             actions,
@@ -233,8 +233,9 @@ impl Store {
     /// [`StoreError`] when it does not, naming the call that failed or the value that came back.
     pub async fn probe(&self, value: Uuid) -> Result<(), StoreError> {
         let table = &self.stack.tenants_table;
-        let account = names::SYSTEM_ACCOUNT;
-        let mut item = key(account, "PROBE");
+        let partition = Partition::system();
+        let account = partition.as_str();
+        let mut item = key(&partition, "PROBE");
         item.insert("value".to_owned(), text(value.to_string()));
         self.client
             .put_item()
@@ -247,7 +248,7 @@ impl Store {
             .client
             .get_item()
             .table_name(table)
-            .set_key(Some(key(account, "PROBE")))
+            .set_key(Some(key(&partition, "PROBE")))
             .consistent_read(true)
             .send()
             .await

@@ -1,37 +1,78 @@
 //! Injective names: any account id becomes a legal queue name, table key and object key, and no two share one.
 
+use std::fmt;
+
 use receipts::origin::Ledger;
 pub use receipts::origin::segment as key_segment;
 use sha2::{Digest, Sha256};
 
 use crate::account::AccountId;
 
-/// Ledger and state of the control plane itself. No external account id maps to it: see [`partition_key`].
+/// Ledger and state of the control plane itself. No external account id maps to it: see [`Partition`].
 pub const SYSTEM_ACCOUNT: &str = receipts::origin::SYSTEM;
 
-/// The tables' `account_id` key for a customer.
+/// The tables' `account_id` key: a customer's, or one of the control plane's own.
 ///
-/// Keys that begin with one underscore belong to the control plane, so an external id that begins with an underscore
+/// Keys that begin with one underscore belong to the control plane, so a customer's id that begins with an underscore
 /// gets two more. The mapping is injective and cannot produce [`SYSTEM_ACCOUNT`].
-#[must_use]
-pub fn partition_key(account: &AccountId) -> String {
-    let id = account.as_str();
-    if id.starts_with('_') {
-        format!("__{id}")
-    } else {
-        id.to_owned()
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Partition(String);
+
+impl Partition {
+    /// A customer's.
+    #[must_use]
+    pub fn of(account: &AccountId) -> Self {
+        let id = account.as_str();
+        Self(if id.starts_with('_') {
+            format!("__{id}")
+        } else {
+            id.to_owned()
+        })
+    }
+
+    /// That of the control plane's own ledger.
+    #[must_use]
+    pub fn system() -> Self {
+        Self(SYSTEM_ACCOUNT.to_owned())
+    }
+
+    /// A key as it stands in a table.
+    #[must_use]
+    pub fn from_key(key: String) -> Self {
+        Self(key)
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The customer; `None` for the control plane's own keys.
+    #[must_use]
+    pub fn account(&self) -> Option<AccountId> {
+        let id = match self.0.strip_prefix("__") {
+            Some(id) if id.starts_with('_') => id,
+            _ if self.0.starts_with('_') => return None,
+            _ => &self.0,
+        };
+        AccountId::parse(id).ok()
+    }
+
+    /// Whose ledger stands there; `None` for the control plane's keys that are no ledger.
+    #[must_use]
+    pub fn ledger(&self) -> Option<LedgerId> {
+        match self.0.as_str() {
+            SYSTEM_ACCOUNT => Some(LedgerId::System),
+            _ => self.account().map(LedgerId::Customer),
+        }
     }
 }
 
-/// The customer whose [`partition_key`] this is; `None` for the control plane's own keys.
-#[must_use]
-pub fn account_of(partition: &str) -> Option<AccountId> {
-    let id = match partition.strip_prefix("__") {
-        Some(id) if id.starts_with('_') => id,
-        _ if partition.starts_with('_') => return None,
-        _ => partition,
-    };
-    AccountId::parse(id).ok()
+impl fmt::Display for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// Name of a tenant's queue: `<prefix>-t-<readable part>-<128 bits of SHA-256>-g<generation>`.
@@ -172,15 +213,6 @@ pub enum LedgerId {
 }
 
 impl LedgerId {
-    /// Whose ledger a partition of the tables is; `None` for the control plane's keys that are no ledger.
-    #[must_use]
-    pub fn of_partition(partition: &str) -> Option<Self> {
-        if partition == SYSTEM_ACCOUNT {
-            return Some(Self::System);
-        }
-        account_of(partition).map(Self::Customer)
-    }
-
     /// As receipts and checkpoints name it.
     #[must_use]
     pub fn ledger(&self) -> Ledger<'_> {
@@ -192,10 +224,10 @@ impl LedgerId {
 
     /// The tables' key of it.
     #[must_use]
-    pub fn partition(&self) -> String {
+    pub fn partition(&self) -> Partition {
         match self {
-            Self::Customer(account) => partition_key(account),
-            Self::System => SYSTEM_ACCOUNT.to_owned(),
+            Self::Customer(account) => Partition::of(account),
+            Self::System => Partition::system(),
         }
     }
 }
@@ -284,13 +316,13 @@ mod tests {
     #[test]
     fn no_customer_reaches_the_system_ledger() {
         for id in ["_system", "__system", "_x", "_"] {
-            let key = partition_key(&account(id));
-            assert_ne!(key, SYSTEM_ACCOUNT, "{id}");
-            assert!(key.starts_with("___"), "{id} -> {key}");
+            let key = Partition::of(&account(id));
+            assert_ne!(key, Partition::system(), "{id}");
+            assert!(key.as_str().starts_with("___"), "{id} -> {key}");
         }
-        assert_eq!(partition_key(&account("customer-123")), "customer-123");
+        assert_eq!(Partition::of(&account("customer-123")).as_str(), "customer-123");
         for key in [SYSTEM_ACCOUNT, "_queue:x", "_webhook:github#1", "__x", ""] {
-            assert_eq!(account_of(key), None, "{key}");
+            assert_eq!(Partition::from_key(key.to_owned()).account(), None, "{key}");
         }
     }
 
@@ -327,8 +359,8 @@ mod tests {
                 prop_assert!(name.len() <= 80, "{name}");
                 prop_assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'), "{name}");
                 prop_assert!(queues.insert(name));
-                prop_assert_eq!(account_of(&partition_key(&id)), Some(id.clone()));
-                prop_assert!(keys.insert(partition_key(&id)));
+                prop_assert_eq!(Partition::of(&id).account(), Some(id.clone()));
+                prop_assert!(keys.insert(Partition::of(&id)));
                 let folder = archive_key(&id, "2026-01-01");
                 prop_assert!(folder.len() <= 1024 && !folder.contains(".."));
                 prop_assert!(folders.insert(folder));

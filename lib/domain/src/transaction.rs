@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::action::Action;
+use crate::names::Partition;
 use crate::provisioning::DeliveryRef;
 use crate::signal::ActionId;
 use crate::tenant::Tenant;
@@ -35,7 +36,7 @@ pub struct Keys {
 #[derive(Debug, Clone)]
 pub struct Account {
     /// The tables' key of the account.
-    pub partition: String,
+    pub partition: Partition,
     /// The tenant, if there ever was one.
     pub tenant: Option<Tenant>,
     /// Where its ledger ends.
@@ -55,9 +56,9 @@ pub struct Account {
 impl Account {
     /// An account that nothing is known of.
     #[must_use]
-    pub fn unknown(partition: &str) -> Self {
+    pub fn unknown(partition: &Partition) -> Self {
         Self {
-            partition: partition.to_owned(),
+            partition: partition.clone(),
             tenant: None,
             head: Head::empty(),
             actions: BTreeMap::new(),

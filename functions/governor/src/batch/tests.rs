@@ -6,6 +6,7 @@ use domain::account::{AccountId, PlanType, SkuId};
 use domain::control::Switches;
 use domain::entitlement::{Entitlement, EventOrder, Isolation, Offer};
 use domain::entitlement::{PolicyPin, Quota};
+use domain::names::Partition;
 use domain::tenant::{Lifecycle, Tenant};
 use policy::enforcer::Enforcer;
 use serde_json::json;
@@ -62,7 +63,7 @@ pub(crate) fn account(enforcer: &Enforcer, concurrent: u64) -> Account {
         .insert(EntitlementId::parse("s").unwrap(), held);
     Account {
         tenant: Some(tenant),
-        ..Account::unknown("c")
+        ..Account::unknown(&Partition::from_key("c".to_owned()))
     }
 }
 

@@ -9,7 +9,7 @@ use aws::log::LogError;
 use aws::secrets::{Secrets, SecretsError};
 use aws::store::StoreError;
 use clap::Args;
-use domain::names::{LedgerId, SYSTEM_ACCOUNT};
+use domain::names::{LedgerId, Partition, SYSTEM_ACCOUNT};
 use domain::transaction::{Account, Keys, Plan};
 use jiff::{SignedDuration, Timestamp};
 use receipts::key::{KeyRing, Signer};
@@ -244,7 +244,7 @@ impl Keyring {
         let (committed, ()) = self
             .live
             .store
-            .transact(signer, SYSTEM_ACCOUNT, &keys, None, append)
+            .transact(signer, &Partition::system(), &keys, None, append)
             .await?;
         let (seq, line) = match committed.sealed.first() {
             Some(sealed) => (sealed.seq, sealed.line.clone()),

@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use aws::clients;
 use aws::config::Stack;
+use aws::pages::Pages;
 use aws::store::{Store, StoreError};
 use clap::{Args, ValueEnum};
 use domain::account::AccountId;
 use domain::entitlement::{Entitlement, Standing};
+use domain::names::Partition;
 use domain::tenant::{BUSY, Lifecycle, Tenant, UNSETTLED};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -233,21 +235,23 @@ fn write_line(out: &mut Out, line: &Line) -> Result<(), TenantsError> {
 }
 
 /// Table keys of the first tenants in a state.
-async fn first(store: &Store, state: State, most: usize) -> Result<Vec<String>, StoreError> {
-    let (mut keys, mut after) = (Vec::new(), None);
-    loop {
-        let (page, more) = store.tenants_in(state.name(), after).await?;
+async fn first(store: &Store, state: State, most: usize) -> Result<Vec<Partition>, StoreError> {
+    let (mut keys, mut pages) = (Vec::new(), Pages::default());
+    while let Some(page) = pages
+        .next(async |after| store.tenants_in(state.name(), after).await)
+        .await?
+    {
         keys.extend(page);
-        after = more;
-        if after.is_none() || keys.len() >= most {
+        if keys.len() >= most {
             keys.truncate(most);
-            return Ok(keys);
+            break;
         }
     }
+    Ok(keys)
 }
 
 /// Reads tenants, several at a time, in any order.
-async fn load(store: Store, keys: impl Iterator<Item = String>) -> Result<Vec<Line>, TenantsError> {
+async fn load(store: Store, keys: impl Iterator<Item = Partition>) -> Result<Vec<Line>, TenantsError> {
     let store = Arc::new(store);
     let mut reading: JoinSet<Result<Option<Line>, StoreError>> = JoinSet::new();
     let mut lines = Vec::new();

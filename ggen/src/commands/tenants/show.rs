@@ -11,7 +11,7 @@ use clap::Args;
 use domain::account::{AccountId, EntitlementId};
 use domain::entitlement::{Entitlement, EventOrder, Standing};
 use domain::entitlement::{PolicyPin, Quota, month_of};
-use domain::names;
+use domain::names::{self, Partition};
 use domain::provisioning::{Failure, Provisioning};
 use domain::scale::limit::Scale;
 use domain::scale::{self, WaitsFor};
@@ -226,7 +226,7 @@ pub async fn show(args: &ShowArgs, out: &mut Out) -> Result<Verdict, TenantsErro
     let stack = Stack::from_env()?;
     let sdk = clients::load().await;
     let store = Store::new(&sdk, stack);
-    let account = cloud::load(&store, &names::partition_key(&args.account_id)).await?;
+    let account = cloud::load(&store, &Partition::of(&args.account_id)).await?;
     if account.tenant.is_none() && account.head.size == 0 {
         let account_id = &args.account_id;
         out.show(&NeverWas {
@@ -264,7 +264,7 @@ async fn last_receipts(store: &Store, account: &Account, count: u64) -> Result<V
                 break;
             }
             let receipt = serde_json::from_str(&line).map_err(|source| TenantsError::Receipt {
-                account: account.partition.clone(),
+                account: account.partition.to_string(),
                 seq,
                 source,
             })?;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use domain::names;
+use domain::names::{self, Partition};
 use domain::signal::ActionId;
 use serde::Serialize;
 use uuid::Uuid;
@@ -32,12 +32,17 @@ pub(super) fn number(value: u64) -> AttributeValue {
     AttributeValue::N(value.to_string())
 }
 
-pub(super) fn key(partition: &str, sk: &str) -> Item {
+pub(super) fn key(partition: &Partition, sk: &str) -> Item {
     [
-        ("account_id".to_owned(), text(partition)),
+        ("account_id".to_owned(), text(partition.as_str())),
         ("sk".to_owned(), text(sk)),
     ]
     .into()
+}
+
+/// Where an item stands; `None` when it does not say.
+pub(super) fn partition_of(item: &Item) -> Option<Partition> {
+    Some(Partition::from_key(item.get("account_id")?.as_s().ok()?.clone()))
 }
 
 pub(super) fn action_sk(id: &ActionId) -> String {
@@ -50,8 +55,8 @@ pub(super) fn escalation_sk(id: &ActionId) -> String {
 
 /// The table key of a delivery's answer. Deliveries are not filed under the account they name: the same id with another
 /// account in its body is still the same id.
-pub(super) fn delivery_partition(delivery: &str) -> String {
-    format!("_webhook:{delivery}")
+pub(super) fn delivery_partition(delivery: &str) -> Partition {
+    Partition::from_key(format!("_webhook:{delivery}"))
 }
 
 pub(super) fn once_sk(id: Uuid) -> String {
@@ -59,20 +64,20 @@ pub(super) fn once_sk(id: Uuid) -> String {
 }
 
 /// The table key of the note that says whose a queue is.
-pub(super) fn queue_partition(queue: &str) -> String {
-    format!("_queue:{queue}")
+pub(super) fn queue_partition(queue: &str) -> Partition {
+    Partition::from_key(format!("_queue:{queue}"))
 }
 
 /// What stands in an item under a name, read as what it is; `None` when there is no item.
 pub(super) fn attribute<T: serde::de::DeserializeOwned>(
-    partition: &str,
+    partition: &Partition,
     sk: &str,
     field: &str,
     item: Option<Item>,
 ) -> Result<Option<T>, StoreError> {
     let Some(mut item) = item else { return Ok(None) };
     let wrong = |detail: String| StoreError::Item {
-        account: partition.to_owned(),
+        account: partition.to_string(),
         sk: sk.to_owned(),
         detail,
     };
@@ -86,13 +91,13 @@ pub(super) fn attribute<T: serde::de::DeserializeOwned>(
 
 /// The ledger line in an item of the receipts table.
 pub(super) fn line_of(
-    partition: &str,
+    partition: &Partition,
     item: &Item,
     place: impl FnOnce() -> String,
 ) -> Result<String, StoreError> {
     let line = item.get("line").and_then(|line| line.as_s().ok()).cloned();
     line.ok_or_else(|| StoreError::Item {
-        account: partition.to_owned(),
+        account: partition.to_string(),
         sk: place(),
         detail: "attribute line is missing".to_owned(),
     })
@@ -104,12 +109,12 @@ pub(super) fn sku_plan(sku_id: &str, plan_type: &str) -> String {
 }
 
 pub(super) fn encode<T: Serialize>(
-    account: &str,
+    partition: &Partition,
     what: &'static str,
     value: &T,
 ) -> Result<AttributeValue, StoreError> {
     serde_dynamo::to_attribute_value(value).map_err(|e| StoreError::Encode {
-        account: account.to_owned(),
+        account: partition.to_string(),
         what,
         detail: e.to_string(),
     })

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use crate::pages::Pages;
 use aws_sdk_dynamodb::types::ReturnConsumedCapacity;
+use domain::names::Partition;
 use domain::tenant::Tables;
 use uuid::Uuid;
 
@@ -15,7 +17,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] when the table does not answer.
-    pub async fn receipts_from(&self, partition: &str, seq: u64) -> Result<Vec<String>, StoreError> {
+    pub async fn receipts_from(&self, partition: &Partition, seq: u64) -> Result<Vec<String>, StoreError> {
         let tables = self.tables_of(partition).await?;
         let own = tables.as_ref().filter(|tables| tables.hold(seq));
         let shared = &self.stack.receipts_table;
@@ -25,12 +27,12 @@ impl Store {
             .table_name(own.map_or(shared, |tables| &tables.receipts))
             .consistent_read(true)
             .key_condition_expression("account_id = :account AND seq >= :seq")
-            .expression_attribute_values(":account", text(partition))
+            .expression_attribute_values(":account", text(partition.as_str()))
             .expression_attribute_values(":seq", text(format!("{seq:020}")))
             .return_consumed_capacity(ReturnConsumedCapacity::Total)
             .send()
             .await
-            .map_err(|e| Self::call_error("Query", shared, partition, e))?;
+            .map_err(|e| Self::call_error("Query", shared, partition.as_str(), e))?;
         let place = || format!("receipt in the page from {seq}");
         let mut lines = Vec::new();
         for (item, seq) in answer.items.unwrap_or_default().iter().zip(seq..) {
@@ -47,7 +49,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] when the table does not answer or the item is not of its form.
-    pub async fn receipt(&self, partition: &str, seq: u64) -> Result<Option<String>, StoreError> {
+    pub async fn receipt(&self, partition: &Partition, seq: u64) -> Result<Option<String>, StoreError> {
         let tables = self.tables_of(partition).await?;
         let own = tables.as_ref().filter(|tables| tables.hold(seq));
         let table = own.map_or(&self.stack.receipts_table, |tables| &tables.receipts);
@@ -56,13 +58,13 @@ impl Store {
             .client
             .get_item()
             .table_name(table)
-            .key("account_id", text(partition))
+            .key("account_id", text(partition.as_str()))
             .key("seq", text(&seq))
             .consistent_read(true)
             .return_consumed_capacity(ReturnConsumedCapacity::Total)
             .send()
             .await
-            .map_err(|e| Self::call_error("GetItem", table, partition, e))?;
+            .map_err(|e| Self::call_error("GetItem", table, partition.as_str(), e))?;
         let place = || format!("receipt {seq}");
         answer
             .item
@@ -75,7 +77,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] when a table does not answer, or another receipt stands in the shared table.
-    pub async fn bring_home(&self, partition: &str, tables: &Tables) -> Result<(), StoreError> {
+    pub async fn bring_home(&self, partition: &Partition, tables: &Tables) -> Result<(), StoreError> {
         let until = tables.until.unwrap_or(tables.since);
         // An attempt before may have ended in the middle; they are put in order.
         let mut next = self.home_already(partition, tables.since, until).await?;
@@ -83,7 +85,7 @@ impl Store {
             let lines = self.receipts_from(partition, next).await?;
             if lines.is_empty() {
                 return Err(StoreError::Item {
-                    account: partition.to_owned(),
+                    account: partition.to_string(),
                     sk: format!("receipt {next}"),
                     detail: format!("is not in table {}", tables.receipts),
                 });
@@ -95,9 +97,9 @@ impl Store {
                     writes.push(self.put_line(partition, next, line)?);
                     next += 1;
                 }
-                self.write(writes)
-                    .await
-                    .map_err(|e| Self::call_error("TransactWriteItems", &tables.receipts, partition, e))?;
+                self.write(writes).await.map_err(|e| {
+                    Self::call_error("TransactWriteItems", &tables.receipts, partition.as_str(), e)
+                })?;
             }
         }
         Ok(())
@@ -106,7 +108,7 @@ impl Store {
     /// The first receipt from `since` on that the shared table does not have yet, `until` when it has all.
     pub(super) async fn home_already(
         &self,
-        partition: &str,
+        partition: &Partition,
         since: u64,
         until: u64,
     ) -> Result<u64, StoreError> {
@@ -120,7 +122,7 @@ impl Store {
             .table_name(table)
             .consistent_read(true)
             .key_condition_expression("account_id = :account AND seq BETWEEN :since AND :last")
-            .expression_attribute_values(":account", text(partition))
+            .expression_attribute_values(":account", text(partition.as_str()))
             .expression_attribute_values(":since", text(format!("{since:020}")))
             .expression_attribute_values(":last", text(format!("{last:020}")))
             .scan_index_forward(false)
@@ -128,7 +130,7 @@ impl Store {
             .return_consumed_capacity(ReturnConsumedCapacity::Total)
             .send()
             .await
-            .map_err(|e| Self::call_error("Query", table, partition, e))?;
+            .map_err(|e| Self::call_error("Query", table, partition.as_str(), e))?;
         let found = answer.items.unwrap_or_default().into_iter().next();
         let seq = found.and_then(|item| item.get("seq")?.as_s().ok()?.parse::<u64>().ok());
         Ok(seq.map_or(since, |seq| seq.saturating_add(1)))
@@ -144,8 +146,8 @@ impl Store {
     pub async fn find_receipt(
         &self,
         receipt_id: Uuid,
-        of: Option<&str>,
-    ) -> Result<Vec<(String, u64)>, StoreError> {
+        of: Option<&Partition>,
+    ) -> Result<Vec<(Partition, u64)>, StoreError> {
         let own = match of {
             Some(partition) => self.tables_of(partition).await?,
             None => None,
@@ -162,11 +164,10 @@ impl Store {
         &self,
         table: &str,
         receipt_id: Uuid,
-    ) -> Result<Vec<(String, u64)>, StoreError> {
+    ) -> Result<Vec<(Partition, u64)>, StoreError> {
         let id = receipt_id.to_string();
         let mut found = Vec::new();
-        let mut after = None;
-        loop {
+        let read = async |after| {
             let answer = self
                 .client
                 .query()
@@ -179,20 +180,23 @@ impl Store {
                 .send()
                 .await
                 .map_err(|e| Self::call_error("Query", table, &id, e))?;
-            for item in answer.items.unwrap_or_default() {
+            Ok::<_, StoreError>((answer.items.unwrap_or_default(), answer.last_evaluated_key))
+        };
+        let mut pages = Pages::default();
+        while let Some(items) = pages.next(&read).await? {
+            for item in items {
                 let attribute = |name: &str| item.get(name).and_then(|value| value.as_s().ok());
                 let place = attribute("account_id").zip(attribute("seq"));
-                let place = place.and_then(|(partition, seq)| Some((partition.clone(), seq.parse().ok()?)));
+                let place = place.and_then(|(partition, seq)| {
+                    Some((Partition::from_key(partition.clone()), seq.parse().ok()?))
+                });
                 found.push(place.ok_or_else(|| StoreError::Item {
                     account: id.clone(),
                     sk: "by-receipt-id".to_owned(),
                     detail: "account_id or seq is missing".to_owned(),
                 })?);
             }
-            after = answer.last_evaluated_key;
-            if after.is_none() {
-                return Ok(found);
-            }
         }
+        Ok(found)
     }
 }

@@ -1,15 +1,17 @@
 //! What there is: actions, ledgers, escalations and tenants, a page at a time.
 
+use crate::pages::Pages;
 use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
-use aws_sdk_dynamodb::types::ReturnConsumedCapacity;
+use aws_sdk_dynamodb::types::{ReturnConsumedCapacity, Select};
 use domain::action::Action;
-use domain::names::LedgerId;
+use domain::names::{LedgerId, Partition};
 use domain::tenant::{BUSY, Lifecycle, Tenant};
 
 use super::Store;
 use super::error::StoreError;
 use super::items::{
-    ACTION, ESCALATED, HEAD, Item, LEDGER, TENANT, attribute, key, queue_partition, sku_plan, text,
+    ACTION, ESCALATED, HEAD, Item, LEDGER, TENANT, attribute, key, partition_of, queue_partition, sku_plan,
+    text,
 };
 
 /// Where a listing of actions goes on.
@@ -27,7 +29,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] when the table does not answer.
-    pub async fn queue_owner(&self, queue: &str) -> Result<Option<String>, StoreError> {
+    pub async fn queue_owner(&self, queue: &str) -> Result<Option<Partition>, StoreError> {
         let table = &self.stack.tenants_table;
         let answer = self
             .client
@@ -40,7 +42,7 @@ impl Store {
             .map_err(|e| Self::call_error("GetItem", table, queue, e))?;
         Ok(answer
             .item
-            .and_then(|item| item.get("owner").and_then(|v| v.as_s().ok().cloned())))
+            .and_then(|item| Some(Partition::from_key(item.get("owner")?.as_s().ok()?.clone()))))
     }
 
     /// One page of an account's actions, by id: the actions and, when there are more, where to go on. Those of a tenant's
@@ -50,7 +52,7 @@ impl Store {
     /// [`StoreError`] when the table does not answer or an item is not of its form.
     pub async fn actions(
         &self,
-        partition: &str,
+        partition: &Partition,
         after: Option<After>,
     ) -> Result<(Vec<Action>, Option<After>), StoreError> {
         let After { own_table, key } = after.unwrap_or_default();
@@ -68,13 +70,13 @@ impl Store {
             .table_name(table)
             .consistent_read(true)
             .key_condition_expression("account_id = :account AND begins_with(sk, :action)")
-            .expression_attribute_values(":account", text(partition))
+            .expression_attribute_values(":account", text(partition.as_str()))
             .expression_attribute_values(":action", text(ACTION))
             .set_exclusive_start_key(key)
             .return_consumed_capacity(ReturnConsumedCapacity::Total)
             .send()
             .await
-            .map_err(|e| Self::call_error("Query", table, partition, e))?;
+            .map_err(|e| Self::call_error("Query", table, partition.as_str(), e))?;
         let next = match answer.last_evaluated_key {
             Some(key) => Some(After {
                 own_table,
@@ -104,7 +106,7 @@ impl Store {
     /// [`StoreError`] when the table does not answer or an item is not of its form.
     pub async fn own_actions(
         &self,
-        partition: &str,
+        partition: &Partition,
         after: Option<After>,
     ) -> Result<(Vec<Action>, Option<After>), StoreError> {
         let own = After {
@@ -136,7 +138,7 @@ impl Store {
             let items = answer.items.unwrap_or_default();
             let ledgers: Vec<LedgerId> = items
                 .iter()
-                .filter_map(|item| LedgerId::of_partition(item.get("account_id")?.as_s().ok()?))
+                .filter_map(|item| partition_of(item)?.ledger())
                 .collect();
             start = answer.last_evaluated_key;
             if !ledgers.is_empty() || start.is_none() {
@@ -153,7 +155,7 @@ impl Store {
     pub async fn escalations(
         &self,
         after: Option<Item>,
-    ) -> Result<(Vec<(String, Action)>, Option<Item>), StoreError> {
+    ) -> Result<(Vec<(Partition, Action)>, Option<Item>), StoreError> {
         let table = &self.stack.tenants_table;
         let query = self.by_index("by-lifecycle", "lifecycle", ESCALATED, after);
         let answer = query.limit(LEDGERS_PAGE).send().await;
@@ -170,10 +172,8 @@ impl Store {
             if named("lifecycle").as_deref() != Some(ESCALATED) {
                 continue;
             }
-            let (partition, sk) = (
-                named("account_id").unwrap_or_default(),
-                named("sk").unwrap_or_default(),
-            );
+            let partition = Partition::from_key(named("account_id").unwrap_or_default());
+            let sk = named("sk").unwrap_or_default();
             let action = attribute(&partition, &sk, "action", Some(item))?;
             found.extend(action.map(|action| (partition, action)));
         }
@@ -207,7 +207,7 @@ impl Store {
         sku_id: &str,
         plan_type: &str,
         after: Option<Item>,
-    ) -> Result<(Vec<String>, Option<Item>), StoreError> {
+    ) -> Result<(Vec<Partition>, Option<Item>), StoreError> {
         let plan = sku_plan(sku_id, plan_type);
         self.accounts(self.by_index("by-plan", "sku_plan", &plan, after), &plan)
             .await
@@ -222,7 +222,7 @@ impl Store {
         &self,
         state: &str,
         after: Option<Item>,
-    ) -> Result<(Vec<String>, Option<Item>), StoreError> {
+    ) -> Result<(Vec<Partition>, Option<Item>), StoreError> {
         let query = self.by_index("by-lifecycle", "lifecycle", state, after);
         self.accounts(query.limit(LEDGERS_PAGE), state).await
     }
@@ -232,14 +232,14 @@ impl Store {
         &self,
         query: QueryFluentBuilder,
         of: &str,
-    ) -> Result<(Vec<String>, Option<Item>), StoreError> {
+    ) -> Result<(Vec<Partition>, Option<Item>), StoreError> {
         let answer = query.send().await;
         let answer = answer.map_err(|e| Self::call_error("Query", &self.stack.tenants_table, of, e))?;
         let items = answer.items.unwrap_or_default();
-        let accounts = items
-            .iter()
-            .filter_map(|item| item.get("account_id")?.as_s().ok().cloned());
-        Ok((accounts.collect(), answer.last_evaluated_key))
+        Ok((
+            items.iter().filter_map(partition_of).collect(),
+            answer.last_evaluated_key,
+        ))
     }
 
     /// One page of tenants that the index by lifecycle has in a state, read themselves, strongly consistent: the index may
@@ -263,14 +263,15 @@ impl Store {
     /// [`StoreError`] when the table does not answer.
     pub async fn tenants(
         &self,
-        partitions: &[String],
+        partitions: &[Partition],
         of: &str,
     ) -> Result<Vec<Result<Tenant, StoreError>>, StoreError> {
         let wanted = partitions.iter().map(|p| key(p, TENANT)).collect();
         let mut tenants = Vec::with_capacity(partitions.len());
         for item in self.read(&self.stack.tenants_table, of, wanted).await? {
-            let partition = item.get("account_id").and_then(|id| id.as_s().ok()).cloned();
-            let partition = partition.unwrap_or_default();
+            let Some(partition) = partition_of(&item) else {
+                continue;
+            };
             let tenant = attribute::<Tenant>(&partition, TENANT, "tenant", Some(item));
             if let Ok(Some(tenant)) = &tenant {
                 self.remember(&partition, tenant.tables.clone());
@@ -288,19 +289,17 @@ impl Store {
         let table = &self.stack.tenants_table;
         let mut count = 0u64;
         for state in [Lifecycle::Active.name(), BUSY] {
-            let mut after = None;
-            loop {
-                let answer = self
+            let read = async |after| {
+                let query = self
                     .by_index("by-lifecycle", "lifecycle", state, after)
-                    .select(aws_sdk_dynamodb::types::Select::Count)
-                    .send()
-                    .await
-                    .map_err(|e| Self::call_error("Query", table, "by-lifecycle", e))?;
-                count = count.saturating_add(u64::try_from(answer.count).unwrap_or(0));
-                after = answer.last_evaluated_key;
-                if after.is_none() {
-                    break;
-                }
+                    .select(Select::Count);
+                let answer = query.send().await;
+                let answer = answer.map_err(|e| Self::call_error("Query", table, "by-lifecycle", e))?;
+                Ok::<_, StoreError>((answer.count, answer.last_evaluated_key))
+            };
+            let mut pages = Pages::default();
+            while let Some(page) = pages.next(&read).await? {
+                count = count.saturating_add(u64::try_from(page).unwrap_or(0));
             }
         }
         Ok(count)

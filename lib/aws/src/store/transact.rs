@@ -5,6 +5,7 @@ use std::time::Duration;
 use aws_sdk_dynamodb::error::SdkError;
 use aws_sdk_dynamodb::operation::transact_write_items::{TransactWriteItemsError, TransactWriteItemsOutput};
 use aws_sdk_dynamodb::types::{ReturnConsumedCapacity, TransactWriteItem};
+use domain::names::Partition;
 use domain::transaction::{Account, Committed, Keys, Plan};
 use jiff::Timestamp;
 use receipts::key::Signer;
@@ -27,7 +28,7 @@ impl Store {
     pub async fn transact<T, E: From<StoreError>>(
         &self,
         signer: &Signer,
-        partition: &str,
+        partition: &Partition,
         keys: &Keys,
         account: Option<Account>,
         mut decide: impl FnMut(&Account, Timestamp) -> Result<(Plan, T), E>,
@@ -52,7 +53,7 @@ impl Store {
             }
         }
         Err(StoreError::Contended {
-            account: partition.to_owned(),
+            account: partition.to_string(),
         }
         .into())
     }
@@ -69,7 +70,7 @@ impl Store {
         // Boxed, as are the reads: a function's future would hold several of them by value.
         let (committed, stands) = Box::pin(self.attempt(signer, account, plan, now)).await?;
         if !stands {
-            warn!(account = account.partition, attempt, "another writer was first");
+            warn!(account = %account.partition, attempt, "another writer was first");
             // Full jitter: writers that lost together do not come back together.
             tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=longest_wait(attempt)))).await;
         }
@@ -100,14 +101,14 @@ impl Store {
         plan: &Plan,
         now: Timestamp,
     ) -> Result<(Committed, bool), StoreError> {
-        let partition = account.partition.as_str();
+        let partition = &account.partition;
         if plan.is_empty() {
             let (account, sealed) = (account.clone(), Vec::new());
             return Ok((Committed { account, sealed }, true));
         }
         let appended = ledger::append(&account.head, &plan.drafts, now, signer).map_err(|source| {
             StoreError::Append {
-                account: partition.to_owned(),
+                account: partition.to_string(),
                 source,
             }
         })?;
@@ -151,7 +152,7 @@ impl Store {
             writes.push(self.put_delivery(partition, delivery, &appended.sealed, now)?);
         }
         if let Some(queue) = &plan.queue {
-            let owner = [("owner".to_owned(), text(partition))].into();
+            let owner = [("owner".to_owned(), text(partition.as_str()))].into();
             writes.push(self.put(&queue_partition(queue), "QUEUE", owner, "", Item::new())?);
         }
         let mut after = account.clone();
@@ -176,7 +177,7 @@ impl Store {
             Err(e) => Err(Self::call_error(
                 "TransactWriteItems",
                 &self.stack.tenants_table,
-                partition,
+                partition.as_str(),
                 e,
             )),
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use aws_sdk_dynamodb::types::{ConditionCheck, Put, TransactWriteItem};
 use domain::action::{Action, ActionState};
+use domain::names::Partition;
 use domain::tenant::{Tables, Tenant};
 use domain::transaction::{Account, DeliveryPlan, DeliveryRecord};
 use jiff::Timestamp;
@@ -34,7 +35,7 @@ pub(super) enum Place {
 impl Store {
     pub(super) fn put(
         &self,
-        partition: &str,
+        partition: &Partition,
         sk: &str,
         fields: Item,
         condition: &str,
@@ -48,7 +49,7 @@ impl Store {
     pub(super) fn put_into(
         &self,
         table: &str,
-        partition: &str,
+        partition: &Partition,
         item: Item,
         condition: &str,
         values: Item,
@@ -72,7 +73,7 @@ impl Store {
             }
         }
         let put = put.build().map_err(|e| StoreError::Encode {
-            account: partition.to_owned(),
+            account: partition.to_string(),
             what: "transaction",
             detail: e.to_string(),
         })?;
@@ -148,7 +149,7 @@ impl Store {
             check = check.expression_attribute_names(alias, name);
         }
         let check = check.build().map_err(|e| StoreError::Encode {
-            account: account.partition.clone(),
+            account: account.partition.to_string(),
             what: "condition",
             detail: e.to_string(),
         })?;
@@ -241,7 +242,7 @@ impl Store {
 
     pub(super) fn put_mark(
         &self,
-        partition: &str,
+        partition: &Partition,
         action: &Action,
         condition: &str,
         values: Item,
@@ -276,13 +277,13 @@ impl Store {
 
     pub(super) fn put_receipt(
         &self,
-        partition: &str,
+        partition: &Partition,
         tables: Option<&Tables>,
         sealed: &Sealed,
         place: Place,
     ) -> Result<TransactWriteItem, StoreError> {
         let item = [
-            ("account_id".to_owned(), text(partition)),
+            ("account_id".to_owned(), text(partition.as_str())),
             ("seq".to_owned(), text(format!("{:020}", sealed.seq))),
             ("receipt_id".to_owned(), text(sealed.receipt_id.to_string())),
             ("operation".to_owned(), text(sealed.operation)),
@@ -303,13 +304,13 @@ impl Store {
     /// A receipt that stands elsewhere already, put into the shared table where nothing or itself is.
     pub(super) fn put_line(
         &self,
-        partition: &str,
+        partition: &Partition,
         seq: u64,
         line: &str,
     ) -> Result<TransactWriteItem, StoreError> {
         let receipt: receipts::receipt::Receipt =
             serde_json::from_str(line).map_err(|e| StoreError::Item {
-                account: partition.to_owned(),
+                account: partition.to_string(),
                 sk: format!("receipt {seq}"),
                 detail: e.to_string(),
             })?;
@@ -325,7 +326,7 @@ impl Store {
 
     pub(super) fn put_delivery(
         &self,
-        partition: &str,
+        partition: &Partition,
         plan: &DeliveryPlan,
         sealed: &[Sealed],
         now: Timestamp,
@@ -378,6 +379,10 @@ mod tests {
     use super::*;
     use crate::config::Stack;
 
+    fn partition() -> Partition {
+        Partition::from_key("customer-1".to_owned())
+    }
+
     fn store() -> Store {
         let sdk = SdkConfig::builder()
             .behavior_version(aws_config::BehaviorVersion::latest())
@@ -400,7 +405,7 @@ mod tests {
             line: "{}".to_owned(),
         };
         let write = store()
-            .put_receipt("customer-1", None, &sealed, Place::Free)
+            .put_receipt(&partition(), None, &sealed, Place::Free)
             .unwrap();
         let put = write.put().unwrap();
         assert_eq!(put.table_name(), "receipts");
@@ -421,7 +426,7 @@ mod tests {
                 ..Action::pending(id.clone(), "t", "", Timestamp::UNIX_EPOCH)
             };
             let write = store()
-                .put_mark("customer-1", &action, "lifecycle = :escalated", Item::new())
+                .put_mark(&partition(), &action, "lifecycle = :escalated", Item::new())
                 .unwrap();
             let put = write.put().unwrap();
             assert_eq!(put.item()["sk"], text("ESCALATION#a"));

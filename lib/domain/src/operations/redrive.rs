@@ -112,6 +112,7 @@ mod tests {
     use crate::action::Escalation;
     use crate::entitlement::{Entitlement, EventOrder, Isolation, Offer};
     use crate::entitlement::{PolicyPin, Quota};
+    use crate::names::Partition;
     use crate::tenant::Tenant;
 
     const NOW: Timestamp = Timestamp::UNIX_EPOCH;
@@ -174,7 +175,7 @@ mod tests {
                 .map(|action| (id.clone(), action.clone()))
                 .into_iter()
                 .collect(),
-            ..Account::unknown("c")
+            ..Account::unknown(&Partition::of(&AccountId::parse("c").unwrap()))
         };
         let asked = Redrive {
             action_id: &id,

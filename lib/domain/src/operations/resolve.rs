@@ -4,7 +4,6 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::action::{ActionEvent, ActionState, IllegalTransition};
-use crate::names;
 use crate::signal::ActionId;
 use crate::transaction::{Account, Keys, Plan};
 
@@ -57,7 +56,7 @@ pub fn resolve(
     let nothing = |resolved| Ok((Plan::default(), resolved));
     let (Some(action), Some(account_id)) = (
         standing.or(account.marked.as_deref()),
-        names::account_of(&account.partition),
+        account.partition.account(),
     ) else {
         return nothing(Resolved::Unknown);
     };
@@ -88,7 +87,9 @@ pub fn resolve(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::account::AccountId;
     use crate::action::Action;
+    use crate::names::Partition;
 
     fn id() -> ActionId {
         ActionId::try_from("a".to_owned()).unwrap()
@@ -107,7 +108,7 @@ mod tests {
         let account = Account {
             actions: standing.map(|state| (id(), action(state))).into_iter().collect(),
             marked: marked.map(|state| Box::new(action(state))),
-            ..Account::unknown("c")
+            ..Account::unknown(&Partition::of(&AccountId::parse("c").unwrap()))
         };
         let resolution = Resolution {
             action_id: &id(),

@@ -7,7 +7,7 @@ use receipts::receipt::{Draft, Payload};
 use crate::account::AccountId;
 use crate::action::{Action, ActionState};
 use crate::gate::RefusalCode;
-use crate::names;
+use crate::names::{self, Partition};
 use crate::signal::ActionId;
 use crate::tenant::{Lifecycle, Tenant};
 use crate::transaction::{Account, Keys, Plan};
@@ -73,16 +73,18 @@ fn takes(tenant: Option<&Tenant>, draft: &Draft) -> bool {
 /// The tables' key of the ledger that a spooled receipt belongs to. A customer may be called `_system` too: what is about an
 /// action is always a customer's, whatever it is called.
 #[must_use]
-pub fn partition(draft: &Draft) -> String {
+pub fn partition(draft: &Draft) -> Partition {
     let customers = matches!(
         draft.payload,
         Payload::ActionRefused { .. } | Payload::SignalRefused { .. }
     );
     if draft.account_id == names::SYSTEM_ACCOUNT && !customers {
-        return names::SYSTEM_ACCOUNT.to_owned();
+        return Partition::system();
     }
-    AccountId::parse(draft.account_id.as_str())
-        .map_or_else(|_| draft.account_id.clone(), |id| names::partition_key(&id))
+    AccountId::parse(draft.account_id.as_str()).map_or_else(
+        |_| Partition::from_key(draft.account_id.clone()),
+        |id| Partition::of(&id),
+    )
 }
 
 #[cfg(test)]
@@ -134,8 +136,8 @@ mod tests {
             actions_refused: 1,
         };
         let of = |payload| Draft::new(Uuid::nil(), names::SYSTEM_ACCOUNT, payload, Timestamp::UNIX_EPOCH);
-        assert_eq!(partition(&of(cleared)), names::SYSTEM_ACCOUNT);
-        assert_eq!(partition(&of(refused())), "___system");
-        assert_eq!(partition(&of(at_the_door())), "___system");
+        assert_eq!(partition(&of(cleared)), Partition::system());
+        assert_eq!(partition(&of(refused())).as_str(), "___system");
+        assert_eq!(partition(&of(at_the_door())).as_str(), "___system");
     }
 }

@@ -30,6 +30,7 @@ use crate::action::{Action, ActionEvent, ActionState, IllegalTransition, LEASE_S
 use crate::entitlement::decide::Surroundings;
 use crate::entitlement::{Isolation, Offer};
 use crate::gate::RefusalCode;
+use crate::names::Partition;
 use crate::provisioning::{DeliveryRef, Failure, Provisioning, Step};
 use crate::scale::Costs;
 use crate::signal::{ActionId, Signal};
@@ -89,6 +90,10 @@ fn offer(plan: &str) -> Offer {
     let mut offer = named(plan);
     offer.policy.hash = hash(0);
     offer
+}
+
+fn partition() -> Partition {
+    Partition::of(&account_id())
 }
 
 fn account_id() -> AccountId {
@@ -159,7 +164,7 @@ impl World {
         keys: &Keys,
         mut decide: impl FnMut(&Account, Timestamp) -> Result<(Plan, T), Stop>,
     ) -> Result<(Committed, T), Stop> {
-        let mut account = self.memory.load("c", keys);
+        let mut account = self.memory.load(&partition(), keys);
         match way {
             Way::Clear => {}
             Way::AnswerLost => self.memory.next_write(Mishap::AnswerLost),
@@ -170,7 +175,7 @@ impl World {
             let (plan, answer) = decide(&account, self.now)?;
             let (committed, stands) = self.memory.commit(&self.signer, &account, &plan, self.now)?;
             self.is_whole();
-            account = self.memory.load("c", keys);
+            account = self.memory.load(&partition(), keys);
             if stands || committed.stood(&account.head) {
                 return Ok((committed, answer));
             }
@@ -180,7 +185,7 @@ impl World {
 
     /// Another writer: a receipt, and the tenant's revision.
     fn somebody_else(&mut self) {
-        let account = self.memory.load("c", &Keys::default());
+        let account = self.memory.load(&partition(), &Keys::default());
         let receipt_id = self.id();
         let payload = ignored("in between".to_owned(), &asked(0, "standard"));
         let plan = Plan {
@@ -192,7 +197,7 @@ impl World {
     }
 
     fn tenant(&self) -> Option<Tenant> {
-        self.memory.load("c", &Keys::default()).tenant
+        self.memory.load(&partition(), &Keys::default()).tenant
     }
 
     fn saga(&self) -> Option<Provisioning> {
@@ -200,7 +205,7 @@ impl World {
     }
 
     fn receipts(&self) -> Vec<Receipt> {
-        let lines = self.memory.ledger("c").iter();
+        let lines = self.memory.ledger(&partition()).iter();
         lines
             .map(|sealed| serde_json::from_str(&sealed.line).unwrap())
             .collect()
@@ -215,7 +220,7 @@ impl World {
             (0u64..).zip(&receipts).all(|(seq, receipt)| receipt.seq == seq),
             "the ledger has no gap"
         );
-        for action in self.memory.actions("c") {
+        for action in self.memory.actions(&partition()) {
             assert!(
                 action.receipts.iter().all(|id| ids.contains(id)),
                 "{action:?} names receipts that stand"
@@ -227,14 +232,14 @@ impl World {
         let Some(tenant) = self.tenant() else { return };
         let in_flight = self
             .memory
-            .actions("c")
+            .actions(&partition())
             .filter(|action| action.state.in_flight())
             .count() as u64;
         assert_eq!(tenant.in_flight, in_flight, "places are counted exactly");
         for (id, held) in &tenant.entitlements {
             let of =
                 |action: &&Action| action.state.in_flight() && action.entitlement_id.as_ref() == Some(id);
-            let counted = self.memory.actions("c").filter(of).count() as u64;
+            let counted = self.memory.actions(&partition()).filter(of).count() as u64;
             assert_eq!(held.in_flight, counted, "those of {id} too");
         }
         if tenant.lifecycle == Lifecycle::Decommissioned {
@@ -361,7 +366,7 @@ impl World {
     fn give_up_all(&mut self, way: Way) {
         let unfinished: Vec<ActionId> = self
             .memory
-            .actions("c")
+            .actions(&partition())
             .filter(|action| action.state.in_flight())
             .map(|action| action.action_id.clone())
             .collect();
@@ -397,7 +402,7 @@ impl World {
             Ok((decommission::note_archived_actions(account, &kept), ()))
         });
         noted.unwrap();
-        let size = self.memory.load("c", &keys).head.size;
+        let size = self.memory.load(&partition(), &keys).head.size;
         let account_id = account_id();
         let closing = Closing {
             account_id: &account_id,
@@ -619,7 +624,7 @@ fn play(world: &mut World, does: Does, way: Way) {
         Does::Wake(n, gives_up) => {
             let found = world
                 .memory
-                .load("c", &keys_of([id_of(n)]))
+                .load(&partition(), &keys_of([id_of(n)]))
                 .actions
                 .remove(&id_of(n))
                 .filter(|action| action.state.in_flight());
@@ -702,7 +707,7 @@ fn play(world: &mut World, does: Does, way: Way) {
             let Some(read) = world.tenant() else { return };
             let unfinished: Vec<Action> = world
                 .memory
-                .actions("c")
+                .actions(&partition())
                 .filter(|action| action.state.in_flight())
                 .cloned()
                 .collect();

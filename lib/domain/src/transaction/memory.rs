@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::{Account, Committed, DeliveryRecord, Keys, Plan};
 use crate::action::{Action, ActionState};
+use crate::names::Partition;
 use crate::signal::ActionId;
 use crate::tenant::Tenant;
 
@@ -52,7 +53,7 @@ pub enum Mishap {
 /// The tables.
 #[derive(Debug, Clone, Default)]
 pub struct Memory {
-    accounts: BTreeMap<String, Kept>,
+    accounts: BTreeMap<Partition, Kept>,
     deliveries: BTreeMap<String, DeliveryRecord>,
     mishap: Option<Mishap>,
 }
@@ -65,7 +66,7 @@ impl Memory {
 
     /// Reads an account, as the tables do: tenant, head and what is asked for.
     #[must_use]
-    pub fn load(&self, partition: &str, keys: &Keys) -> Account {
+    pub fn load(&self, partition: &Partition, keys: &Keys) -> Account {
         let nothing = Kept::default();
         let kept = self.accounts.get(partition).unwrap_or(&nothing);
         let action = |id: &ActionId| Some((id.clone(), kept.actions.get(id)?.clone()));
@@ -90,7 +91,7 @@ impl Memory {
     }
 
     /// All actions of an account.
-    pub fn actions(&self, partition: &str) -> impl Iterator<Item = &Action> {
+    pub fn actions(&self, partition: &Partition) -> impl Iterator<Item = &Action> {
         self.accounts
             .get(partition)
             .into_iter()
@@ -99,7 +100,7 @@ impl Memory {
 
     /// The receipts of an account, in order.
     #[must_use]
-    pub fn ledger(&self, partition: &str) -> &[Sealed] {
+    pub fn ledger(&self, partition: &Partition) -> &[Sealed] {
         self.accounts
             .get(partition)
             .map_or(&[], |kept| kept.ledger.as_slice())

@@ -109,7 +109,7 @@ fn account(tenant: Option<Value>, size: u64) -> Account {
             timestamp: at(NOW),
             range: Vec::new(),
         },
-        ..Account::unknown("customer-123")
+        ..Account::unknown(&Partition::from_key("customer-123".to_owned()))
     }
 }
 
