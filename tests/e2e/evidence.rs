@@ -1,7 +1,5 @@
 //! What an auditor does with a live ledger, and what shows when somebody with every right rewrites it.
 
-use std::collections::HashMap;
-
 use aws::spool::Spool;
 use aws::store::{Store, StoreError};
 use aws_sdk_dynamodb::types::AttributeValue;
@@ -404,7 +402,7 @@ async fn a_table_that_was_put_back_is_a_visible_fork() {
     let world = alongside().await;
     let tenant = busy(&world, "rolled-back", 2).await;
     let account = tenant.account.as_str();
-    let before = item(&world, account, "HEAD").await;
+    let before = world.item(account, "HEAD").await;
     let kept = world.ledger(account).await.lines.len();
     act(&world, &tenant, 2).await;
     let signed = issue(&world, account, &[]).await.ok();
@@ -415,12 +413,12 @@ async fn a_table_that_was_put_back_is_a_visible_fork() {
         let delete = world.s3.delete_object().bucket(&world.env.audit_bucket);
         delete.key(key).send().await.unwrap();
     }
-    let true_head = item(&world, account, "HEAD").await;
+    let true_head = world.item(account, "HEAD").await;
     let true_lines = world.ledger(account).await.lines;
 
     // Restored from a backup: the head and the receipts of before.
     cut(&world, account, kept..size).await;
-    put(&world, before).await;
+    world.put_item(before).await;
     check_found(audit(&world, account).await, "it was rolled back");
     let refused = issue(&world, account, &[]).await;
     assert_eq!(refused.code, Some(1), "{refused:?}");
@@ -452,7 +450,7 @@ async fn a_table_that_was_put_back_is_a_visible_fork() {
     for (seq, line) in true_lines.iter().enumerate().skip(kept) {
         overwrite(&world, account, seq, line).await;
     }
-    put(&world, true_head).await;
+    world.put_item(true_head).await;
     assert_eq!(audit(&world, account).await.0, Some(0));
 }
 
@@ -464,21 +462,6 @@ async fn cut(world: &World, account: &str, places: std::ops::Range<usize>) {
         let delete = delete.key("seq", AttributeValue::S(format!("{seq:020}")));
         delete.send().await.unwrap();
     }
-}
-
-type Item = HashMap<String, AttributeValue>;
-
-async fn item(world: &World, account: &str, sk: &str) -> Item {
-    let get = world.dynamodb.get_item().table_name(&world.env.tenants_table);
-    let get = get
-        .key("account_id", AttributeValue::S(account.to_owned()))
-        .key("sk", AttributeValue::S(sk.to_owned()));
-    get.consistent_read(true).send().await.unwrap().item.unwrap()
-}
-
-async fn put(world: &World, item: Item) {
-    let put = world.dynamodb.put_item().table_name(&world.env.tenants_table);
-    put.set_item(Some(item)).send().await.unwrap();
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use aws::clients;
 use aws::store::{Store, StoreError};
+use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_sqs::types::QueueAttributeName;
 use domain::transaction::{Keys, Plan};
 use jiff::{SignedDuration, Timestamp};
@@ -387,4 +388,42 @@ async fn a_list_is_bounded() {
         .collect();
     assert!(accounts.is_sorted(), "{accounts:?}");
     assert!(accounts.contains(&a.account) && accounts.contains(&b.account));
+}
+
+/// Items that a release wrote before there were formats are read, and written anew in today's.
+#[tokio::test]
+async fn a_tenant_of_an_older_release_goes_on() {
+    let world = alongside().await;
+    let tenant = world.tenant("older").await;
+    let account = tenant.account.as_str();
+    let mut older = world.item(account, "TENANT").await;
+    let format = older.remove("format");
+    assert_eq!(format, Some(AttributeValue::N("1".to_owned())));
+    let fields = match older.get_mut("tenant") {
+        Some(AttributeValue::M(fields)) => fields,
+        other => panic!("{other:?}"),
+    };
+    for later in [
+        "table_attempts",
+        "deferred",
+        "scale",
+        "tombstones",
+        "full_at",
+        "last_claim",
+    ] {
+        assert!(fields.remove(later).is_some(), "{later}");
+    }
+    world.put_item(older).await;
+    assert_eq!(world.shown(account).await["state"], "active");
+    let action_id = unique("older");
+    let signal = tenant.signal(&action_id, "restart-service", json!({ "service": "web" }));
+    world.send(&tenant, signal).await;
+    world.settled(account, &action_id, &["action_complete"]).await;
+    for sk in ["TENANT", &format!("ACTION#{action_id}")] {
+        assert_eq!(
+            world.item(account, sk).await["format"],
+            AttributeValue::N("1".to_owned()),
+            "{sk}"
+        );
+    }
 }

@@ -1,6 +1,6 @@
 //! What a test needs of the stack: its environment, clients, a tenant, a ledger, and turns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock};
@@ -529,11 +529,7 @@ impl World {
         Ledger { lines, receipts }
     }
 
-    async fn query(
-        &self,
-        table: &str,
-        account: &str,
-    ) -> Vec<std::collections::HashMap<String, AttributeValue>> {
+    async fn query(&self, table: &str, account: &str) -> Vec<HashMap<String, AttributeValue>> {
         let found = self.query_if_there(table, account).await;
         found.unwrap_or_else(|| panic!("table {table} is gone"))
     }
@@ -543,7 +539,7 @@ impl World {
         &self,
         table: &str,
         account: &str,
-    ) -> Option<Vec<std::collections::HashMap<String, AttributeValue>>> {
+    ) -> Option<Vec<HashMap<String, AttributeValue>>> {
         let (mut items, mut start) = (Vec::new(), None);
         loop {
             let query = self.dynamodb.query().table_name(table).consistent_read(true);
@@ -716,6 +712,21 @@ impl World {
             .load(&partition_of(account), &domain::transaction::Keys::default())
             .await
             .unwrap()
+    }
+
+    /// An item of the tenants table, as it stands there.
+    pub(crate) async fn item(&self, account: &str, sk: &str) -> HashMap<String, AttributeValue> {
+        let get = self.dynamodb.get_item().table_name(&self.env.tenants_table);
+        let get = get
+            .key("account_id", AttributeValue::S(account.to_owned()))
+            .key("sk", AttributeValue::S(sk.to_owned()));
+        get.consistent_read(true).send().await.unwrap().item.unwrap()
+    }
+
+    /// Puts an item there behind everybody's back.
+    pub(crate) async fn put_item(&self, item: HashMap<String, AttributeValue>) {
+        let put = self.dynamodb.put_item().table_name(&self.env.tenants_table);
+        put.set_item(Some(item)).send().await.unwrap();
     }
 
     /// Deploys a policy of `tests/fixtures/policies` with texts in it replaced, and gives its hash.

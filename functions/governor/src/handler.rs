@@ -12,7 +12,7 @@ use aws::queues::{Left, Messages};
 use aws::registry::{Registry, RegistryError};
 use aws::secrets::{Secrets, SecretsError};
 use aws::spool::{Spool, SpoolError};
-use aws::store::{self, Store, StoreError};
+use aws::store::{Store, StoreError};
 use aws::telemetry;
 use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage};
 use domain::account::AccountId;
@@ -22,7 +22,7 @@ use domain::control::Control;
 use domain::gate::RefusalCode;
 use domain::names::{self, Partition, printable};
 use domain::signal::{ActionId, Signal};
-use domain::transaction::{Account, Keys};
+use domain::transaction::{self, Account, Keys};
 use domain::webhook::signature::Secret;
 use jiff::Timestamp;
 use lambda_runtime::Error;
@@ -35,8 +35,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use crate::batch::{Asked, Decided, Fate, Message, Run, Step};
-use crate::shift::{self, Chosen, Do, Effects, Shift, Source};
+use domain::governor::batch::{Asked, Decided, Fate, Message, Run, Step};
+use domain::governor::shift::{self, Chosen, Do, Effects, Shift, Source};
 
 /// How long an invocation may take: the function's timeout.
 const INVOCATION: Duration = Duration::from_secs(15);
@@ -423,7 +423,7 @@ impl Governor {
             let wait = |lost| Duration::from_millis(fastrand::u64(0..=longest_wait(lost, governors)));
             let lost = work.shift.outrun(work.began.elapsed(), wait);
             info!(account = work.account_id, lost, "another writer was first");
-            if lost >= store::ATTEMPTS {
+            if lost >= transaction::ATTEMPTS {
                 return Err(StoreError::Contended {
                     account: work.partition.to_string(),
                 }
@@ -675,7 +675,7 @@ fn longest_wait(lost: u32, governors: u32) -> u64 {
     const MOST_MS: u32 = 1_000;
     let all = governors.saturating_mul(EACH_MS).min(MOST_MS);
     let fewer = all >> (lost.saturating_sub(1) / 3).min(4);
-    store::longest_wait(lost).max(u64::from(fewer))
+    transaction::longest_wait(lost).max(u64::from(fewer))
 }
 
 fn told_escalated(account_id: &str, decided: &Decided) {

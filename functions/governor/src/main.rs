@@ -1,8 +1,6 @@
 //! Cold start of `governor`: signals from tenants' queues, and the look around before a tenant's first.
 
-mod batch;
 mod handler;
-mod shift;
 
 use handler::Governor;
 use lambda_runtime::{Error, LambdaEvent, run, service_fn};

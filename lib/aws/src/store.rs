@@ -11,24 +11,23 @@ use aws_config::SdkConfig;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::SdkError;
 use aws_sdk_dynamodb::types::{KeysAndAttributes, ReturnConsumedCapacity};
-use domain::action::Action;
 use domain::names::Partition;
 use domain::tenant::Tables;
-use domain::transaction::{Account, Keys};
+use domain::transaction::{ATTEMPTS, Account, Keys};
 use receipts::ledger::Head;
 use uuid::Uuid;
 
-pub use self::error::{ATTEMPTS, StoreError};
+pub use self::error::StoreError;
 pub use self::items::Item;
 use self::items::{
     HEAD, TENANT, WEBHOOK, action_sk, attribute, delivery_partition, escalation_sk, key, once_sk, text,
 };
 pub use self::listings::After;
-pub use self::transact::longest_wait;
 use crate::clients::explain;
 use crate::config::Stack;
 
 mod error;
+mod formats;
 mod items;
 mod ledgers;
 mod listings;
@@ -99,7 +98,7 @@ impl Store {
             let mut items = self.items(&tables.actions, partition, wanted).await?;
             for id in &keys.actions {
                 let sk = action_sk(id);
-                if let Some(action) = attribute::<Action>(partition, &sk, "action", items.remove(&sk))? {
+                if let Some(action) = formats::action(partition, &sk, items.remove(&sk))? {
                     account.actions.insert(id.clone(), action);
                     account.own_actions.insert(id.clone());
                 }
@@ -197,7 +196,7 @@ impl Store {
         let mut actions = BTreeMap::new();
         for id in &keys.actions {
             let sk = action_sk(id);
-            if let Some(action) = attribute::<Action>(partition, &sk, "action", items.remove(&sk))? {
+            if let Some(action) = formats::action(partition, &sk, items.remove(&sk))? {
                 actions.insert(id.clone(), action);
             }
         }
@@ -211,13 +210,13 @@ impl Store {
         let marked = match &keys.mark {
             Some(id) => {
                 let sk = escalation_sk(id);
-                attribute(partition, &sk, "action", items.remove(&sk))?
+                formats::action(partition, &sk, items.remove(&sk))?.map(Box::new)
             }
             None => None,
         };
         Ok(Account {
             partition: partition.clone(),
-            tenant: attribute(partition, TENANT, "tenant", items.remove(TENANT))?,
+            tenant: formats::tenant(partition, items.remove(TENANT))?,
             head: attribute(partition, HEAD, "head", items.remove(HEAD))?.unwrap_or_else(Head::empty),
             actions,
             own_actions: BTreeSet::new(),
@@ -266,5 +265,23 @@ impl Store {
             sk: "PROBE".to_owned(),
             detail: format!("wrote {value}, read back {found:?}"),
         })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Tables that are asked nothing.
+    pub(crate) fn store() -> Store {
+        let sdk = SdkConfig::builder()
+            .behavior_version(aws_config::BehaviorVersion::latest())
+            .build();
+        let stack = Stack {
+            tenants_table: "tenants".to_owned(),
+            receipts_table: "receipts".to_owned(),
+            signing_key_secret: "key".to_owned(),
+        };
+        Store::new(&sdk, stack)
     }
 }

@@ -162,22 +162,20 @@ pub struct Action {
     /// Rollback calls made.
     pub rollback_attempts: u64,
     /// Those of them that count no more, as a person had it taken up again since.
-    #[serde(default)]
     pub rollbacks_forgiven: u64,
     /// The receipts about this action, in order.
-    #[serde(default)]
     pub receipts: Vec<Uuid>,
     /// Why and from where it was escalated, while it is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub escalation: Option<Escalation>,
     /// The entitlement it runs under; none for what was refused or routed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub entitlement_id: Option<EntitlementId>,
     /// What it was asked for with, kept while it may be gone on with: undoing it needs them, and its signal may be lost.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub parameters: Option<Map<String, Value>>,
     /// When its signal was put on the queue again because nobody went on with it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub nudged_at: Option<Timestamp>,
 }
 

@@ -144,7 +144,6 @@ pub struct Entitlement {
     /// Actions executed in `month`.
     pub month_actions: u64,
     /// When a claim last took the last of its free places. While this is recent its signals wait for one.
-    #[serde(default)]
     pub full_at: Option<Timestamp>,
     /// The last event of all.
     pub order: EventOrder,
@@ -287,7 +286,6 @@ pub struct Usage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Tombstone {
     order: EventOrder,
-    #[serde(default)]
     usage: Usage,
 }
 
@@ -295,10 +293,8 @@ struct Tombstone {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Tombstones {
     /// The last cancellation of each entitlement that is not live.
-    #[serde(default)]
     of: BTreeMap<EntitlementId, Tombstone>,
     /// A cancellation that named no entitlement while there was none.
-    #[serde(default)]
     all: Option<EventOrder>,
 }
 

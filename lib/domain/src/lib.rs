@@ -11,6 +11,7 @@ pub mod control;
 pub mod door;
 pub mod entitlement;
 pub mod gate;
+pub mod governor;
 pub mod names;
 pub mod operations;
 pub mod provisioning;

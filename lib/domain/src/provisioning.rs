@@ -94,7 +94,6 @@ pub struct Failure {
     /// Whether the same request would fail again.
     pub lasting: bool,
     /// What runs that could not undo everything have undone, in the order of undoing.
-    #[serde(default)]
     pub undone: Vec<Step>,
 }
 

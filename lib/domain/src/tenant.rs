@@ -55,22 +55,18 @@ pub struct Tenant {
     /// What it holds, live ones only.
     pub entitlements: BTreeMap<EntitlementId, Entitlement>,
     /// Cancellations that later purchases are held against.
-    #[serde(default)]
     pub tombstones: Tombstones,
     /// Its queues and mapping.
     pub resources: TenantResources,
     /// Its own tables, if it has some.
     pub tables: Option<Tables>,
     /// Attempts to give this generation tables of its own after it was there.
-    #[serde(default)]
     pub table_attempts: u64,
     /// What is being made.
     pub provisioning: Option<Provisioning>,
     /// Events that wait.
-    #[serde(default)]
     pub deferred: Vec<Deferred>,
     /// How far its governor is scaled.
-    #[serde(default)]
     pub scale: Scale,
     /// Actions claimed and not final, of live and of cancelled entitlements.
     pub in_flight: u64,
@@ -78,10 +74,8 @@ pub struct Tenant {
     pub lease_until: Option<Timestamp>,
     /// When a claim last took the last free place. Signals that wait while this is recent wait for a place; if it isn't, they
     /// wait for a poll of their queue.
-    #[serde(default)]
     pub full_at: Option<Timestamp>,
     /// The last claim.
-    #[serde(default)]
     pub last_claim: Option<LastClaim>,
     /// Actions completed since this generation began.
     pub actions_completed: u64,

@@ -1,13 +1,7 @@
 //! Why the tables could not be read or written.
 
+use domain::transaction::ATTEMPTS;
 use receipts::ledger::AppendError;
-
-/// Times a commit is tried before it is given up and left to its caller's own retries.
-///
-/// Simulated with 16 writers of one account that never pause, and calls of 13 to 90 ms: no commit given up within two
-/// minutes, three to seven attempts a commit, the slowest of a hundred after 1.2 to 4 s. With 16 attempts and waits that
-/// only grow, one commit in 200 was given up: who has just committed comes back at once, and wins again.
-pub const ATTEMPTS: u32 = 48;
 
 /// Why the tables could not be read or written.
 #[derive(Debug, thiserror::Error)]

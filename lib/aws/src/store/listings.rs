@@ -9,9 +9,9 @@ use domain::tenant::{BUSY, Lifecycle, Tenant};
 
 use super::Store;
 use super::error::StoreError;
+use super::formats;
 use super::items::{
-    ACTION, ESCALATED, HEAD, Item, LEDGER, TENANT, attribute, key, partition_of, queue_partition, sku_plan,
-    text,
+    ACTION, ESCALATED, HEAD, Item, LEDGER, TENANT, key, partition_of, queue_partition, sku_plan, text,
 };
 
 /// Where a listing of actions goes on.
@@ -95,7 +95,7 @@ impl Store {
                 .and_then(|sk| sk.as_s().ok())
                 .cloned()
                 .unwrap_or_default();
-            actions.extend(attribute(partition, &sk, "action", Some(item))?);
+            actions.extend(formats::action(partition, &sk, Some(item))?);
         }
         Ok((actions, next))
     }
@@ -174,7 +174,7 @@ impl Store {
             }
             let partition = Partition::from_key(named("account_id").unwrap_or_default());
             let sk = named("sk").unwrap_or_default();
-            let action = attribute(&partition, &sk, "action", Some(item))?;
+            let action = formats::action(&partition, &sk, Some(item))?;
             found.extend(action.map(|action| (partition, action)));
         }
         Ok((found, answer.last_evaluated_key))
@@ -272,7 +272,7 @@ impl Store {
             let Some(partition) = partition_of(&item) else {
                 continue;
             };
-            let tenant = attribute::<Tenant>(&partition, TENANT, "tenant", Some(item));
+            let tenant = formats::tenant(&partition, Some(item));
             if let Ok(Some(tenant)) = &tenant {
                 self.remember(&partition, tenant.tables.clone());
             }

@@ -6,14 +6,14 @@ use aws_sdk_dynamodb::error::SdkError;
 use aws_sdk_dynamodb::operation::transact_write_items::{TransactWriteItemsError, TransactWriteItemsOutput};
 use aws_sdk_dynamodb::types::{ReturnConsumedCapacity, TransactWriteItem};
 use domain::names::Partition;
-use domain::transaction::{Account, Committed, Keys, Plan};
+use domain::transaction::{ATTEMPTS, Account, Committed, Keys, Plan, longest_wait};
 use jiff::Timestamp;
 use receipts::key::Signer;
 use receipts::ledger;
 use tracing::warn;
 
 use super::Store;
-use super::error::{ATTEMPTS, StoreError};
+use super::error::StoreError;
 use super::items::{ESCALATED, Item, once_sk, queue_partition, text};
 use super::writes::Place;
 
@@ -204,17 +204,6 @@ fn stood<T>(lost: &mut Vec<(Committed, T)>, account: &Account) -> Option<(Commit
     Some(lost.swap_remove(stands))
 }
 
-/// How long to wait at most after this attempt, from 1, in milliseconds: briefly at first, as most often one other
-/// writer was there once; then long, to make room; then less and less, so that who has lost often is not last for ever.
-#[must_use]
-pub fn longest_wait(attempt: u32) -> u64 {
-    match attempt {
-        0 | 1 => 40,
-        2 => 80,
-        later => 320 >> ((later - 2) / 4).min(3),
-    }
-}
-
 /// Whether a transaction failed only because another writer changed what it was conditioned on, or was writing it.
 fn others_were_first<R>(error: &SdkError<TransactWriteItemsError, R>) -> bool {
     match error.as_service_error() {
@@ -256,18 +245,6 @@ mod tests {
             retried,
             "{codes:?}"
         );
-    }
-
-    #[test]
-    fn waits_are_bounded() {
-        let waits: Vec<u64> = (1..=15).map(longest_wait).collect();
-        assert_eq!(
-            waits,
-            [40, 80, 320, 320, 320, 160, 160, 160, 160, 80, 80, 80, 80, 40, 40]
-        );
-        assert_eq!(longest_wait(u32::MAX), 40);
-        // Half of that is waited as waits are drawn: a small part of any function's time.
-        assert_eq!((1..ATTEMPTS).map(longest_wait).sum::<u64>(), 3_400);
     }
 
     // The local cloud never answers TransactionConflict; AWS does, so that path is held here.

@@ -12,6 +12,7 @@ use receipts::ledger::{Head, Sealed};
 
 use super::Store;
 use super::error::StoreError;
+use super::formats;
 use super::items::{
     ESCALATED, HEAD, Item, LEDGER, TENANT, WEBHOOK, action_sk, delivery_partition, encode, escalation_sk,
     key, number, sku_plan, text,
@@ -87,6 +88,7 @@ impl Store {
     ) -> Result<TransactWriteItem, StoreError> {
         let fields = [
             ("tenant".to_owned(), encode(&account.partition, "tenant", tenant)?),
+            formats::stamp(),
             ("lifecycle".to_owned(), text(tenant.index_state())),
             ("revision".to_owned(), number(tenant.revision)),
         ];
@@ -198,6 +200,7 @@ impl Store {
         let state = |action: &Action| encode(&account.partition, "action state", &action.state);
         let fields = [
             ("action".to_owned(), encode(&account.partition, "action", action)?),
+            formats::stamp(),
             ("action_state".to_owned(), state(action)?),
             ("action_owner".to_owned(), text(action.owner.to_string())),
         ];
@@ -247,7 +250,11 @@ impl Store {
         condition: &str,
         values: Item,
     ) -> Result<TransactWriteItem, StoreError> {
-        let mut fields: Item = [("action".to_owned(), encode(partition, "action", action)?)].into();
+        let mut fields: Item = [
+            ("action".to_owned(), encode(partition, "action", action)?),
+            formats::stamp(),
+        ]
+        .into();
         // Without the attribute an item is in no index: nobody has to look any more.
         if action.state == ActionState::Escalated {
             fields.insert("lifecycle".to_owned(), text(ESCALATED));
@@ -372,27 +379,14 @@ pub(super) fn plans_of(tenant: &Tenant) -> BTreeSet<String> {
     reason = "a test may stop at the first surprise"
 )]
 mod tests {
-    use aws_config::SdkConfig;
     use domain::signal::ActionId;
     use uuid::Uuid;
 
     use super::*;
-    use crate::config::Stack;
+    use crate::store::tests::store;
 
     fn partition() -> Partition {
         Partition::from_key("customer-1".to_owned())
-    }
-
-    fn store() -> Store {
-        let sdk = SdkConfig::builder()
-            .behavior_version(aws_config::BehaviorVersion::latest())
-            .build();
-        let stack = Stack {
-            tenants_table: "tenants".to_owned(),
-            receipts_table: "receipts".to_owned(),
-            signing_key_secret: "key".to_owned(),
-        };
-        Store::new(&sdk, stack)
     }
 
     #[test]

@@ -204,8 +204,17 @@ impl World {
         self.tenant()?.provisioning
     }
 
+    fn actions(&self) -> impl Iterator<Item = &Action> {
+        let kept = self.memory.of(&partition()).into_iter();
+        kept.flat_map(|kept| kept.actions.values())
+    }
+
     fn receipts(&self) -> Vec<Receipt> {
-        let lines = self.memory.ledger(&partition()).iter();
+        let lines = self
+            .memory
+            .of(&partition())
+            .into_iter()
+            .flat_map(|kept| &kept.ledger);
         lines
             .map(|sealed| serde_json::from_str(&sealed.line).unwrap())
             .collect()
@@ -220,7 +229,7 @@ impl World {
             (0u64..).zip(&receipts).all(|(seq, receipt)| receipt.seq == seq),
             "the ledger has no gap"
         );
-        for action in self.memory.actions(&partition()) {
+        for action in self.actions() {
             assert!(
                 action.receipts.iter().all(|id| ids.contains(id)),
                 "{action:?} names receipts that stand"
@@ -230,16 +239,12 @@ impl World {
             }
         }
         let Some(tenant) = self.tenant() else { return };
-        let in_flight = self
-            .memory
-            .actions(&partition())
-            .filter(|action| action.state.in_flight())
-            .count() as u64;
+        let in_flight = self.actions().filter(|action| action.state.in_flight()).count() as u64;
         assert_eq!(tenant.in_flight, in_flight, "places are counted exactly");
         for (id, held) in &tenant.entitlements {
             let of =
                 |action: &&Action| action.state.in_flight() && action.entitlement_id.as_ref() == Some(id);
-            let counted = self.memory.actions(&partition()).filter(of).count() as u64;
+            let counted = self.actions().filter(of).count() as u64;
             assert_eq!(held.in_flight, counted, "those of {id} too");
         }
         if tenant.lifecycle == Lifecycle::Decommissioned {
@@ -365,8 +370,7 @@ impl World {
 
     fn give_up_all(&mut self, way: Way) {
         let unfinished: Vec<ActionId> = self
-            .memory
-            .actions(&partition())
+            .actions()
             .filter(|action| action.state.in_flight())
             .map(|action| action.action_id.clone())
             .collect();
@@ -706,8 +710,7 @@ fn play(world: &mut World, does: Does, way: Way) {
         Does::Recount => {
             let Some(read) = world.tenant() else { return };
             let unfinished: Vec<Action> = world
-                .memory
-                .actions(&partition())
+                .actions()
                 .filter(|action| action.state.in_flight())
                 .cloned()
                 .collect();

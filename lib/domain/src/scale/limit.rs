@@ -8,7 +8,6 @@ pub const BASE_LIMIT: u64 = 10;
 
 /// How far a tenant's governor is scaled. A new generation begins with none of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
 pub struct Scale {
     /// Actions at one time, when it is not the base. The plans cap it wherever it is read.
     pub limit: Option<u64>,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use receipts::key::Signer;
-use receipts::ledger::{self, AppendError, Head, Sealed};
+use receipts::ledger::{self, AppendError, Appended, Head, Sealed};
 use uuid::Uuid;
 
 use super::{Account, Committed, DeliveryRecord, Keys, Plan};
@@ -19,13 +19,13 @@ const ITEMS: usize = 100;
 
 /// What is kept of one account.
 #[derive(Debug, Clone)]
-struct Kept {
-    tenant: Option<Tenant>,
-    head: Head,
-    actions: BTreeMap<ActionId, Action>,
+pub struct Kept {
+    pub tenant: Option<Tenant>,
+    pub head: Head,
+    pub actions: BTreeMap<ActionId, Action>,
     marks: BTreeMap<ActionId, Action>,
     once: BTreeSet<Uuid>,
-    ledger: Vec<Sealed>,
+    pub ledger: Vec<Sealed>,
 }
 
 impl Default for Kept {
@@ -90,20 +90,14 @@ impl Memory {
         }
     }
 
-    /// All actions of an account.
-    pub fn actions(&self, partition: &Partition) -> impl Iterator<Item = &Action> {
-        self.accounts
-            .get(partition)
-            .into_iter()
-            .flat_map(|kept| kept.actions.values())
+    /// What is kept of an account.
+    pub fn of(&self, partition: &Partition) -> Option<&Kept> {
+        self.accounts.get(partition)
     }
 
-    /// The receipts of an account, in order.
-    #[must_use]
-    pub fn ledger(&self, partition: &Partition) -> &[Sealed] {
-        self.accounts
-            .get(partition)
-            .map_or(&[], |kept| kept.ledger.as_slice())
+    /// What is kept of an account, to be written behind everybody's back.
+    pub fn of_mut(&mut self, partition: &Partition) -> &mut Kept {
+        self.accounts.entry(partition.clone()).or_default()
     }
 
     /// What of a plan's conditions does not hold, given what was read; `None` when it can be written.
@@ -161,7 +155,11 @@ impl Memory {
         plan: &Plan,
         now: Timestamp,
     ) -> Result<(Committed, bool), AppendError> {
-        let appended = ledger::append(&read.head, &plan.drafts, now, signer)?;
+        Ok(self.write(read, plan, ledger::append(&read.head, &plan.drafts, now, signer)?))
+    }
+
+    /// As [`Memory::commit`], of receipts that are chained already.
+    pub fn write(&mut self, read: &Account, plan: &Plan, appended: Appended) -> (Committed, bool) {
         let ids: BTreeSet<&ActionId> = plan.actions.iter().map(|action| &action.action_id).collect();
         assert_eq!(ids.len(), plan.actions.len(), "an item is written once");
         let items = plan.actions.len() * 2 + plan.drafts.len() + plan.once.len();
@@ -175,9 +173,9 @@ impl Memory {
         if mishap == Some(Mishap::Refused) || self.contradiction(read, plan).is_some() {
             account.head = appended.head;
             let sealed = appended.sealed;
-            return Ok((Committed { account, sealed }, false));
+            return (Committed { account, sealed }, false);
         }
-        let kept = self.accounts.entry(read.partition.clone()).or_default();
+        let kept = self.of_mut(&read.partition);
         if let Some(tenant) = &plan.tenant {
             kept.tenant = Some(tenant.clone());
             account.tenant = Some(tenant.clone());
@@ -214,6 +212,6 @@ impl Memory {
             account,
             sealed: appended.sealed,
         };
-        Ok((committed, mishap != Some(Mishap::AnswerLost)))
+        (committed, mishap != Some(Mishap::AnswerLost))
     }
 }

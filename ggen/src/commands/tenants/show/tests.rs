@@ -60,7 +60,10 @@ fn tenant() -> Value {
             "agreement-2": entitlement("basic", "suspended", "2026-10"),
         },
         "tombstones": {
-            "of": { "agreement-0": { "order": { "version": null, "at": "2026-11-20T00:00:00Z" } } },
+            "of": { "agreement-0": {
+                "order": { "version": null, "at": "2026-11-20T00:00:00Z" },
+                "usage": { "in_flight": 0, "month": "", "month_actions": 0 },
+            } },
             "all": { "version": 7, "at": "2026-11-19T00:00:00Z" },
         },
         "resources": {
@@ -70,6 +73,7 @@ fn tenant() -> Value {
             "mapping_id": "8f0a",
         },
         "tables": null,
+        "table_attempts": 0,
         "provisioning": {
             "entitlement_id": "agreement-3",
             "entitlement": entitlement("enterprise", "active", "2026-11"),
@@ -83,7 +87,7 @@ fn tenant() -> Value {
             "waited": false,
             "table_attempt": 1,
             "began_at": NOW,
-            "failure": { "step": "receipt_table", "reason": "LimitExceeded:\ntoo many tables", "lasting": false },
+            "failure": { "step": "receipt_table", "reason": "LimitExceeded:\ntoo many tables", "lasting": false, "undone": [] },
         },
         "deferred": [
             { "event": event(json!("cancelled")), "asked": asked("msg-4"), "received_at": NOW,

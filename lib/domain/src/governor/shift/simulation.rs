@@ -9,24 +9,27 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use domain::account::EntitlementId;
-use domain::action::{ActionEvent, ActionState, DEAD_LETTERED, MAX_DELIVERIES};
-use domain::admission::Enforcers;
-use domain::audit::ActionAudit;
-use domain::control::Control;
-use domain::signal::ActionId;
-use domain::tenant::Pace;
-use domain::transaction::{Account, Plan};
+use crate::account::EntitlementId;
+use crate::action::{Action, ActionEvent, ActionState, DEAD_LETTERED, MAX_DELIVERIES};
+use crate::admission::Enforcers;
+use crate::audit::ActionAudit;
+use crate::control::Control;
+use crate::names::Partition;
+use crate::signal::ActionId;
+use crate::tenant::{Pace, Tenant};
+use crate::transaction::memory::{Kept, Memory};
+use crate::transaction::{ATTEMPTS, Account, Keys, Plan, longest_wait};
 use jiff::{SignedDuration, Timestamp};
 use policy::enforcer::Enforcer;
 use proptest::prelude::*;
+use receipts::ledger::{Appended, Head};
 use receipts::receipt::{Draft, Payload, Receipt, Status};
 use serde_json::json;
 use uuid::Uuid;
 
 use super::{Chosen, Do, Effects, Shift, Source};
-use crate::batch::tests::{account, control, enforcer, loaded, message};
-use crate::batch::{Asked, Decided, Message, Run};
+use crate::governor::batch::tests::{account, control, enforcer, loaded, message};
+use crate::governor::batch::{Asked, Decided, Message, Run};
 
 /// How long a message stays hidden after a delivery, in milliseconds.
 const VISIBILITY: u64 = 30_000;
@@ -100,7 +103,7 @@ struct Governor {
 struct World {
     /// Milliseconds.
     now: u64,
-    table: Account,
+    tables: Memory,
     ledger: Vec<Draft>,
     control: Control,
     queue: Vec<Letter>,
@@ -130,20 +133,23 @@ struct World {
 /// Whose signals, how each is taken, how often undoing it fails, and how long its handler takes, in milliseconds.
 type Signals<'a> = &'a [(Manner, u32, u64)];
 
+static PARTITION: LazyLock<Partition> = LazyLock::new(|| Partition::from_key("c".to_owned()));
+
 fn action_id(n: usize) -> ActionId {
     ActionId::try_from(format!("a-{n}")).unwrap()
 }
 
 impl World {
     fn new(signals: Signals<'_>, concurrent: u64, monthly: u64, governors: usize) -> Self {
-        let mut table = account(&ENFORCER, concurrent);
-        let tenant = table.tenant.as_mut().unwrap();
+        let mut tables = Memory::default();
+        let mut tenant = account(&ENFORCER, concurrent).tenant.unwrap();
         tenant.scale.floor = Some(concurrent);
         tenant.resources.queue_url = "queue".to_owned();
         for held in tenant.entitlements.values_mut() {
             held.quota.monthly_actions = monthly;
         }
         let pace = tenant.pace();
+        tables.of_mut(&PARTITION).tenant = Some(tenant);
         let letter = |n: usize| {
             let mut message = message(
                 &ENFORCER,
@@ -161,7 +167,7 @@ impl World {
         };
         Self {
             now: 0,
-            table,
+            tables,
             ledger: Vec::new(),
             control: control(),
             queue: (0..signals.len()).map(letter).collect(),
@@ -196,69 +202,76 @@ impl World {
         Uuid::from_u128(self.next_id)
     }
 
-    /// What a governor reads: tenant, head, and the actions that it asks for.
-    fn read(&self, actions: &[ActionId]) -> Account {
-        let mut head = self.table.head.clone();
-        head.size = self.ledger.len() as u64;
-        let known = |id: &ActionId| Some((id.clone(), self.table.actions.get(id)?.clone()));
-        Account {
-            tenant: self.table.tenant.clone(),
-            head,
-            actions: actions.iter().filter_map(known).collect(),
-            ..Account::unknown(&self.table.partition)
-        }
+    fn table(&self) -> &Kept {
+        self.tables.of(&PARTITION).unwrap()
     }
 
-    /// Writes a plan on the conditions that the tables put on it; says whether they held.
-    fn write(&mut self, read: &Account, plan: &Plan) -> bool {
-        let revision = |account: &Account| account.tenant.as_ref().map(|tenant| tenant.revision);
-        let state = |account: &Account, id: &ActionId| {
-            let action = account.actions.get(id);
-            action.map(|action| (action.state, action.owner))
+    fn tenant(&mut self) -> &mut Tenant {
+        self.tables.of_mut(&PARTITION).tenant.as_mut().unwrap()
+    }
+
+    /// What a governor reads: tenant, head, and the actions that it asks for.
+    fn read(&self, actions: Vec<ActionId>) -> Account {
+        let actions = actions.into_iter().collect();
+        self.tables.load(
+            &PARTITION,
+            &Keys {
+                actions,
+                ..Keys::default()
+            },
+        )
+    }
+
+    /// Writes a plan on the conditions that the tables put on it; tells the account afterwards, `None` when others were first.
+    /// Receipts are counted, and neither chained nor signed: that is another test's.
+    fn write(&mut self, read: &Account, plan: &Plan) -> Option<Account> {
+        let size = read.head.size + plan.drafts.len() as u64;
+        let head = Head {
+            size,
+            ..read.head.clone()
         };
-        let tenant = plan.tenant.is_some() || !plan.drafts.is_empty();
-        let stands = (!tenant || revision(&self.table) == revision(read))
-            && (plan.drafts.is_empty() || self.ledger.len() as u64 == read.head.size)
-            && plan
+        let claimed = |action: &&Action| {
+            let before = self
+                .table()
                 .actions
-                .iter()
-                .all(|action| state(&self.table, &action.action_id) == state(read, &action.action_id));
-        if !stands {
-            return false;
-        }
-        let ids: BTreeSet<&ActionId> = plan.actions.iter().map(|action| &action.action_id).collect();
-        assert_eq!(ids.len(), plan.actions.len(), "an item is written once");
-        assert!(
-            plan.actions.len() * 2 + plan.drafts.len() < 97,
-            "a transaction takes a hundred items"
+                .get(&action.action_id)
+                .map(|action| action.state);
+            action.state == ActionState::Running && before != Some(ActionState::Running)
+        };
+        let claimed: Vec<ActionId> = plan
+            .actions
+            .iter()
+            .filter(claimed)
+            .map(|a| a.action_id.clone())
+            .collect();
+        let (committed, stands) = self.tables.write(
+            read,
+            plan,
+            Appended {
+                head,
+                sealed: Vec::new(),
+            },
         );
-        if let Some(tenant) = &plan.tenant {
-            assert_eq!(tenant.revision, read.tenant.as_ref().unwrap().revision + 1);
-            self.table.tenant = Some(tenant.clone());
+        if !stands {
+            return None;
         }
-        for action in &plan.actions {
-            let id = &action.action_id;
-            let before = self.table.actions.get(id).map(|action| action.state);
-            if action.state == ActionState::Running && before != Some(ActionState::Running) {
-                self.claims += 1;
-                self.claimed_at.insert(id.clone(), self.now);
-            }
-            self.table.actions.insert(id.clone(), action.clone());
-        }
+        self.claims += claimed.len() as u64;
+        self.claimed_at
+            .extend(claimed.into_iter().map(|id| (id, self.now)));
         self.ledger.extend(plan.drafts.iter().cloned());
-        let written = plan.tenant.is_some() || !plan.drafts.is_empty() || !plan.actions.is_empty();
-        self.written += u64::from(written);
-        if written && self.manners.len() < 100 {
+        self.written += u64::from(!plan.is_empty());
+        if !plan.is_empty() && self.manners.len() < 100 {
             self.hold();
         }
-        !(written && std::mem::take(&mut self.misheard))
+        let misheard = !plan.is_empty() && std::mem::take(&mut self.misheard);
+        (!misheard).then_some(committed.account)
     }
 
     /// What must be true of the table after each write.
     fn hold(&self) {
-        let tenant = self.table.tenant.as_ref().unwrap();
+        let tenant = self.table().tenant.as_ref().unwrap();
         let in_flight = self
-            .table
+            .table()
             .actions
             .values()
             .filter(|a| a.state.in_flight())
@@ -266,7 +279,7 @@ impl World {
         assert_eq!(tenant.in_flight, in_flight, "places are counted exactly");
         let held: u64 = tenant.entitlements.values().map(|held| held.in_flight).sum();
         assert_eq!(held, in_flight);
-        let quota = |of: fn(&domain::entitlement::Entitlement) -> u64| -> u64 {
+        let quota = |of: fn(&crate::entitlement::Entitlement) -> u64| -> u64 {
             tenant.entitlements.values().map(of).sum()
         };
         let left: u64 = tenant
@@ -383,7 +396,7 @@ impl World {
     }
 
     /// A call begins: what the handler does it does at once, and says later.
-    fn call(&mut self, index: usize, action: domain::action::Action) -> Call {
+    fn call(&mut self, index: usize, action: Action) -> Call {
         let id = action.action_id.clone();
         let now = self.time();
         let mut run = Run::new(action);
@@ -393,7 +406,7 @@ impl World {
             let event = self.act(&id);
             run.take(&event, self.id(), 1, now).unwrap();
             lasts = match manner {
-                Manner::Late | Manner::Silent => domain::action::DEADLINE_MS,
+                Manner::Late | Manner::Silent => crate::action::DEADLINE_MS,
                 _ => takes,
             };
         }
@@ -467,7 +480,7 @@ impl World {
                 Do::Commit => {
                     let chosen = governor.shift.choose();
                     if let Some(actions) = governor.shift.to_read(&chosen) {
-                        governor.shift.read(self.read(&actions));
+                        governor.shift.read(self.read(actions));
                     }
                     let account = governor.shift.account().unwrap().clone();
                     governor.midst = Midst::Read(chosen, Box::new(account));
@@ -521,19 +534,13 @@ impl World {
             governor.shift.failed(&chosen);
             return Some(50);
         }
-        if !self.write(read, &decided.plan) {
+        let Some(account) = self.write(read, &decided.plan) else {
             let lost = governor.shift.outrun(elapsed, |lost| {
-                Duration::from_millis(aws::store::longest_wait(lost) * u64::from(lost * 7 % 10) / 10)
+                Duration::from_millis(longest_wait(lost) * u64::from(lost * 7 % 10) / 10)
             });
-            assert!(lost < aws::store::ATTEMPTS, "others are not always first");
+            assert!(lost < ATTEMPTS, "others are not always first");
             return Some(10);
-        }
-        let mut account = read.clone();
-        account.head.size += decided.plan.drafts.len() as u64;
-        account.tenant = decided.plan.tenant.clone().or(account.tenant);
-        for action in &decided.plan.actions {
-            account.actions.insert(action.action_id.clone(), action.clone());
-        }
+        };
         let effects = governor.shift.written(&chosen, &decided, account, elapsed, 0.5);
         for index in effects.calls.clone() {
             let id = governor.shift.message(index).unwrap().action_id().clone();
@@ -595,7 +602,7 @@ impl World {
 
     /// What must be true in the end.
     fn judge(&self) {
-        let tenant = self.table.tenant.as_ref().unwrap();
+        let tenant = self.table().tenant.as_ref().unwrap();
         assert_eq!(tenant.in_flight, 0, "no place is lost");
         let mut audit = ActionAudit::new();
         for (seq, draft) in self.ledger.iter().enumerate() {
@@ -617,7 +624,7 @@ impl World {
         }
         let mut ended = (0, 0);
         for id in self.manners.keys() {
-            let action = &self.table.actions[id];
+            let action = &self.table().actions[id];
             audit.action(action, late).unwrap();
             let work = self.handler.get(id).copied().unwrap_or_default();
             assert_eq!(
@@ -768,7 +775,7 @@ fn a_crash_after_each_step_leaves_one_end() {
         let mut story = vec![Happens::Step(0); steps];
         story.push(Happens::Crash(0));
         let world = play(&[QUICK], 1, 10, &story);
-        let ended: Vec<_> = world.table.actions.values().map(|a| a.state).collect();
+        let ended: Vec<_> = world.table().actions.values().map(|a| a.state).collect();
         assert_eq!(ended, [expected], "after {steps} steps");
     }
 }
@@ -805,14 +812,14 @@ fn a_late_success_does_not_win() {
 #[test]
 fn a_signal_that_never_finds_a_place_is_escalated() {
     let mut world = World::new(&[QUICK], 1, 10, 1);
-    let tenant = world.table.tenant.as_mut().unwrap();
+    let tenant = world.tenant();
     let held = tenant.entitlements.values_mut().next().unwrap();
     held.in_flight = 1;
     held.month_actions = 1;
     tenant.in_flight = 1;
     world.claims = 1;
-    world.table.actions.insert(action_id(7), {
-        let mut other = domain::action::Action::pending(action_id(7), "t", "", Timestamp::UNIX_EPOCH);
+    world.tables.of_mut(&PARTITION).actions.insert(action_id(7), {
+        let mut other = Action::pending(action_id(7), "t", "", Timestamp::UNIX_EPOCH);
         other.state = ActionState::Running;
         other
     });
@@ -821,7 +828,7 @@ fn a_signal_that_never_finds_a_place_is_escalated() {
         world.step(0, false);
     }
     assert_eq!(world.ledger[0].payload.operation(), "action_failed");
-    let action = &world.table.actions[&action_id(0)];
+    let action = &world.table().actions[&action_id(0)];
     assert_eq!(action.resumes_at(), Some(ActionState::Pending));
     assert_eq!(action.escalation.as_ref().unwrap().error_code, DEAD_LETTERED);
     assert!(action.parameters.is_some(), "it can be taken up again");
@@ -847,15 +854,15 @@ impl World {
     /// Whether a signal waits for a place that it could have: `of` says which signals could.
     fn waits(&self, of: impl Fn(&Message) -> bool) -> bool {
         self.queue.iter().any(|letter| {
-            let action = self.table.actions.get(letter.message.action_id());
+            let action = self.table().actions.get(letter.message.action_id());
             !letter.orphaned && action.is_none() && of(&letter.message)
         })
     }
 
     fn watch(&self, clock: &mut Clock) {
-        let tenant = self.table.tenant.as_ref().unwrap();
+        let tenant = self.table().tenant.as_ref().unwrap();
         let settled = |letter: &&Letter| {
-            let action = self.table.actions.get(letter.message.action_id());
+            let action = self.table().actions.get(letter.message.action_id());
             action.is_some_and(|action| action.state.is_final())
         };
         let settled = self.queue.iter().filter(settled).count() as u64;
@@ -1040,7 +1047,7 @@ fn drain_through(signals: Signals<'_>, places: u64, story: &[(u64, Meanwhile)]) 
             match what {
                 Meanwhile::Crash(which) => world.crash(which),
                 Meanwhile::Places(places) => {
-                    let tenant = world.table.tenant.as_mut().unwrap();
+                    let tenant = world.tenant();
                     tenant.scale.floor = Some(places);
                     for held in tenant.entitlements.values_mut() {
                         held.quota.concurrent_actions = places;
@@ -1121,18 +1128,24 @@ fn what_frees_a_place_is_found_behind_a_backlog() {
         world.now = 60_000;
         let held = EntitlementId::parse("s").unwrap();
         for n in BACKLOG..BACKLOG + dead {
-            let claimed = domain::action::Action {
+            let claimed = Action {
                 state: ActionState::Running,
                 entitlement_id: Some(held.clone()),
-                ..domain::action::Action::pending(action_id(n), "restart-service", "", Timestamp::UNIX_EPOCH)
+                ..Action::pending(action_id(n), "restart-service", "", Timestamp::UNIX_EPOCH)
             };
-            world.table.actions.insert(action_id(n), claimed);
+            world
+                .tables
+                .of_mut(&PARTITION)
+                .actions
+                .insert(action_id(n), claimed);
         }
         let until = Timestamp::from_second(20).unwrap();
-        let tenant = world.table.tenant.take().unwrap();
-        let mut tenant = tenant.claimed(&[(held.clone(), places)].into(), Timestamp::UNIX_EPOCH, until);
+        let mut tenant =
+            world
+                .tenant()
+                .claimed(&[(held.clone(), places)].into(), Timestamp::UNIX_EPOCH, until);
         tenant.revision = 0;
-        world.table.tenant = Some(tenant);
+        *world.tenant() = tenant;
         world.claims = places;
         let work = 60_000 + (BACKLOG as u64).div_ceil(places) * (300 + 60);
         world.drain(|_| {});
@@ -1158,7 +1171,7 @@ fn check_full_entitlement(backlog: usize, places: u64, milliseconds: u64, limit:
     const OTHERS: usize = 40;
     let signals = vec![(Manner::Quick, 0, milliseconds); backlog + OTHERS];
     let mut world = World::new(&signals, limit, 1_000_000, MOST_GOVERNORS);
-    let tenant = world.table.tenant.as_mut().unwrap();
+    let tenant = world.tenant();
     let (_, held) = tenant.entitlements.pop_first().unwrap();
     for (name, places) in [("narrow", places), ("wide", limit)] {
         let mut held = held.clone();

@@ -17,17 +17,19 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use domain::account::EntitlementId;
-use domain::action::{DEADLINE_MS, IllegalTransition};
-use domain::admission::Enforcers;
-use domain::control::Control;
-use domain::signal::ActionId;
-use domain::tenant::{Lifecycle, Pace};
-use domain::transaction::Account;
+use crate::account::EntitlementId;
+use crate::action::{DEADLINE_MS, IllegalTransition};
+use crate::admission::Enforcers;
+use crate::control::Control;
+use crate::signal::ActionId;
+use crate::tenant::{Lifecycle, Pace};
+use crate::transaction::Account;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::batch::{BUSY_SECONDS, Decided, Fate, Full, Group, InHand, Message, Over, RENEWED_AT, Run, Step};
+use crate::governor::batch::{
+    BUSY_SECONDS, Decided, Fate, Full, Group, InHand, Message, Over, RENEWED_AT, Run, Step,
+};
 
 /// How long an outcome waits for others, so that they share a transaction: a transaction of one costs 12 write units, one of
 /// ten 66.

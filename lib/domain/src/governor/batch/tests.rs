@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use domain::account::{AccountId, PlanType, SkuId};
-use domain::control::Switches;
-use domain::entitlement::{Entitlement, EventOrder, Isolation, Offer};
-use domain::entitlement::{PolicyPin, Quota};
-use domain::names::Partition;
-use domain::tenant::{Lifecycle, Tenant};
+use crate::account::{AccountId, PlanType, SkuId};
+use crate::control::Switches;
+use crate::entitlement::{Entitlement, EventOrder, Isolation, Offer};
+use crate::entitlement::{PolicyPin, Quota};
+use crate::names::Partition;
+use crate::tenant::{Lifecycle, Tenant};
 use policy::enforcer::Enforcer;
 use serde_json::json;
 
 use super::*;
 
-const POLICY: &str = include_str!("../../../../policies/marketplace-sku-456/professional.yaml");
+const POLICY: &str = include_str!("../../../../../policies/marketplace-sku-456/professional.yaml");
 
 pub(crate) fn enforcer() -> Enforcer {
     Enforcer::load(&policy::compile(POLICY).unwrap().bytes).unwrap()
@@ -325,7 +325,8 @@ fn malformed_messages_and_missing_tenants_are_refused() {
 
 #[test]
 fn the_sample_event_asks_the_github_tenant_for_an_action_of_its_policy() {
-    let event: Value = serde_json::from_str(include_str!("../../../../events/governor/signal.json")).unwrap();
+    let event: Value =
+        serde_json::from_str(include_str!("../../../../../events/governor/signal.json")).unwrap();
     let record = &event["Records"][0];
     let signal = Signal::parse(record["body"].as_str().unwrap()).unwrap();
     let queue = record["eventSourceARN"]
@@ -334,12 +335,15 @@ fn the_sample_event_asks_the_github_tenant_for_an_action_of_its_policy() {
         .rsplit(':')
         .next()
         .unwrap();
-    assert!(domain::names::queue_belongs_to(
+    assert!(crate::names::queue_belongs_to(
         queue,
         "governor",
         &signal.account_id
     ));
-    let basic = policy::compile(include_str!("../../../../policies/github-marketplace/basic.yaml")).unwrap();
+    let basic = policy::compile(include_str!(
+        "../../../../../policies/github-marketplace/basic.yaml"
+    ))
+    .unwrap();
     assert_eq!(signal.policy_hash, basic.hash);
     let enforcer = Enforcer::load(&basic.bytes).unwrap();
     let decided = enforcer.decide(signal.account_id.as_str(), &signal.template, &signal.parameters);

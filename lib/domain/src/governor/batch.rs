@@ -5,19 +5,19 @@
 
 use std::collections::BTreeSet;
 
-use domain::account::EntitlementId;
-use domain::action::{
+use crate::account::EntitlementId;
+use crate::action::{
     Action, ActionEvent, ActionState, DEAD_LETTERED, IllegalTransition, LEASE_SECONDS, MAX_DELIVERIES,
     Standing, standing,
 };
-use domain::admission::{self, Enforcers, LetThrough, admit};
-use domain::control::Control;
-use domain::entitlement::Entitlement;
-use domain::gate::{RefusalCode, Verdict};
-use domain::names::printable;
-use domain::signal::{ActionId, Signal};
-use domain::tenant::{LastClaim, Released, Tenant};
-use domain::transaction::{Account, Plan};
+use crate::admission::{self, Enforcers, LetThrough, admit};
+use crate::control::Control;
+use crate::entitlement::Entitlement;
+use crate::gate::{RefusalCode, Verdict};
+use crate::names::printable;
+use crate::signal::{ActionId, Signal};
+use crate::tenant::{LastClaim, Released, Tenant};
+use crate::transaction::{Account, Plan};
 use jiff::{SignedDuration, Timestamp};
 use receipts::receipt::Payload;
 use serde_json::{Map, Value};
