@@ -35,7 +35,7 @@ impl<'a> Copy<'a> {
         Copy { world, name }
     }
 
-    /// Invokes it with a delivery; the answer, or what Lambda says of a function that did not start.
+    /// Invokes it with a delivery; the answer, or what Lambda says of a function that failed.
     async fn deliver(&self, account: &str, secret: &str) -> Result<(u64, Value), Value> {
         let (id, now) = (unique("msg"), Timestamp::now());
         let body = created(account, SKU, PLAN).to_string();
@@ -94,9 +94,9 @@ async fn both_secrets_count_while_one_is_rotated() {
     function.gone().await;
 }
 
-/// A function that is configured with a secret that would accept anybody does not start.
+/// A function that is configured with a secret that would accept anybody serves nothing.
 #[tokio::test]
-async fn a_secret_that_would_accept_anybody_is_not_started_with() {
+async fn a_secret_that_would_accept_anybody_is_not_served_with() {
     let world = alongside().await;
     let empty: String = ["whsec", "_"].concat();
     for value in [
@@ -109,7 +109,9 @@ async fn a_secret_that_would_accept_anybody_is_not_started_with() {
         let function = Copy::with_secret(&world, &secret).await;
         let account = unique("not-started");
         let refused = function.deliver(&account, OLD).await;
-        assert!(refused.is_err(), "{value:?}: {refused:?}");
+        let refused = refused.unwrap_err();
+        let told = refused["errorMessage"].as_str().unwrap();
+        assert!(told.contains(&secret), "{value:?}: {refused}");
         assert_eq!(world.table_items(&account).await, 0, "{value:?}");
         function.gone().await;
     }

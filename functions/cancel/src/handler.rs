@@ -153,13 +153,10 @@ pub enum StartError {
     /// The governor's ARN is not one.
     #[error(transparent)]
     Queues(#[from] QueueError),
-    /// A webhook's secret would accept anybody.
-    #[error(transparent)]
-    Secrets(#[from] SecretsError),
 }
 
 impl Cancel {
-    /// Reads the environment, makes the clients, and looks at the webhooks' secrets.
+    /// Reads the environment, makes the clients, and begins to read the webhooks' secrets.
     ///
     /// # Errors
     /// [`StartError`] naming what is missing or makes no sense.
@@ -173,7 +170,6 @@ impl Cancel {
         let sdk = clients::load().await;
         let s3 = clients::s3(&sdk);
         let webhooks = Webhooks::from_env(Secrets::new(&sdk), "cancel")?;
-        webhooks.check_secrets().await?;
         Ok(Self {
             webhooks,
             archives: Archives::new(Log::from_env(s3.clone())?),
@@ -203,13 +199,15 @@ impl Cancel {
     /// Answers one event: a queue's batch or an HTTP request.
     ///
     /// # Errors
-    /// When the event is neither, or the answer cannot be written as JSON.
+    /// When the event is neither, or the answer cannot be written as JSON. When a webhook's secret would accept anybody: no
+    /// delivery is looked at.
     pub async fn handle(&self, event: Value) -> Result<Value, Error> {
         if event.get("Records").is_some() {
             return Ok(serde_json::to_value(
                 self.work(serde_json::from_value(event)?).await,
             )?);
         }
+        self.webhooks.ready().await?;
         let answered = match http::request(event) {
             Ok(request) => self.receive(&request).await,
             Err(problem) => Err(problem),

@@ -51,9 +51,6 @@ pub enum StartError {
     /// The governor's ARN is not one.
     #[error(transparent)]
     Queues(#[from] QueueError),
-    /// A webhook's secret would accept anybody.
-    #[error(transparent)]
-    Secrets(#[from] SecretsError),
 }
 
 /// A request to go on with what an earlier run left: `{"resume": {"account_id": …}}`.
@@ -80,10 +77,10 @@ struct Resumed {
 }
 
 impl Entitlement {
-    /// Reads the environment, makes the clients, and looks at the webhooks' secrets.
+    /// Reads the environment, makes the clients, and begins to read the webhooks' secrets.
     ///
     /// # Errors
-    /// [`StartError`] naming what is missing, or the secret that must not be used.
+    /// [`StartError`] naming what is missing.
     pub async fn from_env() -> Result<Self, StartError> {
         let stack = Stack::from_env()?;
         let bucket = config::required(config::REGISTRY_BUCKET)?;
@@ -92,7 +89,6 @@ impl Entitlement {
         let decommission_queue = config::required(config::DECOMMISSION_QUEUE_URL)?;
         let sdk = clients::load().await;
         let webhooks = Webhooks::from_env(Secrets::new(&sdk), "entitlement")?;
-        webhooks.check_secrets().await?;
         Ok(Self {
             webhooks,
             signing_key: stack.signing_key_secret.clone(),
@@ -116,12 +112,14 @@ impl Entitlement {
     /// Answers one event: an HTTP request, or a request to go on.
     ///
     /// # Errors
-    /// When a request to go on could not be carried out: whoever asks, asks again.
+    /// When a request to go on could not be carried out: whoever asks, asks again. When a webhook's secret would accept
+    /// anybody: no delivery is looked at.
     pub async fn handle(&self, event: Value) -> Result<Value, Error> {
         if let Some(asked) = event.get("resume") {
             let asked = Resume::deserialize(asked)?;
             return Ok(serde_json::to_value(Box::pin(self.resume(&asked)).await?)?);
         }
+        self.webhooks.ready().await?;
         let answered = match http::request(event) {
             Ok(request) => Box::pin(self.receive(&request)).await,
             Err(problem) => Err(problem),

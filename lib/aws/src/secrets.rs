@@ -1,6 +1,7 @@
 //! Secrets, from Secrets Manager only, kept for five minutes.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use aws_sdk_secretsmanager::Client;
@@ -8,7 +9,6 @@ use aws_sdk_secretsmanager::operation::get_secret_value::{GetSecretValueError, G
 use domain::webhook::signature::{Secret, SecretError};
 use jiff::Timestamp;
 use receipts::key::Signer;
-use tokio::sync::Mutex;
 use tracing::warn;
 
 use crate::clients::explain;
@@ -74,8 +74,42 @@ pub enum SecretsError {
 /// Reads secrets and keeps them for a while.
 pub struct Secrets {
     client: Client,
-    kept: Mutex<HashMap<String, (Instant, String)>>,
-    staged: Mutex<HashMap<String, (Instant, Staged)>>,
+    current: Kept<String>,
+    staged: Kept<Staged>,
+}
+
+/// What was read of each secret, by its id.
+struct Kept<T>(Mutex<HashMap<String, Arc<Slot<T>>>>);
+
+/// What was read of one secret, and when. Whoever reads it holds the lock: others wait for the same answer.
+type Slot<T> = tokio::sync::Mutex<Option<(Instant, T)>>;
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        Self(Mutex::new(HashMap::new()))
+    }
+}
+
+impl<T: Clone> Kept<T> {
+    async fn get<E>(&self, id: &str, read: impl AsyncFnOnce() -> Result<T, E>) -> Result<T, E> {
+        let slot = {
+            let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(slots.entry(id.to_owned()).or_default())
+        };
+        let mut kept = slot.lock().await;
+        if let Some((at, value)) = &*kept
+            && at.elapsed() < KEEP
+        {
+            return Ok(value.clone());
+        }
+        let value = read().await?;
+        *kept = Some((Instant::now(), value.clone()));
+        Ok(value)
+    }
+
+    fn forget(&self, id: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
 }
 
 /// The current version of a secret and the previous one, where there are any.
@@ -87,18 +121,16 @@ impl Secrets {
     pub fn new(sdk: &aws_config::SdkConfig) -> Self {
         Self {
             client: Client::new(sdk),
-            kept: Mutex::new(HashMap::new()),
-            staged: Mutex::new(HashMap::new()),
+            current: Kept::default(),
+            staged: Kept::default(),
         }
     }
 
     async fn text(&self, id: &str) -> Result<String, SecretsError> {
-        let mut kept = self.kept.lock().await;
-        if let Some((at, text)) = kept.get(id)
-            && at.elapsed() < KEEP
-        {
-            return Ok(text.clone());
-        }
+        self.current.get(id, async || self.read_text(id).await).await
+    }
+
+    async fn read_text(&self, id: &str) -> Result<String, SecretsError> {
         let answer = self
             .client
             .get_secret_value()
@@ -110,11 +142,8 @@ impl Secrets {
                 detail: explain(&e),
             })?;
         let text = answer.secret_string().filter(|text| !text.trim().is_empty());
-        let text = text
-            .ok_or_else(|| SecretsError::Empty { id: id.to_owned() })?
-            .to_owned();
-        kept.insert(id.to_owned(), (Instant::now(), text.clone()));
-        Ok(text)
+        text.map(str::to_owned)
+            .ok_or_else(|| SecretsError::Empty { id: id.to_owned() })
     }
 
     /// The secret shared with the action handler.
@@ -154,14 +183,19 @@ impl Secrets {
         Ok(secrets)
     }
 
+    /// Reads what [`Secrets::shared_with_sender`] gives, for whoever asks for it later.
+    pub async fn begin(&self, id: &str) {
+        if let Err(e) = self.staged(id).await {
+            warn!(error = %e, "secret not read yet");
+        }
+    }
+
     /// The current version and, for a day after that one was put, the one before it. Both are kept for a while.
     async fn staged(&self, id: &str) -> Result<Staged, SecretsError> {
-        let mut kept = self.staged.lock().await;
-        if let Some((at, staged)) = kept.get(id)
-            && at.elapsed() < KEEP
-        {
-            return Ok(staged.clone());
-        }
+        self.staged.get(id, async || self.read_staged(id).await).await
+    }
+
+    async fn read_staged(&self, id: &str) -> Result<Staged, SecretsError> {
         let (current, previous) = tokio::join!(self.version(id, CURRENT), self.version(id, PREVIOUS));
         let current = current?;
         // A secret that was rotated because it leaked must not count for ever.
@@ -169,9 +203,7 @@ impl Secrets {
         let rotating =
             since.is_none_or(|since| Timestamp::now().as_second() - since.secs() < ROTATION_SECONDS);
         let text = |version: Option<GetSecretValueOutput>| version.and_then(|version| version.secret_string);
-        let staged = (text(current), text(previous?).filter(|_| rotating));
-        kept.insert(id.to_owned(), (Instant::now(), staged.clone()));
-        Ok(staged)
+        Ok((text(current), text(previous?).filter(|_| rotating)))
     }
 
     /// The key that signs receipts.
@@ -271,7 +303,7 @@ impl Secrets {
             .send()
             .await
             .map_err(|e| change(OPERATION, id, &e))?;
-        self.kept.lock().await.remove(id);
+        self.current.forget(id);
         Ok(())
     }
 

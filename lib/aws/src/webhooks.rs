@@ -1,6 +1,7 @@
 //! Webhooks at the door: who posts, is it authentic, what does it say.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use domain::provisioning::DeliveryRef;
 use domain::webhook::DeliveryId;
@@ -10,6 +11,7 @@ use domain::webhook::provider::Provider;
 use domain::webhook::providers::{PROVIDERS, at_path};
 use domain::webhook::signature::SignatureError;
 use jiff::Timestamp;
+use tokio::sync::OnceCell;
 use tracing::{error, warn};
 
 use crate::config::{self, ConfigError};
@@ -20,9 +22,11 @@ use crate::telemetry;
 
 /// Checks and reads deliveries.
 pub struct Webhooks {
-    secrets: Secrets,
+    secrets: Arc<Secrets>,
     /// Ids of the providers' secrets, by provider.
     secret_ids: BTreeMap<&'static str, String>,
+    /// Set once no secret is one that must not be used.
+    checked: OnceCell<()>,
     function: &'static str,
 }
 
@@ -63,9 +67,16 @@ impl Webhooks {
             let first = PROVIDERS.first().map_or("", |provider| provider.secret_variable);
             return Err(ConfigError::Missing(first));
         }
+        let secrets = Arc::new(secrets);
+        for id in secret_ids.values() {
+            let (secrets, id) = (Arc::clone(&secrets), id.clone());
+            // The first delivery finds them read, or waits for the same answers. What fails here fails there again.
+            tokio::spawn(async move { secrets.begin(&id).await });
+        }
         Ok(Self {
             secrets,
             secret_ids,
+            checked: OnceCell::new(),
             function,
         })
     }
@@ -76,12 +87,19 @@ impl Webhooks {
         &self.secrets
     }
 
-    /// Looks at every secret that has a value: one that would accept anybody must not even start to be used. Secrets that
+    /// Looks once at every secret that has a value: while one of them would accept anybody, nothing is served. Secrets that
     /// cannot be read now are read when they are needed.
     ///
     /// # Errors
     /// [`SecretsError::Webhook`] naming the secret that cannot be used.
-    pub async fn check_secrets(&self) -> Result<(), SecretsError> {
+    pub async fn ready(&self) -> Result<(), SecretsError> {
+        self.checked
+            .get_or_try_init(|| self.check_secrets())
+            .await
+            .copied()
+    }
+
+    async fn check_secrets(&self) -> Result<(), SecretsError> {
         for provider in PROVIDERS {
             let Some(id) = self.secret_ids.get(provider.name) else {
                 continue;
