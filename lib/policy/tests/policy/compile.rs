@@ -1,6 +1,6 @@
 //! The compiler: golden output, and the same output for files that mean the same.
 
-use policy::{Enforcer, Ontology};
+use policy::{Compiled, Enforcer, Ontology};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -26,6 +26,22 @@ fn golden_bundle() {
         format!("{}\n{}", compiled.hash, compiled.ontology_hash)
     );
     insta::assert_snapshot!("professional_bundle", String::from_utf8(compiled.bytes).unwrap());
+}
+
+/// Deployed tenants are pinned to these: no change of the compiler may rename a policy.
+#[test]
+fn golden_hashes() {
+    let samples = [PROFESSIONAL, PROFESSIONAL_NEXT, BASIC, PREMIUM, RICH];
+    let hashes = samples.map(|yaml| {
+        let Compiled {
+            bundle,
+            hash,
+            ontology_hash,
+            ..
+        } = compiled(yaml);
+        format!("{} {} {hash} {ontology_hash}", bundle.plan_type, bundle.version)
+    });
+    insta::assert_snapshot!("sample_hashes", hashes.join("\n"));
 }
 
 #[test]
