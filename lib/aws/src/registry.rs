@@ -11,7 +11,7 @@ use domain::entitlement::{Isolation, Offer};
 use domain::entitlement::{PolicyPin, Quota};
 use domain::names;
 use domain::webhook::event::PlanReference;
-use policy::compile::Bundle;
+use policy::bundle::Bundle;
 use policy::enforcer::{BundleError, Enforcer};
 use policy::ontology;
 use serde::{Deserialize, Serialize};

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use policy::enforcer::{Decision, Enforcer};
+use policy::{Decision, Enforcer};
 
 use crate::account::EntitlementId;
 use crate::control::Control;

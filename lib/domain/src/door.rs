@@ -19,7 +19,7 @@
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use policy::enforcer::PARAMETER_SCHEMA;
+use policy::decision::PARAMETER_SCHEMA;
 use receipts::receipt::{Draft, Payload};
 use serde::Deserialize;
 use serde_json::{Map, Value};

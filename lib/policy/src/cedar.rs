@@ -1,6 +1,6 @@
 //! Cedar: writing the schema Σ and the policies, and reading them back strictly checked.
 //!
-//! Names reach the text only after [`document`](crate::document) has limited their letters, and every name or value is
+//! Names reach the text only after the reader of policy files has limited their letters, and every name or value is
 //! written through [`quoted`], as a string literal, so no policy file can add Cedar of its own.
 
 use std::collections::BTreeSet;
@@ -12,7 +12,8 @@ use cedar_policy::{
     PolicySetError, Schema, ValidationMode, Validator,
 };
 
-use crate::compile::PolicyText;
+use crate::bundle::PolicyText;
+use crate::decision::permit_id;
 use crate::ontology::{ActionSpec, ApprovalRule, Condition, Literal, Ontology, ParameterSpec, Requirement};
 
 pub(crate) const TENANT: &str = "Tenant";
@@ -64,11 +65,6 @@ pub enum CedarError {
         /// Why not.
         source: Box<ParseErrors>,
     },
-}
-
-/// Id of the `permit` of an action; the colon keeps it apart from every rule a policy can name.
-pub(crate) fn permit_id(template: &str) -> String {
-    format!("permit:{template}")
 }
 
 /// Id of the resource every request of a plan names.

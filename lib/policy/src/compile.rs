@@ -3,63 +3,10 @@
 //! A bundle is the canonical JSON (RFC 8785) of [`Bundle`] and its name is the SHA-256 of those bytes, so the same
 //! ontology compiles to the same name wherever and whenever it is compiled.
 
-use semver::Version;
-use serde::{Deserialize, Serialize};
-
+use crate::bundle::{BUNDLE_FORMAT, Bundle, COMPILER_VERSION, MAX_BUNDLE_BYTES};
+use crate::canonical::sha256_hex;
 use crate::cedar::{self, CedarError};
-use crate::ontology::{ActionSpec, Alias, Isolation, Ontology, OntologyError, Quota};
-use crate::sha256_hex;
-
-/// Version of the bundle's shape; an enforcer loads this one only.
-pub const BUNDLE_FORMAT: u32 = 1;
-/// Version of the compiler, recorded in every bundle.
-pub const COMPILER_VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Largest bundle, in bytes: the compiler writes none larger, the enforcer reads none.
-pub const MAX_BUNDLE_BYTES: usize = 1024 * 1024;
-
-/// The enforcer A = μ(O) as stored: everything a governor needs to decide.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Bundle {
-    /// [`BUNDLE_FORMAT`].
-    pub format: u32,
-    /// Version of the compiler that wrote it.
-    pub compiler: String,
-    /// The SKU.
-    pub sku_id: String,
-    /// The plan within the SKU.
-    pub plan_type: String,
-    /// Version of the policy.
-    pub version: Version,
-    /// [`Ontology::hash`] of what it was compiled from.
-    pub ontology_hash: String,
-    /// What marketplaces call the plan, sorted.
-    pub aliases: Vec<Alias>,
-    /// Whether tenants share tables.
-    pub isolation: Isolation,
-    /// What a tenant may use.
-    pub quota: Quota,
-    /// The actions, sorted by template.
-    pub actions: Vec<ActionSpec>,
-    /// The schema Σ, as Cedar schema text.
-    pub cedar_schema: String,
-    /// The policies: each action's `permit`, then each rule's `forbid`.
-    pub cedar_policies: Vec<PolicyText>,
-}
-
-/// One Cedar policy of a bundle.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PolicyText {
-    /// Its id, also its `@id`: `permit:<template>` or the approval rule's own.
-    pub id: String,
-    /// For people: why it stands.
-    pub description: String,
-    /// Templates it decides on, sorted.
-    pub actions: Vec<String>,
-    /// Cedar policy text.
-    pub text: String,
-}
+use crate::ontology::{Ontology, OntologyError};
 
 /// What [`compile`](compile()) makes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use semver::Version;
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::{DuplicateKeyPolicy, MergeKeyPolicy};
 
-use crate::MAX_INTEGER;
-use crate::enforcer::RESERVED_RULE_IDS;
+use crate::canonical::MAX_INTEGER;
+use crate::decision::RESERVED_RULE_IDS;
 use crate::ontology::{
     ActionSpec, Alias, ApprovalRule, Condition, DEFAULT_MAX_LENGTH, FieldError, Isolation,
     LARGEST_MAX_LENGTH, Literal, MAX_ENTRIES, MAX_ONTOLOGY_BYTES, MAX_PARAMETERS, Ontology, OntologyError,
@@ -111,20 +111,23 @@ fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 
 type Checked<T> = Result<T, OntologyError>;
 
-pub(crate) fn parse(yaml: &str) -> Checked<Ontology> {
-    if yaml.len() > MAX_ONTOLOGY_BYTES {
-        return Err(OntologyError::TooLarge {
-            bytes: yaml.len(),
-            limit: MAX_ONTOLOGY_BYTES,
-        });
+impl Ontology {
+    /// Reads a policy file.
+    ///
+    /// # Errors
+    /// When the text is too large, is not YAML of this shape, or a field is wrong; the first problem found is told.
+    pub fn parse(yaml: &str) -> Result<Self, OntologyError> {
+        if yaml.len() > MAX_ONTOLOGY_BYTES {
+            return Err(OntologyError::TooLarge {
+                bytes: yaml.len(),
+                limit: MAX_ONTOLOGY_BYTES,
+            });
+        }
+        let document = serde_saphyr::from_str_with_options(yaml, yaml_options());
+        check(document.map_err(|source| OntologyError::Yaml {
+            source: Box::new(source),
+        })?)
     }
-    let document =
-        serde_saphyr::from_str_with_options::<Document>(yaml, yaml_options()).map_err(|source| {
-            OntologyError::Yaml {
-                source: Box::new(source),
-            }
-        })?;
-    check(document)
 }
 
 /// One plain document: no aliases (nothing can grow beyond what was written), no merge keys, no repeated keys, and

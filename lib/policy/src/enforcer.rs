@@ -11,20 +11,11 @@ use cedar_policy::{
 };
 use serde_json::{Map, Value};
 
+use crate::bundle::{BUNDLE_FORMAT, Bundle, MAX_BUNDLE_BYTES};
+use crate::canonical::{MAX_INTEGER, sha256_hex};
 use crate::cedar::{self, CedarError};
-use crate::compile::{BUNDLE_FORMAT, Bundle, MAX_BUNDLE_BYTES};
+use crate::decision::{Decision, EVALUATION_ERROR, PARAMETER_SCHEMA, UNKNOWN_ACTION, permit_id};
 use crate::ontology::{ActionSpec, Literal, ParameterSpec, within_length};
-use crate::{MAX_INTEGER, sha256_hex};
-
-/// Rule id of a denial because the policy has no such action.
-pub const UNKNOWN_ACTION: &str = "unknown-action";
-/// Rule id of a denial because the parameters are not those the action declares.
-pub const PARAMETER_SCHEMA: &str = "parameter-schema";
-/// Rule id of a denial because a policy could not be evaluated.
-pub const EVALUATION_ERROR: &str = "evaluation-error";
-
-/// Ids no approval rule may take.
-pub(crate) const RESERVED_RULE_IDS: [&str; 3] = [UNKNOWN_ACTION, PARAMETER_SCHEMA, EVALUATION_ERROR];
 
 /// A loaded bundle.
 #[derive(Debug)]
@@ -37,47 +28,6 @@ pub struct Enforcer {
     tenant: EntityTypeName,
     plan: EntityUid,
     actions: BTreeMap<String, EntityUid>,
-}
-
-/// Whether a request may run, and which rules say so.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// It may.
-    Allow {
-        /// Ids of the policies that permit it, sorted.
-        rules: Vec<String>,
-    },
-    /// It may not.
-    Deny {
-        /// Ids of what denies it, sorted; never empty. An approval rule's id, `permit:<template>` when a parameter
-        /// is outside its bounds, [`PARAMETER_SCHEMA`], [`UNKNOWN_ACTION`] or [`EVALUATION_ERROR`].
-        rules: Vec<String>,
-        /// For people: why. Names parameters, never quotes a text the request carried.
-        detail: String,
-    },
-}
-
-impl Decision {
-    /// Whether the request may run.
-    #[must_use]
-    pub fn is_allowed(&self) -> bool {
-        matches!(self, Self::Allow { .. })
-    }
-
-    /// Ids of the deciding rules, sorted.
-    #[must_use]
-    pub fn rules(&self) -> &[String] {
-        match self {
-            Self::Allow { rules } | Self::Deny { rules, .. } => rules,
-        }
-    }
-
-    fn deny(rule: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self::Deny {
-            rules: vec![rule.into()],
-            detail: detail.into(),
-        }
-    }
 }
 
 /// A bundle was refused.
@@ -248,7 +198,7 @@ impl Enforcer {
         }
         if rules.is_empty() {
             // Nothing forbids it, but its permit does not hold: some parameter is outside its bounds.
-            return Decision::deny(cedar::permit_id(&action.template), out_of_bounds(action, values));
+            return Decision::deny(permit_id(&action.template), out_of_bounds(action, values));
         }
         let described = self
             .bundle
@@ -276,7 +226,7 @@ fn action_entities(bundle: &Bundle) -> Result<BTreeMap<String, EntityUid>, Bundl
                 template: template.clone(),
             });
         }
-        let id = cedar::permit_id(template);
+        let id = permit_id(template);
         if !bundle.cedar_policies.iter().any(|policy| policy.id == id) {
             return Err(BundleError::NoPermit { id });
         }

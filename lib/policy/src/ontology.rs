@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use crate::{document, sha256_hex};
+use crate::canonical::sha256_hex;
 
 /// Largest policy file accepted, in bytes.
 pub const MAX_ONTOLOGY_BYTES: usize = 256 * 1024;
@@ -81,7 +81,7 @@ pub enum Isolation {
     Dedicated,
 }
 
-/// What a tenant may use; both limits are 1 to [`MAX_INTEGER`](crate::MAX_INTEGER).
+/// What a tenant may use; both limits are 1 to [`MAX_INTEGER`](crate::canonical::MAX_INTEGER).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quota {
@@ -379,14 +379,6 @@ pub enum FieldError {
 }
 
 impl Ontology {
-    /// Reads a policy file.
-    ///
-    /// # Errors
-    /// When the text is too large, is not YAML of this shape, or a field is wrong; the first problem found is told.
-    pub fn parse(yaml: &str) -> Result<Self, OntologyError> {
-        document::parse(yaml)
-    }
-
     /// Lower-case hex SHA-256 of the ontology's canonical JSON (RFC 8785): equal for files that mean the same.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use semver::Version;
 use serde::Serialize;
 
-use crate::compile::{Bundle, PolicyText};
+use crate::bundle::{Bundle, PolicyText};
 use crate::ontology::{ActionSpec, Isolation, Quota};
 
 /// The next bundle may be deployed.
