@@ -614,6 +614,16 @@ fn policies_that_are_refused_say_where() {
     check_failure(&["policy", "compile", &wrong], 1, "\"Not A Name\" is not a name");
     let unknown = folder.file("unknown.yaml", format!("{good}\nsurprise: 1\n"));
     check_failure(&["policy", "compile", &unknown], 1, "surprise");
+    let aliases = "aliases: [{ provider: githb, plan_id: 435 }]";
+    let misspelled = folder.file(
+        "misspelled.yaml",
+        good.replace("isolation:", &format!("{aliases}\nisolation:")),
+    );
+    check_failure(
+        &["policy", "compile", &misspelled],
+        1,
+        "\"githb\" is not a provider with plan ids of its own; known: github",
+    );
     check_failure(
         &["policy", "compile", "/no/such.yaml"],
         2,

@@ -163,6 +163,14 @@ async fn policies_that_are_refused_change_nothing() {
             "backdoor",
         ),
         (
+            "an alias of a provider that is misspelled",
+            good.replace(
+                "isolation:",
+                "aliases: [{ provider: githb, plan_id: 435 }]\nisolation:",
+            ),
+            "\"githb\"",
+        ),
+        (
             "a lower version",
             std::fs::read_to_string(own.policy("1.9.9", 20)).unwrap(),
             "1.9.9",

@@ -13,6 +13,7 @@ use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Store, StoreError};
 use domain::account::IdError;
 use domain::names::{self, Partition, printable};
+use domain::ontology;
 use domain::operations::repin::{NewPolicy, repin};
 use domain::transaction::{Account, Keys, Plan};
 use jiff::Timestamp;
@@ -119,7 +120,7 @@ impl PolicyUpgrade {
     pub async fn handle(&self, proposal: &Proposal) -> Result<Answer, UpgradeError> {
         let started = Instant::now();
         let signer = self.secrets.signer(&self.stack.signing_key_secret).await?;
-        let compiled = match policy::compile(&proposal.ontology) {
+        let compiled = match ontology::compile(&proposal.ontology) {
             Ok(compiled) => compiled,
             Err(e) => return self.refuse(&signer, e.to_string(), None, None, started).await,
         };

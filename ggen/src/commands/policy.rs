@@ -7,8 +7,9 @@ use std::path::PathBuf;
 
 use aws::config::{self, ConfigError};
 use clap::{Args, Subcommand};
+use domain::ontology;
+use policy::Compiled;
 use policy::ontology::MAX_ONTOLOGY_BYTES;
-use policy::{CompileError, Compiled};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -197,7 +198,7 @@ pub fn run(command: &PolicyCommand, out: &mut Out) -> Result<Verdict, PolicyErro
 
 fn compile(args: &CompileArgs, out: &mut Out) -> Result<Verdict, PolicyError> {
     let yaml = input::text(&args.policy, MAX_ONTOLOGY_BYTES as u64)?;
-    match policy::compile(&yaml) {
+    match ontology::compile(&yaml) {
         Ok(compiled) => {
             if let Some(path) = &args.out {
                 fs::write(path, &compiled.bytes).map_err(|source| PolicyError::Output {
@@ -209,17 +210,13 @@ fn compile(args: &CompileArgs, out: &mut Out) -> Result<Verdict, PolicyError> {
             Ok(Verdict::Good)
         }
         Err(error) => {
-            out.show(&refused(args.policy.clone(), &error))?;
+            out.show(&Refused {
+                refused: true,
+                policy: args.policy.clone(),
+                problem: error.to_string(),
+            })?;
             Ok(Verdict::NotGood)
         }
-    }
-}
-
-fn refused(policy: PathBuf, error: &CompileError) -> Refused {
-    Refused {
-        refused: true,
-        policy,
-        problem: error.to_string(),
     }
 }
 

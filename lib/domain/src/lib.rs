@@ -13,6 +13,7 @@ pub mod entitlement;
 pub mod gate;
 pub mod governor;
 pub mod names;
+pub mod ontology;
 pub mod operations;
 pub mod provisioning;
 pub mod scale;

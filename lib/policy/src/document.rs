@@ -14,7 +14,7 @@ use crate::decision::RESERVED_RULE_IDS;
 use crate::ontology::{
     ActionSpec, Alias, ApprovalRule, Condition, DEFAULT_MAX_LENGTH, FieldError, Isolation,
     LARGEST_MAX_LENGTH, Literal, MAX_ENTRIES, MAX_ONTOLOGY_BYTES, MAX_PARAMETERS, Ontology, OntologyError,
-    ParameterSpec, Provider, Quota, Requirement, Tier,
+    ParameterSpec, ProviderName, Quota, Requirement, Tier, is_name,
 };
 
 const MAX_DESCRIPTION: usize = 1000;
@@ -38,7 +38,7 @@ struct Document {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct AliasEntry {
-    provider: Provider,
+    provider: String,
     plan_id: String,
 }
 
@@ -202,9 +202,13 @@ fn aliases(entries: Vec<AliasEntry>) -> Checked<Vec<Alias>> {
     let mut seen = BTreeSet::new();
     let mut aliases = Vec::with_capacity(entries.len());
     for (index, AliasEntry { provider, plan_id }) in entries.into_iter().enumerate() {
+        let provider = ProviderName::try_from(provider)
+            .map_err(|problem| at(format!("aliases[{index}].provider"), problem))?;
         let place = format!("aliases[{index}].plan_id");
-        let digits = plan_id.bytes().all(|byte| byte.is_ascii_digit());
-        if !digits || plan_id.is_empty() || plan_id.len() > 18 || plan_id.starts_with('0') {
+        let plain = plan_id
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        if !plain || plan_id.is_empty() || plan_id.len() > 64 {
             return Err(at(place, FieldError::PlanId { value: plan_id }));
         }
         let alias = Alias { provider, plan_id };
@@ -483,15 +487,6 @@ fn name(place: impl Into<String>, value: String) -> Checked<String> {
     } else {
         Err(at(place, FieldError::Name { value }))
     }
-}
-
-/// `[a-z]`, then up to 63 of `[a-z0-9]` and the given joiner.
-fn is_name(text: &str, joiner: u8) -> bool {
-    text.len() <= 64
-        && text.starts_with(|first: char| first.is_ascii_lowercase())
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == joiner)
 }
 
 /// Handlers are reached below a base URL, so a path must not be able to leave it or carry a query.

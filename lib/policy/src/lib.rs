@@ -29,6 +29,6 @@ pub use decision::Decision;
 pub use enforcer::{BundleError, Enforcer};
 pub use ontology::{
     ActionSpec, Alias, ApprovalRule, Condition, FieldError, Isolation, Literal, Ontology, OntologyError,
-    ParameterSpec, Provider, Quota, Requirement, Tier,
+    ParameterSpec, ProviderName, Quota, Requirement, Tier,
 };
 pub use upgrade::{Compatibility, QuotaChange, UpgradeRefused, UpgradeSummary, check_upgrade};

@@ -48,27 +48,43 @@ pub struct Ontology {
 #[serde(deny_unknown_fields)]
 pub struct Alias {
     /// The marketplace.
-    pub provider: Provider,
-    /// The plan's id there: decimal digits for GitHub.
+    pub provider: ProviderName,
+    /// The plan's id there, `[A-Za-z0-9._-]{1,64}`.
     pub plan_id: String,
 }
 
-/// A marketplace whose plans have names of their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Provider {
-    /// GitHub Marketplace; `plan_id` is `marketplace_purchase.plan.id`.
-    Github,
-}
+/// A marketplace's name, `[a-z][a-z0-9-]{0,63}`. Whether there is such a marketplace is for the table of providers to say.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct ProviderName(String);
 
-impl Provider {
+impl ProviderName {
     /// The name used in policy files and registry keys.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Github => "github",
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for ProviderName {
+    type Error = FieldError;
+
+    fn try_from(value: String) -> Result<Self, FieldError> {
+        if is_name(&value, b'-') {
+            Ok(Self(value))
+        } else {
+            Err(FieldError::Name { value })
         }
     }
+}
+
+/// `[a-z]`, then up to 63 of `[a-z0-9]` and the given joiner.
+pub(crate) fn is_name(text: &str, joiner: u8) -> bool {
+    text.len() <= 64
+        && text.starts_with(|first: char| first.is_ascii_lowercase())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == joiner)
 }
 
 /// Where a tenant's actions and receipts are kept.
@@ -264,8 +280,8 @@ pub enum FieldError {
         /// Why not.
         reason: String,
     },
-    /// Not a plan id of its provider.
-    #[error("{value:?} is not a GitHub plan id: 1 to 18 digits, the first not 0")]
+    /// Not `[A-Za-z0-9._-]{1,64}`.
+    #[error("{value:?} is not a plan id: 1 to 64 of A-Z, a-z, 0-9, ., _ and -")]
     PlanId {
         /// What was written.
         value: String,

@@ -33,8 +33,19 @@ pub struct Provider {
     pub sign: Sign,
     /// What its delivery ids begin with.
     pub id_prefix: &'static str,
+    /// The ids it has of its own for plans, which policies give as aliases; none where it names our SKUs and plans.
+    pub plan_ids: Option<PlanIds>,
     /// Reads what a delivery says.
     pub parse: fn(&Verified<'_>) -> Result<WebhookEvent, PayloadError>,
+}
+
+/// A provider's own ids of plans.
+#[derive(Debug)]
+pub struct PlanIds {
+    /// Whether a text is one.
+    pub accepts: fn(&str) -> bool,
+    /// For people: how one looks.
+    pub form: &'static str,
 }
 
 impl Provider {

@@ -12,7 +12,7 @@ use serde::de::IgnoredAny;
 use crate::account::AccountId;
 use crate::webhook::event::{Change, EntitlementEvent, PlanReference, ProductReference, WebhookEvent};
 use crate::webhook::payload::{self, DEFAULT_REGION, Date, Number, PayloadError};
-use crate::webhook::provider::Provider;
+use crate::webhook::provider::{PlanIds, Provider};
 use crate::webhook::signature::{self, Headers, Secret, SecretError, SignatureError, Verified, not_of_form};
 
 /// The row of the table.
@@ -31,6 +31,13 @@ pub static PROVIDER: Provider = Provider {
         ]
     },
     id_prefix: "",
+    plan_ids: Some(PlanIds {
+        accepts: |id| {
+            let digits = id.bytes().all(|byte| byte.is_ascii_digit());
+            digits && (1..=18).contains(&id.len()) && !id.starts_with('0')
+        },
+        form: "1 to 18 digits, the first not 0",
+    }),
     parse,
 };
 

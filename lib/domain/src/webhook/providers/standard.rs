@@ -33,6 +33,7 @@ pub static PROVIDER: Provider = Provider {
         ]
     },
     id_prefix: "msg_",
+    plan_ids: None,
     parse,
 };
 
