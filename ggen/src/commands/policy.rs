@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use aws::config::{self, ConfigError};
 use clap::{Args, Subcommand};
 use domain::ontology;
-use policy::Compiled;
 use policy::ontology::MAX_ONTOLOGY_BYTES;
+use policy::{Compiled, is_permit};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -141,8 +141,7 @@ impl<'a> Summary<'a> {
             monthly_actions: bundle.quota.monthly_actions,
             concurrent_actions: bundle.quota.concurrent_actions,
             actions: bundle.actions.iter().map(action).collect(),
-            // Each action also has a `permit:` policy of its own; the rest are the approval rules.
-            rules: ids.filter(|id| !id.starts_with("permit:")).collect(),
+            rules: ids.filter(|id| !is_permit(id)).collect(),
             bytes: compiled.bytes.len(),
         }
     }

@@ -12,6 +12,7 @@ use aws::store::StoreError;
 use clap::Subcommand;
 use domain::tenant::Tenant;
 use jiff::Timestamp;
+use policy::Isolation;
 
 use crate::cloud;
 use crate::out::Out;
@@ -75,8 +76,8 @@ pub fn run(command: &TenantsCommand, out: &mut Out) -> Result<Verdict, TenantsEr
 /// Whose tables a tenant uses now.
 fn isolation(tenant: &Tenant) -> &'static str {
     match &tenant.tables {
-        Some(tables) if tables.archived.is_none() => "dedicated",
-        _ => "pool",
+        Some(tables) if tables.archived.is_none() => Isolation::Dedicated.as_str(),
+        _ => Isolation::Pool.as_str(),
     }
 }
 

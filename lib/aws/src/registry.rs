@@ -7,13 +7,11 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::get_object::GetObjectError;
 use aws_sdk_s3::primitives::ByteStream;
 use domain::account::{IdError, SkuId};
-use domain::entitlement::{Isolation, Offer};
-use domain::entitlement::{PolicyPin, Quota};
+use domain::entitlement::{Offer, PolicyPin};
 use domain::names;
 use domain::webhook::event::PlanReference;
 use policy::bundle::Bundle;
 use policy::enforcer::{BundleError, Enforcer};
-use policy::ontology;
 use serde::{Deserialize, Serialize};
 
 use crate::clients::explain;
@@ -325,13 +323,7 @@ pub fn offer_of(bundle: &Bundle, hash: &str) -> Result<Offer, IdError> {
             version: bundle.version.to_string(),
             hash: hash.to_owned(),
         },
-        quota: Quota {
-            monthly_actions: bundle.quota.monthly_actions,
-            concurrent_actions: bundle.quota.concurrent_actions,
-        },
-        isolation: match bundle.isolation {
-            ontology::Isolation::Pool => Isolation::Pool,
-            ontology::Isolation::Dedicated => Isolation::Dedicated,
-        },
+        quota: bundle.quota,
+        isolation: bundle.isolation,
     })
 }

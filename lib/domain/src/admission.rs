@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use policy::{Decision, Enforcer};
+use policy::{Decision, Enforcer, is_permit};
 
 use crate::account::EntitlementId;
 use crate::control::Control;
@@ -147,9 +147,8 @@ pub fn admit(
 
 /// Whether one of compliance's own rules names the template; the permit that every template has is not such a rule.
 fn named_by_rule(enforcer: &Enforcer, template: &str) -> bool {
-    let permit = format!("permit:{template}");
     let policies = &enforcer.bundle().cedar_policies;
     policies
         .iter()
-        .any(|p| p.id != permit && p.actions.iter().any(|action| action == template))
+        .any(|p| !is_permit(&p.id) && p.actions.iter().any(|action| action == template))
 }

@@ -19,7 +19,7 @@
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use policy::decision::PARAMETER_SCHEMA;
+use policy::decision::{PARAMETER_SCHEMA, is_permit};
 use receipts::receipt::{Draft, Payload};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -394,8 +394,7 @@ fn reply(code: Code, rules: &[String]) -> Reply {
             reply(422, "Unknown action", Again::Never, detail)
         }
         RefusalCode::Denied => {
-            // The permit of a template holds the bounds of its parameters.
-            let bounds = |rule: &String| rule == PARAMETER_SCHEMA || rule.starts_with("permit:");
+            let bounds = |rule: &String| rule == PARAMETER_SCHEMA || is_permit(rule);
             let detail = "the policy denies it";
             match !rules.is_empty() && rules.iter().all(bounds) {
                 true => reply(422, "Parameters not allowed", Again::Never, detail),

@@ -6,6 +6,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+pub use policy::{Isolation, Quota};
 use serde::{Deserialize, Serialize};
 
 use crate::account::{EntitlementId, PlanType, SkuId};
@@ -77,25 +78,6 @@ impl Standing {
             Self::Suspended => "suspended",
         }
     }
-}
-
-/// Whose tables a tenant uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Isolation {
-    /// Those of all tenants.
-    Pool,
-    /// Its own.
-    Dedicated,
-}
-
-/// What a plan allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Quota {
-    /// Actions a UTC calendar month.
-    pub monthly_actions: u64,
-    /// Actions at one time.
-    pub concurrent_actions: u64,
 }
 
 /// Which enforcer decides for an entitlement.

@@ -7,12 +7,20 @@ pub const PARAMETER_SCHEMA: &str = "parameter-schema";
 /// Rule id of a denial because a policy could not be evaluated.
 pub const EVALUATION_ERROR: &str = "evaluation-error";
 
+const PERMIT: &str = "permit:";
+
 /// Ids no approval rule may take.
 pub(crate) const RESERVED_RULE_IDS: [&str; 3] = [UNKNOWN_ACTION, PARAMETER_SCHEMA, EVALUATION_ERROR];
 
 /// Id of the `permit` of an action; the colon keeps it apart from every rule a policy can name.
 pub(crate) fn permit_id(template: &str) -> String {
-    format!("permit:{template}")
+    format!("{PERMIT}{template}")
+}
+
+/// Whether a rule is the `permit` of an action, which holds the bounds of its parameters, and not one of compliance's own.
+#[must_use]
+pub fn is_permit(rule: &str) -> bool {
+    rule.starts_with(PERMIT)
 }
 
 /// Whether a request may run, and which rules say so.

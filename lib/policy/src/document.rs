@@ -29,10 +29,17 @@ struct Document {
     #[serde(default, deserialize_with = "present")]
     aliases: Option<Vec<AliasEntry>>,
     isolation: Isolation,
-    quota: Quota,
+    quota: QuotaEntry,
     actions: Vec<ActionEntry>,
     #[serde(default, deserialize_with = "present")]
     rules: Option<Vec<RuleEntry>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct QuotaEntry {
+    monthly_actions: u64,
+    concurrent_actions: u64,
 }
 
 #[derive(Deserialize)]
@@ -164,8 +171,7 @@ fn check(document: Document) -> Checked<Ontology> {
     let plan_type = name("plan_type", document.plan_type)?;
     let version = version(&document.version)?;
     let aliases = document.aliases.map_or(Ok(Vec::new()), aliases)?;
-    limit("quota.monthly_actions", document.quota.monthly_actions)?;
-    limit("quota.concurrent_actions", document.quota.concurrent_actions)?;
+    let quota = quota(document.quota)?;
     let actions = actions(document.actions)?;
     let rules = document
         .rules
@@ -176,13 +182,26 @@ fn check(document: Document) -> Checked<Ontology> {
         version,
         aliases,
         isolation: document.isolation,
-        quota: document.quota,
+        quota,
         actions: actions.into_values().collect(),
         rules,
     };
     ontology.aliases.sort();
     ontology.rules.sort_by(|a, b| a.id.cmp(&b.id));
     Ok(ontology)
+}
+
+fn quota(entry: QuotaEntry) -> Checked<Quota> {
+    let QuotaEntry {
+        monthly_actions,
+        concurrent_actions,
+    } = entry;
+    limit("quota.monthly_actions", monthly_actions)?;
+    limit("quota.concurrent_actions", concurrent_actions)?;
+    Ok(Quota {
+        monthly_actions,
+        concurrent_actions,
+    })
 }
 
 fn version(text: &str) -> Checked<Version> {

@@ -25,7 +25,7 @@ pub use bundle::{Bundle, PolicyText};
 pub use canonical::MAX_INTEGER;
 pub use cedar::CedarError;
 pub use compile::{CompileError, Compiled, compile};
-pub use decision::Decision;
+pub use decision::{Decision, is_permit};
 pub use enforcer::{BundleError, Enforcer};
 pub use ontology::{
     ActionSpec, Alias, ApprovalRule, Condition, FieldError, Isolation, Literal, Ontology, OntologyError,

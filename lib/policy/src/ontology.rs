@@ -98,8 +98,10 @@ pub enum Isolation {
 }
 
 /// What a tenant may use; both limits are 1 to [`MAX_INTEGER`](crate::canonical::MAX_INTEGER).
+///
+/// Tenants are stored with it, so a field that a later version adds is read past. Files and bundles with such a field
+/// are refused by their own readers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Quota {
     /// Actions started in one calendar month.
     pub monthly_actions: u64,

@@ -431,6 +431,10 @@ fn bundles_that_do_not_load() {
         "duplicate field `format`",
     );
     refused(
+        text.replacen("\"quota\":{", "\"quota\":{\"a\":1,", 1).as_bytes(),
+        not_canonical,
+    );
+    refused(
         text.replacen("\"isolation\":\"pool\"", "\"isolation\":\"open\"", 1)
             .as_bytes(),
         "unknown variant `open`",

@@ -1,6 +1,6 @@
 //! Bad policy files, and what is said about them.
 
-use policy::Ontology;
+use policy::{Ontology, Quota};
 
 use crate::{PROFESSIONAL, RICH, edited};
 
@@ -343,6 +343,11 @@ fn shape() {
         ),
         ("sku_id: rich-sku\n", "", &["missing field `sku_id`"]),
         (
+            "concurrent_actions: 1",
+            "concurrent_actions: 1, daily_actions: 1",
+            &["unknown field `daily_actions`", "line 8"],
+        ),
+        (
             "isolation: dedicated",
             "isolation: shared",
             &["unknown variant `shared`", "line 7"],
@@ -421,6 +426,19 @@ fn shape() {
         &format!("{}rules:", PROFESSIONAL.split("rules:").next().unwrap()),
         "rules: is an empty list",
     );
+}
+
+#[test]
+fn a_stored_quota_keeps_its_form() {
+    let quota = Quota {
+        monthly_actions: 100,
+        concurrent_actions: 2,
+    };
+    let stored = r#"{"monthly_actions":100,"concurrent_actions":2}"#;
+    assert_eq!(serde_json::to_string(&quota).unwrap(), stored);
+    for stored in [stored, &stored.replace('}', r#","daily_actions":9}"#)] {
+        assert_eq!(serde_json::from_str::<Quota>(stored).unwrap(), quota);
+    }
 }
 
 #[test]
