@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use unicode_width::UnicodeWidthChar as _;
+
 /// Columns of a terminal that a line may take.
 pub const WIDTH: usize = 120;
 /// Spaces between columns.
@@ -124,25 +126,14 @@ fn tame(text: &str) -> String {
         .collect()
 }
 
+/// By characters, so that a text is never wider than the sum of what it is cut from.
 fn width_of(text: &str) -> usize {
     text.chars().map(columns_of).sum()
 }
 
-/// Columns that a character takes on a terminal: the wide ones of East Asia and pictures two, all others one. Marks that
-/// take none are counted, which leaves a gap and nothing worse.
+/// Columns that a character takes on a terminal.
 fn columns_of(c: char) -> usize {
-    match c {
-        '\u{1100}'..='\u{115F}'
-        | '\u{2E80}'..='\u{A4CF}'
-        | '\u{AC00}'..='\u{D7A3}'
-        | '\u{F900}'..='\u{FAFF}'
-        | '\u{FE30}'..='\u{FE6F}'
-        | '\u{FF00}'..='\u{FF60}'
-        | '\u{FFE0}'..='\u{FFE6}'
-        | '\u{1F300}'..='\u{1FAFF}'
-        | '\u{20000}'..='\u{3FFFD}' => 2,
-        _ => 1,
-    }
+    c.width().unwrap_or_default()
 }
 
 #[cfg(test)]
