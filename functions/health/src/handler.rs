@@ -22,7 +22,7 @@ use domain::operations::settle_spool::{self, partition, settle_spool};
 use domain::transaction::{Account, Keys};
 use jiff::Timestamp;
 use receipts::key::{KeyRing, Signer};
-use receipts::ledger;
+use receipts::parse_spool_line;
 use receipts::receipt::{Draft, Payload};
 use receipts::verify::LineError;
 use serde::{Deserialize, Serialize};
@@ -333,12 +333,12 @@ impl Health {
             {
                 looked += 1;
                 let line = self.spool.read(&key).await?;
-                let mut parsed = ledger::parse_spool_line(&line, &ring);
+                let mut parsed = parse_spool_line(&line, &ring);
                 if !followed && matches!(parsed, Err(LineError::UnknownKey { .. })) {
                     // Perhaps the signing key was rotated since, or is kept here from before.
                     followed = true;
                     ring = log::key_ring(&self.s3, &self.audit_bucket, signer).await?;
-                    parsed = ledger::parse_spool_line(&line, &ring);
+                    parsed = parse_spool_line(&line, &ring);
                 }
                 if keys.is_empty() {
                     keys = self.spool.list(Some(key.clone())).await?.into();

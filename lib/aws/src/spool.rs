@@ -6,8 +6,8 @@ use aws_sdk_s3::primitives::ByteStream;
 use domain::names;
 use receipts::canonical::FormError;
 use receipts::key::Signer;
-use receipts::ledger;
 use receipts::receipt::Draft;
+use receipts::spool_line;
 
 use crate::clients::explain;
 
@@ -57,7 +57,7 @@ impl Spool {
     /// # Errors
     /// [`SpoolError`] when the bucket does not take it.
     pub async fn keep(&self, draft: &Draft, signer: &Signer) -> Result<(), SpoolError> {
-        let line = ledger::spool_line(draft, signer)?;
+        let line = spool_line(draft, signer)?;
         let key = names::spool_key(draft.occurred_at, draft.receipt_id, draft.payload.operation());
         let put = self
             .client

@@ -22,9 +22,11 @@ use thiserror::Error;
 use crate::canonical::{FormError, jcs};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::key::KeyRing;
+use crate::ledger::Head;
 use crate::merkle::Hash;
+use crate::millis;
 use crate::origin;
-use crate::receipt::{Receipt, millis};
+use crate::receipt::Receipt;
 
 pub use read::{ArchiveError, Closed, ClosingError, Limits, Verified, verify, verify_closing};
 pub use write::{ArchiveInput, ArchiveSummary, Opening, WriteError, Writer, write};
@@ -171,7 +173,7 @@ impl Contents {
     fn manifest(
         &self,
         account_id: &str,
-        head: &crate::Head,
+        head: &Head,
         checkpoint: &Checkpoint,
         created_at: Timestamp,
     ) -> Manifest {

@@ -6,10 +6,10 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::canonical::{FormError, ZERO_HASH, hash_hex, sha256_hex};
-use crate::key::{KeyRing, Signer};
+use crate::key::Signer;
 use crate::merkle::{CompactRange, Hash, RangeError, leaf_hash};
-use crate::receipt::{Draft, Receipt, Signed, Spooled, millis};
-use crate::verify::{LineError, read_signed};
+use crate::millis;
+use crate::receipt::{Draft, Receipt, Signed};
 
 /// Drafts that can't be appended.
 #[derive(Debug, Error)]
@@ -220,46 +220,5 @@ fn seal(head: &Head, draft: &Draft, timestamp: Timestamp, signer: &Signer) -> Re
         operation: receipt.payload.operation(),
         hash: sha256_hex(unsigned),
         line: receipt.text()?,
-    })
-}
-
-/// A signed line for the spool, where receipts wait while the ledger can't be written: without `seq`, `prev_hash` and
-/// `timestamp`, which only the ledger can give, and with `spooled: true`.
-///
-/// # Errors
-/// [`FormError`] when the draft holds a value that no receipt may hold.
-pub fn spool_line(draft: &Draft, signer: &Signer) -> Result<String, FormError> {
-    let mut spooled = Spooled {
-        receipt_id: draft.receipt_id,
-        occurred_at: draft.occurred_at,
-        account_id: draft.account_id.clone(),
-        status: draft.payload.status(),
-        duration_ms: draft.duration_ms,
-        policy_hash: draft.policy_hash.clone(),
-        key_id: signer.key_id().to_owned(),
-        spooled: true,
-        signature: String::new(),
-        payload: draft.payload.clone(),
-    };
-    spooled.signature = signer.sign(spooled.text()?.as_bytes());
-    spooled.text()
-}
-
-/// Reads a spool line back, verified, as the draft to append. Its `occurred_at` is in whole milliseconds.
-///
-/// # Errors
-/// [`LineError`] as for a ledger line.
-pub fn parse_spool_line(line: &str, keys: &KeyRing) -> Result<Draft, LineError> {
-    let spooled: Spooled = read_signed(line, keys)?;
-    if !spooled.spooled {
-        return Err(LineError::NotSpooled);
-    }
-    Ok(Draft {
-        receipt_id: spooled.receipt_id,
-        account_id: spooled.account_id,
-        occurred_at: spooled.occurred_at,
-        duration_ms: spooled.duration_ms,
-        policy_hash: spooled.policy_hash,
-        payload: spooled.payload,
     })
 }

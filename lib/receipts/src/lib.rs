@@ -8,6 +8,7 @@
 //! | [`key`] | Ed25519 keys: signing, and the ring of keys an auditor trusts |
 //! | [`receipt`] | one typed payload for each operation, and the receipt around it |
 //! | [`ledger`] | sealing drafts onto a head: sequence, chain, signature |
+//! | [`spool`] | receipts that wait, signed, for the ledger to be written |
 //! | [`verify`] | checking a line, and a chain of lines |
 //! | [`trail`] | how the signing key passes on, and which keys are revoked |
 //! | [`origin`] | the name of a ledger's log, and names for folders |
@@ -23,11 +24,13 @@ pub mod checkpoint;
 pub mod key;
 pub mod ledger;
 pub mod merkle;
+mod millis;
 pub mod origin;
 pub mod proof;
 pub mod receipt;
 #[cfg(test)]
 mod schema;
+pub mod spool;
 pub mod tile;
 pub mod trail;
 pub mod verify;
@@ -36,11 +39,12 @@ pub use archive::{ArchiveInput, ArchiveSummary, Limits, Verified};
 pub use canonical::{FormError, jcs, sha256_hex};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use key::{KeyRing, PublicKey, Revocation, Signer};
-pub use ledger::{Appended, Head, Sealed, append, parse_spool_line, spool_line};
+pub use ledger::{Appended, Head, Sealed, append};
 pub use merkle::{CompactRange, ProofError, RangeError};
 pub use origin::Ledger;
 pub use proof::{ConsistencyProof, InclusionProof, PortableProofError, ProofJson};
 pub use receipt::{Draft, Payload, Receipt, Status};
+pub use spool::{parse_spool_line, spool_line};
 pub use tile::{Tile, TileError, TileWriter, Tiles};
 pub use trail::TrailError;
 pub use verify::{Chain, ChainError, LineError, verify_line, verify_placed_line};
