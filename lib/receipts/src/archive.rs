@@ -7,7 +7,11 @@
 //! and the reader compares instead of interpreting: a member that is a link, has another owner or leaves the folder has
 //! no spelling.
 
+mod closing;
+mod error;
+mod members;
 mod read;
+mod receipts;
 mod report;
 mod write;
 
@@ -28,7 +32,10 @@ use crate::millis;
 use crate::origin;
 use crate::receipt::Receipt;
 
-pub use read::{ArchiveError, Closed, ClosingError, Limits, Verified, verify, verify_closing};
+pub use closing::{Closed, ClosingError, verify_closing};
+pub use error::ArchiveError;
+pub use members::Limits;
+pub use read::{Verified, verify};
 pub use write::{ArchiveInput, ArchiveSummary, Opening, WriteError, Writer, write};
 
 /// The format this crate writes, and the only one it reads.
