@@ -59,7 +59,6 @@ pub struct Cli {
         hide_possible_values = true
     )]
     pub format: Option<Format>,
-    /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }

@@ -31,32 +31,22 @@ pub fn block_on<F: Future>(future: F) -> io::Result<F::Output> {
 /// A function that could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum InvokeError {
-    /// It was not reached.
     #[error("cannot invoke function {function}")]
     Call {
-        /// Its name.
         function: String,
-        /// What the SDK said.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// It broke.
     #[error("function {function} failed ({kind}): {answer}")]
     Function {
-        /// Its name.
         function: String,
         /// What kind of failure, in Lambda's words.
         kind: String,
-        /// What it said last.
         answer: String,
     },
-    /// Its answer is not JSON.
     #[error("function {function} answered without an outcome: {answer}")]
     Answer {
-        /// Its name.
         function: String,
-        /// The answer.
         answer: String,
-        /// What the reader said.
         source: serde_json::Error,
     },
 }
@@ -124,7 +114,6 @@ impl LedgerArgs {
         self.account_id.as_ref().map(AccountId::as_str)
     }
 
-    /// The ledger.
     pub fn id(&self) -> LedgerId {
         self.account_id
             .clone()

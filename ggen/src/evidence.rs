@@ -21,17 +21,10 @@ const MAX_TRAIL_BYTES: u64 = 16 << 20;
 /// A public key that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PublicKeyError {
-    /// The file cannot be read.
     #[error(transparent)]
     Input(#[from] InputError),
-    /// The file is no key.
     #[error("{} is not an Ed25519 public key in SPKI PEM", path.display())]
-    Key {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: KeyError,
-    },
+    Key { path: PathBuf, source: KeyError },
 }
 
 /// Reads a public key file.

@@ -7,15 +7,12 @@ use std::path::{Path, PathBuf};
 /// An input that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
-    /// The system does not give it.
     #[error("cannot read {}", path.display())]
     Read {
         /// The file, or `-`.
         path: PathBuf,
-        /// What the system said.
         source: io::Error,
     },
-    /// It is larger than what it is read for can be.
     #[error("{} is larger than {limit} bytes", path.display())]
     TooLarge {
         /// The file, or `-`.
@@ -23,7 +20,6 @@ pub enum InputError {
         /// Most bytes accepted.
         limit: u64,
     },
-    /// It is no text.
     #[error("{} is not UTF-8 text", path.display())]
     NotText {
         /// The file, or `-`.

@@ -23,7 +23,6 @@ pub const MAX_BYTES: u64 = 16 * 1024 * 1024;
 /// A text without an RFC 8785 form.
 #[derive(Debug, thiserror::Error)]
 pub enum JsonError {
-    /// Bytes that are no text.
     #[error("the input is not UTF-8 at line {line} column {column}")]
     NotText {
         /// From 1.
@@ -42,11 +41,9 @@ pub enum JsonError {
     /// Not one JSON value, or one with a repeated key, a number out of range, more than 127 levels.
     #[error("the input is not one I-JSON value")]
     Parse {
-        /// What is wrong, and where.
         #[source]
         source: serde_json::Error,
     },
-    /// An integer that would come out as another one.
     #[error(
         "the integer {value} at line {line} column {column} is none that a double holds: RFC 8785 would print {rounded}"
     )]
@@ -60,7 +57,6 @@ pub enum JsonError {
         /// From 1, in bytes.
         column: usize,
     },
-    /// The value was read and cannot be written.
     #[error(transparent)]
     Form(#[from] FormError),
 }

@@ -23,45 +23,29 @@ use crate::input::InputError;
 /// Why a live ledger could not be looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum LiveError {
-    /// A variable is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A file cannot be read.
     #[error(transparent)]
     Input(#[from] InputError),
-    /// A key cannot be used.
     #[error(transparent)]
     PublicKey(#[from] PublicKeyError),
-    /// The tables cannot be read.
     #[error("cannot read the ledger")]
     Store(#[from] StoreError),
-    /// The audit bucket cannot be read.
     #[error("cannot read the ledger's log")]
     Log(#[from] LogError),
-    /// The stack's key trail does not hold.
     #[error("the stack's key trail does not hold")]
     Trail(#[from] TrailError),
-    /// No ledger has the receipt.
     #[error("no receipt {receipt_id} is found{}", of(account.as_deref()))]
     NoReceipt {
-        /// The receipt.
         receipt_id: Uuid,
-        /// Where it was looked for.
         account: Option<String>,
     },
-    /// Several ledgers have it.
     #[error("receipt {receipt_id} is in several ledgers: say which with --account-id")]
-    Several {
-        /// The receipt.
-        receipt_id: Uuid,
-    },
-    /// A tile does not fit.
+    Several { receipt_id: Uuid },
     #[error("cannot make a proof of the ledger's tiles")]
     Tile(#[from] TileError),
-    /// The proof has no portable form.
     #[error("cannot write the proof")]
     Proof(#[from] PortableProofError),
-    /// No runtime, or stdout cannot be written.
     #[error("cannot go on")]
     System(#[from] io::Error),
 }
@@ -75,9 +59,7 @@ fn of(account: Option<&str>) -> String {
 
 /// A receipt in its ledger.
 pub struct Found {
-    /// Whose ledger.
     pub ledger: LedgerId,
-    /// Its place.
     pub seq: u64,
     /// Its line, without a line feed.
     pub line: String,
@@ -85,7 +67,6 @@ pub struct Found {
 
 /// A stack's ledgers and their logs.
 pub struct Live {
-    /// The tables.
     pub store: Store,
     /// Checkpoints, tiles and the key trail.
     pub log: Log,
@@ -169,53 +150,32 @@ impl Live {
 /// A ledger that does not hold.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// A receipt is wrong, or in the wrong place.
     #[error("the ledger holds a bad receipt")]
     Chain(#[from] ChainError),
-    /// Receipts are missing at the end, or the last one is another.
     #[error(
         "the ledger has {found_size} receipts, the last with hash {found}; its head says {size} and {expected}"
     )]
     Head {
-        /// Receipts the head counts.
         size: u64,
-        /// The head's hash.
         expected: String,
-        /// Receipts found.
         found_size: u64,
-        /// The last receipt's hash.
         found: String,
     },
-    /// The head's Merkle tree is not the ledger's.
     #[error("the head's Merkle range {expected:?} is not the ledger's {found:?}")]
     Range {
-        /// The head's hashes.
         expected: Vec<String>,
-        /// The ledger's.
         found: Vec<String>,
     },
-    /// A checkpoint in the log is not one of this ledger's.
     #[error("the stored checkpoint of {size} receipts is not good")]
-    Note {
-        /// Its size.
-        size: u64,
-        /// Why.
-        source: CheckpointError,
-    },
+    Note { size: u64, source: CheckpointError },
     /// A checkpoint that was signed over more receipts than there are: the table was put back.
     #[error("a checkpoint was signed over {expected} receipts, the ledger has {found}: it was rolled back")]
-    RolledBack {
-        /// The checkpoint's size.
-        expected: u64,
-        /// Receipts in the ledger.
-        found: u64,
-    },
+    RolledBack { expected: u64, found: u64 },
     /// A checkpoint that was signed over other receipts: the ledger was rewritten.
     #[error(
         "the checkpoint of {size} receipts has the root {expected}, the receipts have {found}: the ledger was rewritten"
     )]
     Forked {
-        /// The checkpoint's size.
         size: u64,
         /// Its root, in hex.
         expected: String,

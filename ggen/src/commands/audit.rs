@@ -47,16 +47,10 @@ pub struct AuditArgs {
 /// Why a ledger could not be audited.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
-    /// It cannot be read.
     #[error(transparent)]
     Live(#[from] LiveError),
-    /// There is nothing to audit.
     #[error("account {account} has no receipts")]
-    NoLedger {
-        /// The account.
-        account: String,
-    },
-    /// The verdict cannot be written.
+    NoLedger { account: String },
     #[error("cannot write the answer")]
     Write(#[from] io::Error),
 }

@@ -44,10 +44,8 @@ pub struct CanonicalizeArgs {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum CanonicalizeError {
-    /// The input cannot be read.
     #[error(transparent)]
     Input(#[from] InputError),
-    /// One line of many is too long.
     #[error("line {line} of {} is larger than {MAX_BYTES} bytes", path.display())]
     Line {
         /// The file, or `-`.
@@ -55,7 +53,6 @@ pub enum CanonicalizeError {
         /// From 1.
         line: u64,
     },
-    /// The answer cannot be written.
     #[error("cannot write the answer")]
     Write(#[from] io::Error),
 }

@@ -54,26 +54,18 @@ pub struct CheckpointArgs {
 /// Why there is no checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointCommandError {
-    /// A variable is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The function that signs was not reached, or refused.
     #[error(transparent)]
     Invoke(#[from] InvokeError),
-    /// Its answer has no checkpoint.
     #[error("function {function} answered without a checkpoint: {answer}")]
     Answer {
-        /// Its name.
         function: String,
-        /// The answer.
         answer: Value,
-        /// What the reader said.
         source: serde_json::Error,
     },
-    /// The log cannot be read.
     #[error(transparent)]
     Live(#[from] LiveError),
-    /// The answer cannot be written.
     #[error("cannot write the answer")]
     Write(#[from] io::Error),
 }

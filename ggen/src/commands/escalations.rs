@@ -65,16 +65,12 @@ pub struct EscalationsArgs {
 /// Why escalated actions could not be listed.
 #[derive(Debug, thiserror::Error)]
 pub enum EscalationsError {
-    /// A variable is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The tables cannot be read.
     #[error("cannot read the escalated actions")]
     Find(#[from] FindError),
-    /// The answer has no JSON form.
     #[error("cannot write the answer as JSON")]
     Encode(#[from] serde_json::Error),
-    /// No runtime, or stdout cannot be written.
     #[error("cannot go on")]
     System(#[from] io::Error),
 }
@@ -82,17 +78,14 @@ pub enum EscalationsError {
 /// Why escalated actions could not be found.
 #[derive(Debug, thiserror::Error)]
 pub enum FindError {
-    /// The tables cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A read came to no end of its own.
     #[error("reading an account was broken off")]
     BrokenOff(#[from] JoinError),
 }
 
 /// An action that waits for a person.
 pub struct Escalated {
-    /// Whose.
     pub account_id: AccountId,
     /// As it stands or, when it stands nowhere any more, as it was escalated.
     pub action: Action,

@@ -79,55 +79,33 @@ pub enum ExportReceiptsError {
     /// `--from` is not before `--to`.
     #[error(transparent)]
     Range(#[from] EmptyRangeError),
-    /// A variable is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A key cannot be used.
     #[error(transparent)]
     PublicKey(#[from] PublicKeyError),
-    /// The ledger cannot be read.
     #[error("cannot read the ledger")]
     Store(#[from] StoreError),
-    /// The key trail cannot be read, or does not hold.
     #[error(transparent)]
     Live(#[from] LiveError),
-    /// There is nothing to export.
     #[error("account {account} has no receipts")]
-    NoLedger {
-        /// The account.
-        account: String,
-    },
+    NoLedger { account: String },
     /// A line names no place, so that the next page cannot be asked for, or no time, so that no range can be chosen.
     #[error("the receipt at or behind place {place} of account {account} has no {field}")]
     Line {
-        /// The account.
         account: String,
         /// Where its page was read from.
         place: u64,
-        /// What is missing.
         field: &'static str,
-        /// What the reader said.
         source: serde_json::Error,
     },
-    /// A line cannot be a row of a table.
     #[error("receipt {seq} of account {account} cannot be written as a row: export it as jsonl")]
     Row {
-        /// The account.
         account: String,
-        /// Its place.
         seq: u64,
-        /// Why not.
         source: RowError,
     },
-    /// The output cannot be written.
     #[error("cannot write {}", path.display())]
-    Output {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// No runtime, or stdout cannot be written.
+    Output { path: PathBuf, source: io::Error },
     #[error("cannot go on")]
     System(#[from] io::Error),
 }

@@ -64,23 +64,10 @@ pub struct HandlerArgs {
 /// Why the handler cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum HandlerError {
-    /// The secret is none.
     #[error("environment variable {name} holds no usable secret")]
-    Secret {
-        /// The variable.
-        name: String,
-        /// What is wrong with its text.
-        source: SecretError,
-    },
-    /// The port is taken or the address is not ours.
+    Secret { name: String, source: SecretError },
     #[error("cannot listen on {listen}")]
-    Listen {
-        /// The address.
-        listen: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The system refused a socket, a signal handler or a write.
+    Listen { listen: SocketAddr, source: io::Error },
     #[error("the handler cannot go on")]
     System(#[from] io::Error),
 }

@@ -55,10 +55,8 @@ pub struct HashArgs {
 /// Why there is no hash.
 #[derive(Debug, thiserror::Error)]
 pub enum HashError {
-    /// The input cannot be read.
     #[error(transparent)]
     Input(#[from] InputError),
-    /// The answer cannot be written.
     #[error("cannot write the answer")]
     Write(#[from] io::Error),
 }

@@ -78,30 +78,18 @@ pub struct ShowArgs {
 /// Why a key could not be made or read.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
-    /// The system has no randomness to give.
     #[error("the system gives no random bytes: {0}")]
     Random(getrandom::Error),
-    /// A file exists, or its folder does not.
     #[error("cannot create {}", path.display())]
-    Create {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A file is no public key.
+    Create { path: PathBuf, source: io::Error },
     #[error(transparent)]
     PublicKey(#[from] PublicKeyError),
-    /// A key cannot be written as PEM.
     #[error("cannot write the new key")]
     Encode(#[from] KeyError),
-    /// There is no producer's secret.
     #[error(transparent)]
     Producer(#[from] producer::ProducerError),
-    /// The key could not pass on, or be revoked.
     #[error(transparent)]
     Trail(#[from] trail::TrailCommandError),
-    /// Stdout cannot be written.
     #[error("cannot write the answer")]
     Write(#[from] io::Error),
 }

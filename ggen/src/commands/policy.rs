@@ -72,34 +72,20 @@ pub struct DeployArgs {
 /// Why a policy could not be compiled or deployed.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
-    /// The file cannot be read.
     #[error(transparent)]
     Input(#[from] InputError),
-    /// The bundle cannot be written.
     #[error("cannot write {}", path.display())]
-    Output {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A variable is missing.
+    Output { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The function was not reached, or broke.
     #[error(transparent)]
     Invoke(#[from] InvokeError),
-    /// The function's answer says nothing about the outcome.
     #[error("function {function} answered without an outcome: {answer}")]
     Answer {
-        /// Its name.
         function: String,
-        /// The answer.
         answer: String,
-        /// What the reader said.
         source: serde_json::Error,
     },
-    /// No runtime, or stdout cannot be written.
     #[error("cannot go on")]
     System(#[from] io::Error),
 }

@@ -57,30 +57,19 @@ pub struct ProveArgs {
 /// Why there is no proof.
 #[derive(Debug, thiserror::Error)]
 pub enum ProveError {
-    /// The ledger or its log cannot be looked at.
     #[error(transparent)]
     Live(#[from] LiveError),
-    /// No checkpoint covers the receipt yet.
     #[error(
         "no checkpoint covers receipt {receipt_id} at place {seq} yet: `ggen checkpoint {ledger}` signs one"
     )]
     NotCovered {
-        /// The receipt.
         receipt_id: Uuid,
-        /// Its place.
         seq: u64,
         /// Whose ledger, as an option.
         ledger: String,
     },
-    /// A file cannot be written.
     #[error("cannot write {}", path.display())]
-    Output {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The answer cannot be written.
+    Output { path: PathBuf, source: io::Error },
     #[error("cannot write the answer")]
     Write(#[from] io::Error),
 }

@@ -78,13 +78,10 @@ pub struct RedriveArgs {
 /// Why letters could not be taken back.
 #[derive(Debug, thiserror::Error)]
 pub enum RedriveError {
-    /// A variable is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The tables cannot be read or written.
     #[error("cannot read or write the tenant's actions")]
     Store(#[from] StoreError),
-    /// A queue does not answer.
     #[error("cannot use the tenant's queues")]
     Queue(#[from] QueueError),
     /// The control object cannot be read; nothing was changed.
@@ -93,13 +90,11 @@ pub enum RedriveError {
     /// The signing key cannot be read; nothing was changed.
     #[error("cannot read the signing key; nothing was changed")]
     Secrets(#[from] SecretsError),
-    /// A signal or the answer has no JSON form.
     #[error("cannot write JSON")]
     Encode(#[from] serde_json::Error),
     /// The action does not take it: a bug, told instead of hidden.
     #[error(transparent)]
     Illegal(#[from] IllegalTransition),
-    /// No runtime, or stdout cannot be written.
     #[error("cannot go on")]
     System(#[from] io::Error),
 }

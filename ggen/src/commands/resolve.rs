@@ -58,31 +58,22 @@ pub struct ResolveArgs {
 /// Why an action could not be resolved.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
-    /// A variable is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The escalated actions cannot be listed.
     #[error("cannot tell whose action it is")]
     Find(#[from] FindError),
-    /// The tables cannot be read or written.
     #[error("cannot read or write the action")]
     Store(#[from] StoreError),
     /// The signing key cannot be read; nothing was changed.
     #[error("cannot read the signing key; nothing was changed")]
     Secrets(#[from] SecretsError),
-    /// The receipt that resolved it is not found yet.
     #[error("the action is resolved, but the index does not know its receipt {receipt_id} yet: ask again")]
-    NoReceipt {
-        /// The receipt.
-        receipt_id: Uuid,
-    },
-    /// The receipt that resolved it is no JSON.
+    NoReceipt { receipt_id: Uuid },
     #[error("cannot read the receipt that resolved the action")]
     Receipt(#[from] serde_json::Error),
     /// The action does not take it: a bug, told instead of hidden.
     #[error(transparent)]
     Illegal(#[from] IllegalTransition),
-    /// No runtime, or stdout cannot be written.
     #[error("cannot go on")]
     System(#[from] io::Error),
 }

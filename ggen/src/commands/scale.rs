@@ -42,23 +42,16 @@ pub struct ScaleArgs {
 /// Why it is not known whether the tenant was scaled.
 #[derive(Debug, thiserror::Error)]
 pub enum ScaleCommandError {
-    /// A variable is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The function that scales was not reached, or failed.
     #[error(transparent)]
     Invoke(#[from] InvokeError),
-    /// Its answer has no outcome.
     #[error("function {function} answered without an outcome: {answer}")]
     Answer {
-        /// Its name.
         function: String,
-        /// The answer.
         answer: Value,
-        /// What the reader said.
         source: serde_json::Error,
     },
-    /// No runtime, or stdout cannot be written.
     #[error("cannot go on")]
     System(#[from] io::Error),
 }

@@ -88,29 +88,20 @@ fn entitlement_id(text: &str) -> Result<EntitlementId, IdError> {
 /// Why signals could not be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum SendSignalError {
-    /// A variable is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The tenant cannot be read.
     #[error("cannot read the tenant")]
     Store(#[from] StoreError),
-    /// The new id is none, which cannot happen.
     #[error("cannot make an action id")]
     ActionId(#[from] ActionIdError),
-    /// The signal cannot be written.
     #[error("cannot write the signal as JSON")]
     Encode(#[from] serde_json::Error),
-    /// The queue did not take a signal.
     #[error("{sent} of {count} signals were sent, the next one was not")]
     Send {
-        /// Signals on the queue.
         sent: usize,
-        /// Signals asked for.
         count: u64,
-        /// What the queue said.
         source: QueueError,
     },
-    /// No runtime, or stdout cannot be written.
     #[error("cannot go on")]
     System(#[from] io::Error),
 }

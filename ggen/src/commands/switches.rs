@@ -124,31 +124,23 @@ impl Change {
 /// Why the switches could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum SwitchesError {
-    /// A variable is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The control object cannot be read or changed.
     #[error("cannot use the control object")]
     Control(#[from] ControlError),
     /// The signing key cannot be read; nothing was changed.
     #[error("cannot read the signing key; nothing was changed")]
     Secrets(#[from] SecretsError),
-    /// The switches have no JSON form.
     #[error("cannot write the switches as JSON")]
     Encode(#[from] serde_json::Error),
-    /// The switches are changed, and no receipt says so.
     #[error(
         "the switches are changed, but the receipt {receipt_id} is neither in the ledger ({ledger}) nor spooled"
     )]
     Receipt {
-        /// The receipt.
         receipt_id: Uuid,
-        /// Why not in the ledger.
         ledger: Box<StoreError>,
-        /// Why not in the spool.
         source: SpoolError,
     },
-    /// No runtime, or stdout cannot be written.
     #[error("cannot go on")]
     System(#[from] io::Error),
 }

@@ -32,32 +32,23 @@ pub enum TenantsCommand {
 /// Why tenants could not be looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum TenantsError {
-    /// A variable is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The tables cannot be read.
     #[error("cannot read the tables")]
     Store(#[from] StoreError),
     /// The queues do not say what they hold; the rest is shown.
     #[error("cannot read the tenant's queues; all else is shown")]
     Queue(#[from] QueueError),
-    /// A line of the ledger is no JSON.
     #[error("cannot read receipt {seq} of account {account}")]
     Receipt {
-        /// Whose ledger.
         account: String,
-        /// Its place.
         seq: u64,
-        /// What the reader said.
         source: serde_json::Error,
     },
-    /// The answer has no JSON form.
     #[error("cannot write the answer as JSON")]
     Encode(#[from] serde_json::Error),
-    /// A read came to no end of its own.
     #[error("reading a tenant was broken off")]
     BrokenOff(#[from] tokio::task::JoinError),
-    /// No runtime, or stdout cannot be written.
     #[error("cannot go on")]
     System(#[from] io::Error),
 }

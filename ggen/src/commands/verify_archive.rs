@@ -61,21 +61,13 @@ pub struct VerifyArchiveArgs {
 /// Why an archive could not be checked.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyArchiveError {
-    /// A key cannot be used.
     #[error(transparent)]
     PublicKey(#[from] PublicKeyError),
-    /// The closing receipt cannot be read.
     #[error(transparent)]
     Input(#[from] InputError),
     /// The archive cannot be read: a matter of the disk, not of the archive.
     #[error("cannot read {}", path.display())]
-    Read {
-        /// The archive.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The verdict cannot be written.
+    Read { path: PathBuf, source: io::Error },
     #[error("cannot write the answer")]
     Write(#[from] io::Error),
 }

@@ -75,22 +75,14 @@ pub struct VerifyReceiptArgs {
 /// Why a receipt could not be checked.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyReceiptError {
-    /// A key cannot be used.
     #[error(transparent)]
     PublicKey(#[from] PublicKeyError),
-    /// A file cannot be read.
     #[error(transparent)]
     Input(#[from] InputError),
-    /// The live ledger cannot be looked at.
     #[error(transparent)]
     Live(#[from] LiveError),
-    /// A JSON proof without a checkpoint.
     #[error("{} is a proof in JSON, which needs --checkpoint", path.display())]
-    NoCheckpoint {
-        /// The proof.
-        path: PathBuf,
-    },
-    /// The verdict cannot be written.
+    NoCheckpoint { path: PathBuf },
     #[error("cannot write the answer")]
     Write(#[from] io::Error),
 }

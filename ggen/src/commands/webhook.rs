@@ -115,57 +115,31 @@ fn providers() -> impl TypedValueParser<Value = &'static Provider> {
 /// Why a webhook could not be signed or checked.
 #[derive(Debug, thiserror::Error)]
 pub enum WebhookError {
-    /// No secret in the environment.
     #[error("environment variable {name} is not set; it holds the webhook secret")]
-    NoSecret {
-        /// The variable.
-        name: String,
-    },
-    /// The secret is none.
+    NoSecret { name: String },
     #[error("environment variable {name} holds no usable secret")]
-    Secret {
-        /// The variable.
-        name: String,
-        /// What is wrong with its text.
-        source: SecretError,
-    },
-    /// A file cannot be read, or is larger than any receiver takes.
+    Secret { name: String, source: SecretError },
     #[error(transparent)]
     Input(#[from] InputError),
-    /// The event is not JSON.
     #[error("{} is not JSON", path.display())]
     Json {
-        /// The file.
         path: PathBuf,
-        /// What the reader said.
         source: serde_json::Error,
     },
-    /// The event lacks what an event has.
     #[error("{} is no API Gateway event: {problem}", path.display())]
-    Event {
-        /// The file.
-        path: PathBuf,
-        /// What it lacks.
-        problem: &'static str,
-    },
-    /// A header line without a colon, or a JSON header that is no text.
+    Event { path: PathBuf, problem: &'static str },
     #[error("{}: {line:?} is not a header", path.display())]
     Header {
-        /// The file.
         path: PathBuf,
         /// The line, or the header's name.
         line: String,
     },
-    /// Both inputs cannot be stdin.
     #[error("--body and --headers cannot both be stdin")]
     StdinTwice,
-    /// The time is none.
     #[error("--at is no time")]
     Time(#[from] jiff::Error),
-    /// A body from stdin must stand in the curl command, and cannot.
     #[error("--curl with a body from stdin needs the body to be text")]
     NotText,
-    /// Stdout cannot be written.
     #[error("cannot write the answer")]
     Write(#[from] io::Error),
 }

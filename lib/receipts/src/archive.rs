@@ -215,9 +215,7 @@ pub enum CheckpointsError {
     /// Not a good checkpoint.
     #[error("{which} is not good")]
     Note {
-        /// Which of them.
         which: String,
-        /// Why.
         #[source]
         source: CheckpointError,
     },
@@ -226,7 +224,6 @@ pub enum CheckpointsError {
     Signer {
         /// The key id of `auditor.pub`.
         expected: String,
-        /// The key that signed.
         found: String,
     },
     /// `checkpoints.jsonl` is not in its form.
@@ -240,27 +237,20 @@ pub enum CheckpointsError {
     /// Another ledger's.
     #[error("{which} is of {found:?}, expected {expected}")]
     Origin {
-        /// Which of them.
         which: String,
-        /// Whose it must be.
         expected: String,
-        /// Its origin.
         found: String,
     },
     /// Not larger than the one before, or larger than the last.
     #[error("{which} is of {found} receipts, expected {expected}")]
     Size {
-        /// Which of them.
         which: String,
-        /// What its size must be.
         expected: String,
-        /// Its size.
         found: u64,
     },
     /// The tree over the receipts has another root: they are not the ledger that the checkpoint was signed over.
     #[error("the checkpoint of {size} receipts has the root {expected}, the receipts have {found}")]
     Root {
-        /// Its size.
         size: u64,
         /// Its root, in hex.
         expected: String,

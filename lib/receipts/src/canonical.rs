@@ -21,7 +21,6 @@ pub enum FormError {
     /// The value has no JSON form.
     #[error("writing the value as canonical JSON failed")]
     Unrepresentable {
-        /// What the encoder said.
         #[source]
         source: serde_json::Error,
     },
@@ -43,10 +42,7 @@ pub enum FormError {
     },
     /// A `policy_hash` that is not a SHA-256 in hex.
     #[error("`policy_hash` is {value:?}, not 64 lower-case hex digits")]
-    PolicyHash {
-        /// What was given.
-        value: String,
-    },
+    PolicyHash { value: String },
 }
 
 /// The RFC 8785 canonical form of a value.

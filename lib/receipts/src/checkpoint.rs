@@ -35,40 +35,25 @@ pub enum CheckpointError {
     #[error(
         "the origin {origin:?} can't name a key: it must not be empty and have no space, control character or `+`"
     )]
-    KeyName {
-        /// The origin.
-        origin: String,
-    },
+    KeyName { origin: String },
     /// More bytes than are read.
     #[error("the checkpoint has {found} bytes, the most are {NOTE_BYTES}")]
-    TooLarge {
-        /// Its bytes.
-        found: usize,
-    },
+    TooLarge { found: usize },
     /// Not text.
     #[error("the checkpoint is not UTF-8")]
     Utf8 {
-        /// Where.
         #[source]
         source: Utf8Error,
     },
     /// A control character other than a line feed, such as a carriage return.
     #[error("the checkpoint has the control character {found:#04x} at byte {at}")]
-    Control {
-        /// Where it stands.
-        at: usize,
-        /// The character.
-        found: u8,
-    },
+    Control { at: usize, found: u8 },
     /// No blank line with signature lines behind it, each ended by a line feed.
     #[error("the checkpoint does not end in a blank line and whole signature lines")]
     Unsigned,
     /// More signature lines than are read.
     #[error("the checkpoint has {found} signature lines, the most are {SIGNATURE_LINES}")]
-    TooManySignatures {
-        /// Its signature lines.
-        found: usize,
-    },
+    TooManySignatures { found: usize },
     /// A line among the signatures that is none.
     #[error("line {line} behind the text is not `— <key name> <base64 of a key hash and a signature>`")]
     SignatureLine {
@@ -85,47 +70,26 @@ pub enum CheckpointError {
     },
     /// Signed by a key that was revoked.
     #[error("the checkpoint is signed by key {key_id}, which is revoked: {reason}")]
-    RevokedKey {
-        /// The key.
-        key_id: String,
-        /// Why it was revoked.
-        reason: String,
-    },
+    RevokedKey { key_id: String, reason: String },
     /// The trusted key's signature does not hold.
     #[error("the checkpoint's signature by {name} does not hold")]
     Signature {
-        /// The key name.
         name: String,
-        /// In what way.
         #[source]
         source: SignatureError,
     },
     /// More or fewer lines than origin, size and root. Extension lines, which the format knows, are never written here.
     #[error("the checkpoint's text has {found} lines, expected origin, size and root")]
-    Lines {
-        /// Its lines.
-        found: usize,
-    },
+    Lines { found: usize },
     /// Another ledger's.
     #[error("the checkpoint's origin is {found:?}, expected {expected:?}")]
-    Origin {
-        /// The origin that was asked for.
-        expected: String,
-        /// The checkpoint's.
-        found: String,
-    },
+    Origin { expected: String, found: String },
     /// Not a decimal number below 2^64 without leading zeros.
     #[error("the checkpoint's size {found:?} is not a canonical decimal number")]
-    Size {
-        /// What stands there.
-        found: String,
-    },
+    Size { found: String },
     /// Not the base64 (standard alphabet, padded) of 32 bytes.
     #[error("the checkpoint's root {found:?} is not the base64 of 32 bytes")]
-    Root {
-        /// What stands there.
-        found: String,
-    },
+    Root { found: String },
 }
 
 /// What a signed checkpoint says of a ledger.

@@ -23,27 +23,21 @@ pub enum KeyError {
     /// The text is not an Ed25519 private key in PKCS#8 PEM.
     #[error("reading an Ed25519 private key from PKCS#8 PEM failed")]
     Private {
-        /// What the decoder said.
         #[source]
         source: pkcs8::Error,
     },
     /// The text is not an Ed25519 public key in SPKI PEM.
     #[error("reading an Ed25519 public key from SPKI PEM failed")]
     Public {
-        /// What the decoder said.
         #[source]
         source: spki::Error,
     },
     /// The point has small order: signatures under it prove nothing.
     #[error("the public key {key_id} is weak: anybody can make signatures that it accepts")]
-    Weak {
-        /// The key.
-        key_id: String,
-    },
+    Weak { key_id: String },
     /// A private key could not be written as PEM.
     #[error("writing an Ed25519 private key as PKCS#8 PEM failed")]
     Encode {
-        /// What the encoder said.
         #[source]
         source: pkcs8::Error,
     },
@@ -55,22 +49,16 @@ pub enum SignatureError {
     /// Not base64 (standard alphabet, padded).
     #[error("the signature is not standard base64")]
     Base64 {
-        /// What the decoder said.
         #[source]
         source: base64::DecodeError,
     },
     /// Not 64 bytes.
     #[error("the signature has {found} bytes, an Ed25519 signature has 64")]
-    Length {
-        /// Its bytes.
-        found: usize,
-    },
+    Length { found: usize },
     /// Well formed, and not made by this key over these bytes.
     #[error("the signature was not made by key {key_id} over these bytes")]
     Mismatch {
-        /// The key it was checked with.
         key_id: String,
-        /// What the verifier said.
         #[source]
         source: ed25519_dalek::SignatureError,
     },
@@ -252,7 +240,6 @@ pub(crate) fn signature_bytes(signature: &str) -> Result<[u8; 64], SignatureErro
 /// From when on a key's signatures do not count, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Revocation {
-    /// Why.
     pub reason: String,
     /// What is dated from then on does not count.
     pub from: Timestamp,

@@ -17,11 +17,8 @@ pub enum AppendError {
     /// Drafts of two tenants in one group.
     #[error("appending receipt {receipt_id} of account {found:?} to the ledger of account {expected:?}")]
     MixedAccounts {
-        /// The draft that does not belong.
         receipt_id: Uuid,
-        /// The account of the first draft.
         expected: String,
-        /// Its account.
         found: String,
     },
     /// A head whose Merkle range is not one of its size: there is nothing to build on.
@@ -29,16 +26,13 @@ pub enum AppendError {
     Head {
         /// Receipts in the ledger, as the head says.
         size: u64,
-        /// What does not fit.
         #[source]
         source: RangeError,
     },
     /// A value that no receipt may hold.
     #[error("writing receipt {receipt_id} failed")]
     Form {
-        /// The draft.
         receipt_id: Uuid,
-        /// Which value, and why.
         #[source]
         source: FormError,
     },
@@ -136,9 +130,7 @@ impl Tip {
 pub struct Sealed {
     /// Place in the ledger.
     pub seq: u64,
-    /// The draft's id.
     pub receipt_id: Uuid,
-    /// What it is about.
     pub operation: &'static str,
     /// SHA-256 of the canonical bytes without the signature, in lower-case hex.
     pub hash: String,

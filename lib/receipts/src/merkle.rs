@@ -22,18 +22,13 @@ pub const SIZE_LIMIT: u64 = 1 << 63;
 pub enum RangeError {
     /// More leaves than a tree may have.
     #[error("the tree is said to have {size} leaves, the most are {SIZE_LIMIT}")]
-    Size {
-        /// Its leaves.
-        size: u64,
-    },
+    Size { size: u64 },
     /// Too many or too few hashes.
     #[error("the compact range of a tree of {size} leaves has {expected} hashes, found {found}")]
     Length {
-        /// The tree's leaves.
         size: u64,
         /// One for each bit that is set in `size`.
         expected: usize,
-        /// The hashes given.
         found: usize,
     },
     /// A text that is not a hash.
@@ -49,34 +44,18 @@ pub enum RangeError {
 pub enum ProofError {
     /// No such leaf.
     #[error("leaf {index} is not in a tree of {size} leaves")]
-    Index {
-        /// The leaf.
-        index: u64,
-        /// The tree's leaves.
-        size: u64,
-    },
+    Index { index: u64, size: u64 },
     /// Trees that no consistency proof connects: every tree begins with the empty one, so that proves nothing.
     #[error(
         "a consistency proof leads from 1 to {new_size} leaves to {new_size} leaves, not from {old_size}"
     )]
-    Sizes {
-        /// Leaves of the older tree.
-        old_size: u64,
-        /// Leaves of the newer tree.
-        new_size: u64,
-    },
+    Sizes { old_size: u64, new_size: u64 },
     /// Too many or too few hashes.
     #[error("the proof must have {expected} hashes, found {found}")]
-    Length {
-        /// What the sizes ask for.
-        expected: usize,
-        /// The hashes given.
-        found: usize,
-    },
+    Length { expected: usize, found: usize },
     /// The proof leads elsewhere.
     #[error("the root of the tree of {size} leaves is {expected}, the proof leads to {found}")]
     Root {
-        /// The tree's leaves.
         size: u64,
         /// Its root in hex.
         expected: String,

@@ -43,16 +43,10 @@ const SHOWN: usize = 80;
 pub enum PortableProofError {
     /// More bytes than are read.
     #[error("the proof has {found} bytes, the most are {limit}")]
-    TooLarge {
-        /// Its bytes.
-        found: usize,
-        /// What is read.
-        limit: usize,
-    },
+    TooLarge { found: usize, limit: usize },
     /// Not text.
     #[error("the proof is not UTF-8")]
     Utf8 {
-        /// Where.
         #[source]
         source: Utf8Error,
     },
@@ -70,10 +64,7 @@ pub enum PortableProofError {
     },
     /// Extra data that is empty or more than is read.
     #[error("the proof has {found} bytes of extra data, expected from 1 to {EXTRA_BYTES}")]
-    ExtraLength {
-        /// Its bytes.
-        found: usize,
-    },
+    ExtraLength { found: usize },
     /// No index where it must stand, or not a decimal number below 2^64 without leading zeros.
     #[error("the proof's line {found:?} is not `index <number>`")]
     Index {
@@ -100,14 +91,12 @@ pub enum PortableProofError {
     /// The checkpoint does not hold.
     #[error("the proof's checkpoint does not hold")]
     Checkpoint {
-        /// In what way.
         #[source]
         source: CheckpointError,
     },
     /// Not the JSON of such a proof.
     #[error("the proof is not the JSON it should be")]
     Json {
-        /// What the parser said.
         #[source]
         source: serde_json::Error,
     },
@@ -116,9 +105,7 @@ pub enum PortableProofError {
     Mismatch {
         /// What differs: `origin`, `size`, `root`, and with `old_` or `new_` before it.
         field: &'static str,
-        /// The checkpoint's value.
         expected: String,
-        /// The proof's value.
         found: String,
     },
     /// The hashes do not prove it.

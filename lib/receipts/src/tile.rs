@@ -49,7 +49,6 @@ pub enum TileError {
     /// The bytes are not as many hashes as the tile has.
     #[error("{tile} has {expected} bytes, found {found}")]
     Length {
-        /// The tile.
         tile: Tile,
         /// What its width asks for.
         expected: usize,
@@ -58,16 +57,10 @@ pub enum TileError {
     },
     /// A tile that is held already, of another width, begins with other hashes.
     #[error("{tile} does not agree with the tile at the same place that is held already")]
-    Conflict {
-        /// The tile that came second.
-        tile: Tile,
-    },
+    Conflict { tile: Tile },
     /// A tile that is needed is not held.
     #[error("{tile} is needed, and missing")]
-    Missing {
-        /// The tile.
-        tile: Tile,
-    },
+    Missing { tile: Tile },
     /// There is no such proof.
     #[error(transparent)]
     Proof(#[from] ProofError),

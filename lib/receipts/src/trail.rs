@@ -36,7 +36,6 @@ pub enum TrailError {
     Line {
         /// Which, from 1.
         line: usize,
-        /// Why.
         #[source]
         source: LineError,
     },
@@ -48,11 +47,8 @@ pub enum TrailError {
     Operation {
         /// Which, from 1.
         line: usize,
-        /// The receipt.
         receipt_id: Uuid,
-        /// Its operation.
         operation: &'static str,
-        /// Its account.
         account_id: String,
     },
     /// A field that names another key than it should, or none.
@@ -60,11 +56,8 @@ pub enum TrailError {
     Key {
         /// Which, from 1.
         line: usize,
-        /// The field.
         field: &'static str,
-        /// What must stand there.
         expected: String,
-        /// What stands there.
         found: String,
     },
     /// The new key did not endorse the rotation.
@@ -72,9 +65,7 @@ pub enum TrailError {
     Endorsement {
         /// Which, from 1.
         line: usize,
-        /// The new key.
         new_key_id: String,
-        /// In what way.
         #[source]
         source: SignatureError,
     },
@@ -85,7 +76,6 @@ pub enum TrailError {
     Fork {
         /// Which, from 1.
         line: usize,
-        /// The key.
         key_id: String,
     },
     /// A revocation that the revoked key signed itself: a thief could say so too, and from when on.
@@ -93,7 +83,6 @@ pub enum TrailError {
     OwnRevocation {
         /// Which, from 1.
         line: usize,
-        /// The key.
         key_id: String,
     },
     /// A revocation by a key that nothing leads to.
@@ -101,9 +90,7 @@ pub enum TrailError {
     Stranger {
         /// Which, from 1.
         line: usize,
-        /// The revoked key.
         key_id: String,
-        /// The key that signed.
         by: String,
     },
 }

@@ -22,14 +22,12 @@ pub enum LineError {
     /// Not JSON, or not the fields of a known operation.
     #[error("the line is not a receipt")]
     Parse {
-        /// What the parser said.
         #[source]
         source: serde_json::Error,
     },
     /// A value no receipt may hold.
     #[error("the receipt has a value that no receipt may have")]
     Form {
-        /// Which, and why.
         #[source]
         source: FormError,
     },
@@ -38,21 +36,15 @@ pub enum LineError {
         "the line is not the canonical form of its receipt: at byte {at} expected {expected:?}, found {found:?}"
     )]
     NotCanonical {
-        /// Where the two part.
         at: usize,
-        /// The canonical form from there.
         expected: String,
-        /// The line from there.
         found: String,
     },
     /// `status` is not what the operation means.
     #[error("the status of `{operation}` is {expected:?}, found {found:?}")]
     Status {
-        /// The operation.
         operation: &'static str,
-        /// Its status.
         expected: &'static str,
-        /// What the line says.
         found: &'static str,
     },
     /// No signature.
@@ -60,12 +52,7 @@ pub enum LineError {
     Unsigned,
     /// Signed by a key nobody vouched for.
     #[error("the receipt is signed by key {key_id}, trusted are: {trusted}")]
-    UnknownKey {
-        /// The key it names.
-        key_id: String,
-        /// The ids in the ring.
-        trusted: String,
-    },
+    UnknownKey { key_id: String, trusted: String },
     /// Signed by a key that was revoked.
     #[error(
         "the receipt is signed by key {key_id}, which is revoked from {} on: {reason}{}",
@@ -73,11 +60,8 @@ pub enum LineError {
         if *.placed { "" } else { "; only its place in a ledger shows whether it is older" }
     )]
     RevokedKey {
-        /// The key.
         key_id: String,
-        /// From when on.
         from: Timestamp,
-        /// Why it was revoked.
         reason: String,
         /// Whether the receipt was checked in its place, where its date can be believed.
         placed: bool,
@@ -85,7 +69,6 @@ pub enum LineError {
     /// The signature does not hold.
     #[error("the receipt's signature does not hold")]
     Signature {
-        /// In what way.
         #[source]
         source: SignatureError,
     },
@@ -309,7 +292,6 @@ pub enum ChainError {
     Line {
         /// Its place in the ledger, from 0.
         place: u64,
-        /// Why.
         #[source]
         source: LineError,
     },
@@ -320,13 +302,9 @@ pub enum ChainError {
     Link {
         /// Its place in the ledger, from 0.
         place: u64,
-        /// The receipt.
         receipt_id: Uuid,
-        /// The rule it breaks.
         rule: Rule,
-        /// What the rule asks for.
         expected: String,
-        /// What the receipt says.
         found: String,
     },
 }

@@ -30,10 +30,8 @@ pub const HEADER: &str = "seq,timestamp,occurred_at,account_id,operation,status,
 /// A receipt that gives no row.
 #[derive(Debug, thiserror::Error)]
 pub enum RowError {
-    /// Not strict JSON.
     #[error(transparent)]
     Json(#[from] JsonError),
-    /// JSON, but not an object.
     #[error("the receipt is not a JSON object")]
     NoObject,
 }

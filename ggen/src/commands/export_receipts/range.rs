@@ -12,16 +12,10 @@ use jiff::tz::TimeZone;
 /// A text that is no time.
 #[derive(Debug, thiserror::Error)]
 pub enum TimeError {
-    /// Neither an instant nor a date.
     #[error(
         "{text:?} is neither an RFC 3339 time with its offset, such as 2026-11-21T08:30:00Z, nor a date, such as 2026-11-21"
     )]
-    Unreadable {
-        /// What was given.
-        text: String,
-        /// What the reader said.
-        source: jiff::Error,
-    },
+    Unreadable { text: String, source: jiff::Error },
 }
 
 /// Reads an RFC 3339 instant, or a date for its first instant in UTC.

@@ -37,10 +37,8 @@ pub struct ProducerArgs {
 /// Why there is no secret to print.
 #[derive(Debug, thiserror::Error)]
 pub enum ProducerError {
-    /// The variable is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The stack's secret cannot be read, or is none.
     #[error(transparent)]
     Secrets(#[from] SecretsError),
 }

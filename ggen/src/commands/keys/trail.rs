@@ -91,53 +91,32 @@ pub struct RevokeArgs {
 /// Why a key could not pass on or be revoked.
 #[derive(Debug, thiserror::Error)]
 pub enum TrailCommandError {
-    /// The ledger or its log cannot be read.
     #[error(transparent)]
     Live(#[from] LiveError),
-    /// The signing key's secret cannot be read or changed.
     #[error(transparent)]
     Secrets(#[from] SecretsError),
-    /// The receipt cannot be appended.
     #[error("cannot append to the system's ledger")]
     Store(#[from] StoreError),
-    /// The trail cannot be read or published.
     #[error("cannot publish the key trail")]
     Log(#[from] LogError),
-    /// The receipt was appended, and cannot be found to be published.
     #[error("receipt {receipt_id} was appended and is not found yet: run the command again in a moment")]
-    NotFound {
-        /// The receipt.
-        receipt_id: Uuid,
-    },
-    /// The key that signs cannot revoke itself.
+    NotFound { receipt_id: Uuid },
     #[error("key {key_id} is the one that signs: `ggen keys rotate` first, and revoke it then")]
-    Signs {
-        /// The key.
-        key_id: String,
-    },
-    /// Receipts that functions signed with the key would not count.
+    Signs { key_id: String },
     #[error(
         "key {key_id} signed until {until}, as functions keep a key for five minutes: --from must not be before that"
     )]
     TooEarly {
-        /// The key.
         key_id: String,
         /// From when on it can be revoked.
         until: Timestamp,
     },
-    /// Another run is passing the key on at this moment.
     #[error("key {key_id} has just passed on by another run, whose receipt is not published yet")]
-    PassedOn {
-        /// The key.
-        key_id: String,
-    },
-    /// The trail would not hold with the receipt.
+    PassedOn { key_id: String },
     #[error("the key trail would not hold any more; nothing was written")]
     Breaks(#[source] TrailError),
-    /// Nothing leads to the key.
     #[error("key {key_id} is none of this stack's: {known}")]
     UnknownKey {
-        /// The key.
         key_id: String,
         /// Those that the trail leads to.
         known: String,

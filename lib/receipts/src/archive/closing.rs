@@ -17,52 +17,37 @@ pub enum ClosingError {
     Verified {
         /// Receipts it is said to hold.
         receipts: u64,
-        /// What does not fit.
         #[source]
         source: RangeError,
     },
     /// It is no good receipt, or does not stand right behind the archive's last one.
     #[error("the closing receipt does not stand behind the archive's last receipt")]
     Receipt {
-        /// The rule and both values.
         #[source]
         source: ChainError,
     },
     /// It is about something else.
     #[error("the closing receipt {receipt_id}: expected operation decommission_complete, found {found}")]
-    Operation {
-        /// The receipt.
-        receipt_id: Uuid,
-        /// Its operation.
-        found: &'static str,
-    },
+    Operation { receipt_id: Uuid, found: &'static str },
     /// The final checkpoint is not good.
     #[error("the final checkpoint is not good")]
     Checkpoint {
-        /// Why.
         #[source]
         source: CheckpointError,
     },
     /// The final checkpoint is another ledger's, or of another end.
     #[error("the final checkpoint's {field} is {found}, expected {expected}")]
     End {
-        /// Which part of it.
         field: &'static str,
-        /// What the archive and its closing receipt lead to.
         expected: String,
-        /// What the checkpoint says.
         found: String,
     },
     /// It closes another archive.
     #[error("the closing receipt {receipt_id}: its `{field}` is {expected}, the archive's is {found}")]
     Archive {
-        /// The receipt.
         receipt_id: Uuid,
-        /// The field.
         field: &'static str,
-        /// What the receipt says.
         expected: String,
-        /// What the archive is.
         found: String,
     },
 }

@@ -26,7 +26,6 @@ pub enum ArchiveError {
     Read {
         /// The member, or the place.
         member: String,
-        /// What the stream said.
         #[source]
         source: io::Error,
     },
@@ -35,82 +34,51 @@ pub enum ArchiveError {
     TooLarge {
         /// The member, or the archive.
         member: String,
-        /// What was counted.
         what: &'static str,
-        /// The limit.
         limit: u64,
     },
     /// A member that does not belong there.
     #[error("expected member {expected:?}, found {found:?}")]
-    UnexpectedMember {
-        /// What could stand there.
-        expected: String,
-        /// What stands there.
-        found: String,
-    },
+    UnexpectedMember { expected: String, found: String },
     /// A tar header that is not the one this member has.
     #[error("the header of {member:?} has {found:#04x} at byte {at}, expected {expected:#04x}")]
     Header {
-        /// The member.
         member: String,
-        /// The byte of the header.
         at: usize,
-        /// What it must be.
         expected: u8,
-        /// What it is.
         found: u8,
     },
     /// A member that is a link, a folder or a device.
     #[error("{member:?} is not a plain file but of tar type {found:?}")]
-    NotAFile {
-        /// The member.
-        member: String,
-        /// Its type.
-        found: char,
-    },
+    NotAFile { member: String, found: char },
     /// Bytes that are no part of any member.
     #[error("{place}: expected {expected}, found other bytes")]
-    StrayBytes {
-        /// Where.
-        place: String,
-        /// What must stand there.
-        expected: &'static str,
-    },
+    StrayBytes { place: String, expected: &'static str },
     /// `auditor.pub` is no key.
     #[error("`auditor.pub` is not a public key")]
     PublicKey {
-        /// Why.
         #[source]
         source: KeyError,
     },
     /// `auditor.pub` is another key than the trusted ones.
     #[error("`auditor.pub` is key {found}, trusted are: {expected}")]
-    UntrustedKey {
-        /// The trusted key ids.
-        expected: String,
-        /// The archive's.
-        found: String,
-    },
+    UntrustedKey { expected: String, found: String },
     /// The key trail does not hold.
     #[error("`keys.jsonl` is not a good key trail")]
     Trail {
-        /// Which line, and why.
         #[source]
         source: TrailError,
     },
     /// A checkpoint does not hold, or the receipts do not bear it out.
     #[error("the archive's checkpoints do not hold")]
     Checkpoints {
-        /// Which, and why.
         #[source]
         source: CheckpointsError,
     },
     /// A receipt that is wrong, or in the wrong place.
     #[error("`{member}` holds a bad receipt")]
     Receipt {
-        /// The member.
         member: String,
-        /// Which, the rule, and both values.
         #[source]
         source: ChainError,
     },
@@ -118,50 +86,34 @@ pub enum ArchiveError {
     #[error(
         "`{member}`: expected {CHUNK_LINES} receipts (1 to {CHUNK_LINES} in the last one), found {found}"
     )]
-    ChunkLines {
-        /// The member.
-        member: String,
-        /// Its lines.
-        found: u64,
-    },
+    ChunkLines { member: String, found: u64 },
     /// Text where the archive prescribes another.
     #[error("`{member}`: {place}: expected {expected:?}, found {found:?}")]
     Document {
-        /// The member.
         member: String,
-        /// Where the two part.
         place: String,
-        /// What must stand there.
         expected: String,
-        /// What stands there.
         found: String,
     },
     /// The manifest is not one.
     #[error("`manifest.json` is not a manifest")]
     Manifest {
-        /// What the parser said.
         #[source]
         source: serde_json::Error,
     },
     /// The manifest that the archive should have has no JSON form.
     #[error("working out the manifest that the archive should have failed")]
     ManifestForm {
-        /// Why.
         #[source]
         source: FormError,
     },
     /// A format this version does not read.
     #[error("`manifest.json`: format_version: expected {FORMAT_VERSION}, found {found}")]
-    Format {
-        /// The archive's format.
-        found: u64,
-    },
+    Format { found: u64 },
     /// A policy whose bytes are not those its name stands for.
     #[error("`{member}`: its bytes must have the SHA-256 of its name: expected {expected}, found {found}")]
     PolicyBytes {
-        /// The member.
         member: String,
-        /// The hash in its name.
         expected: String,
         /// The hash of its bytes.
         found: String,
@@ -174,9 +126,7 @@ pub enum ArchiveError {
     MissingPolicy {
         /// The receipt's place in the ledger, from 0.
         place: u64,
-        /// The policy.
         hash: String,
-        /// The member where it must stand.
         found: String,
     },
 }

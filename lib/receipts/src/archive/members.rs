@@ -19,7 +19,6 @@ pub struct Limits {
     pub document_bytes: u64,
     /// Bytes of one receipt.
     pub line_bytes: u64,
-    /// Members.
     pub members: u64,
     /// Threads that check receipts beside the one that unpacks; 0 leaves all to that one.
     pub threads: usize,

@@ -23,9 +23,7 @@ use crate::verify::{Chain, difference};
 /// What a good archive holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
-    /// Whose receipts.
     pub account_id: String,
-    /// How many.
     pub receipts: u64,
     /// The hash of the last; 64 zeros when there is none.
     pub last_hash: String,
@@ -33,7 +31,6 @@ pub struct Verified {
     pub last_timestamp: Timestamp,
     /// The compact range of their Merkle tree, as a [`Head`] has it.
     pub range: Vec<String>,
-    /// Receipts by operation.
     pub operations: BTreeMap<&'static str, u64>,
     /// The signed checkpoint over all of them.
     pub checkpoint: Checkpoint,
@@ -45,7 +42,6 @@ pub struct Verified {
     pub key_ids: Vec<String>,
     /// The trusted keys and all that the archive's key trail leads to.
     pub keys: KeyRing,
-    /// Policies in the archive.
     pub policies: u64,
     /// When the archive says it was made. Nothing but the closing receipt vouches for it.
     pub created_at: Timestamp,

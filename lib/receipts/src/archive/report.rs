@@ -23,7 +23,6 @@ const MARK: &str = "%%";
 /// What goes into the page.
 #[derive(Debug)]
 pub(super) struct Parts<'a> {
-    /// Whose archive.
     pub(super) account_id: &'a str,
     /// The archive's key, as SPKI PEM.
     pub(super) auditor_pub: &'a str,
@@ -31,7 +30,6 @@ pub(super) struct Parts<'a> {
     pub(super) key_trail: &'a str,
     /// The signed note.
     pub(super) checkpoint: &'a str,
-    /// `manifest.json`.
     pub(super) manifest: &'a str,
     /// How many receipts each operation has.
     pub(super) operations: &'a BTreeMap<&'static str, u64>,

@@ -26,16 +26,13 @@ pub enum WriteError {
     /// The receipts could not be read.
     #[error("reading the receipts to archive failed after {after} of them")]
     Lines {
-        /// Receipts read before.
         after: u64,
-        /// What the source said.
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
     /// A receipt does not follow its predecessor; an archive of it would not verify.
     #[error("the receipts to archive are no good ledger")]
     Ledger {
-        /// Which, and why.
         #[source]
         source: ChainError,
     },
@@ -46,24 +43,20 @@ pub enum WriteError {
     Key {
         /// Its place in the ledger, from 0.
         place: u64,
-        /// The receipt.
         receipt_id: Uuid,
         /// The keys that the trail leads to from the archive's.
         expected: String,
-        /// The receipt's.
         found: String,
     },
     /// The key trail does not hold.
     #[error("the key trail to archive is not good")]
     Trail {
-        /// Which line, and why.
         #[source]
         source: TrailError,
     },
     /// A checkpoint does not hold, or the receipts do not bear it out: the ledger was rolled back, or forked.
     #[error("the receipts to archive are not those that were signed for")]
     Checkpoints {
-        /// Which, and why.
         #[source]
         source: CheckpointsError,
     },
@@ -72,13 +65,11 @@ pub enum WriteError {
     MissingPolicy {
         /// The receipt's place in the ledger, from 0.
         place: u64,
-        /// The policy.
         hash: String,
     },
     /// A policy's bytes are not those its name stands for.
     #[error("the bytes given as policy {expected} have the SHA-256 {found}")]
     PolicyBytes {
-        /// The name it was given under.
         expected: String,
         /// The hash of its bytes.
         found: String,
@@ -86,14 +77,12 @@ pub enum WriteError {
     /// The public key has no PEM form.
     #[error("writing the archive's public key failed")]
     PublicKey {
-        /// Why.
         #[source]
         source: KeyError,
     },
     /// The manifest has no JSON form.
     #[error("writing the archive's manifest failed")]
     Manifest {
-        /// Why.
         #[source]
         source: FormError,
     },
@@ -102,7 +91,6 @@ pub enum WriteError {
     Output {
         /// The member, or the end.
         member: String,
-        /// What the output said.
         #[source]
         source: io::Error,
     },
@@ -111,7 +99,6 @@ pub enum WriteError {
 /// What stands in front of the receipts.
 #[derive(Debug, Clone, Copy)]
 pub struct Opening<'a> {
-    /// Whose receipts.
     pub account_id: &'a str,
     /// When the archive is made; the only time in it besides the receipts' own.
     pub created_at: Timestamp,
@@ -139,7 +126,6 @@ pub struct ArchiveInput<'a, L> {
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArchiveSummary {
-    /// Receipts in it.
     pub receipts: u64,
     /// The hash of the last of them.
     pub last_hash: String,
