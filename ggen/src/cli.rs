@@ -1,5 +1,6 @@
 //! What can be asked of `ggen`, and its help.
 
+use std::error::Error;
 use std::fmt::Write as _;
 
 use clap::error::ErrorKind;
@@ -9,7 +10,8 @@ use crate::commands::{
     audit, canonicalize, checkpoint, escalations, export_receipts, handler, hash, keys, policy, prove,
     redrive, resolve, scale, send_signal, switches, tenants, verify_archive, verify_receipt, webhook,
 };
-use crate::out::Format;
+use crate::out::{Format, Out};
+use crate::report::Verdict;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -109,6 +111,36 @@ pub enum Command {
     /// Sign a webhook as a marketplace does, or check one
     #[command(subcommand)]
     Webhook(webhook::WebhookCommand),
+}
+
+impl Command {
+    /// Runs it.
+    ///
+    /// # Errors
+    /// The command's own error, when it could not tell.
+    pub fn run(self, out: &mut Out) -> Result<Verdict, Box<dyn Error>> {
+        Ok(match self {
+            Self::Audit(args) => audit::run(&args, out)?,
+            Self::Canonicalize(args) => canonicalize::run(&args, out)?,
+            Self::Checkpoint(args) => checkpoint::run(&args, out)?,
+            Self::Escalations(args) => escalations::run(&args, out)?,
+            Self::ExportReceipts(args) => export_receipts::run(&args, out)?,
+            Self::Handler(args) => handler::run(&args, out)?,
+            Self::Hash(args) => hash::run(&args, out)?,
+            Self::Keys(command) => keys::run(command, out)?,
+            Self::Policy(command) => policy::run(&command, out)?,
+            Self::Prove(args) => prove::run(&args, out)?,
+            Self::Redrive(args) => redrive::run(&args, out)?,
+            Self::Resolve(args) => resolve::run(&args, out)?,
+            Self::Scale(args) => scale::run(&args, out)?,
+            Self::SendSignal(args) => send_signal::run(&args, out)?,
+            Self::Switches(command) => switches::run(&command, out)?,
+            Self::Tenants(command) => tenants::run(&command, out)?,
+            Self::VerifyArchive(args) => verify_archive::run(&args, out)?,
+            Self::VerifyReceipt(args) => verify_receipt::run(&args, out)?,
+            Self::Webhook(command) => webhook::run(&command, out)?,
+        })
+    }
 }
 
 /// Reads the command line; on wrong usage or `--help` it answers and ends the process, as clap does.

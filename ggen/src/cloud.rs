@@ -9,8 +9,15 @@ use aws::store::{Store, StoreError};
 use clap::Args;
 use domain::account::{AccountId, IdError};
 use domain::names::{self, LedgerId, Partition};
+use domain::signal::{ActionId, ActionIdError};
 use domain::transaction::{Account, Keys};
 use serde_json::Value;
+use tokio::task::{JoinError, JoinSet};
+
+/// Items read at a time.
+const READS_AT_ONCE: usize = 16;
+/// Longest text of a person in a receipt, in characters.
+const MAX_TEXT_CHARS: usize = 512;
 
 /// The end of every help of a command that needs a stack.
 pub const NEEDS_A_STACK: &str = "\
@@ -136,10 +143,92 @@ pub fn account_id(text: &str) -> Result<AccountId, IdError> {
     AccountId::parse(text)
 }
 
+/// Reads an action id from the command line.
+///
+/// # Errors
+/// [`ActionIdError`], told as wrong usage.
+pub fn action_id(text: &str) -> Result<ActionId, ActionIdError> {
+    ActionId::try_from(text.to_owned())
+}
+
+/// A text that a receipt does not keep.
+#[derive(Debug, thiserror::Error)]
+#[error("expected 1 to {MAX_TEXT_CHARS} printable characters on one line")]
+pub struct TextError;
+
+/// Reads what a person says for a receipt.
+///
+/// # Errors
+/// [`TextError`], told as wrong usage.
+pub fn persons_text(text: &str) -> Result<String, TextError> {
+    // What turns the direction of writing makes a receipt say what it does not.
+    let unprintable = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+    };
+    let long = text.chars().count() > MAX_TEXT_CHARS;
+    match long || text.trim().is_empty() || text.contains(unprintable) {
+        true => Err(TextError),
+        false => Ok(text.to_owned()),
+    }
+}
+
 /// Reads an account's tenant and head.
 ///
 /// # Errors
 /// [`StoreError`] when the table does not answer.
 pub async fn load(store: &Store, partition: &Partition) -> Result<Account, StoreError> {
     store.load(partition, &Keys::default()).await
+}
+
+/// Why a list could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("a read was broken off")]
+    BrokenOff(#[from] JoinError),
+}
+
+/// Reads several at a time, in any order.
+///
+/// # Errors
+/// The first [`ReadError`].
+pub async fn read_all<K, T, F>(
+    keys: impl IntoIterator<Item = K>,
+    read: impl Fn(K) -> F,
+) -> Result<Vec<T>, ReadError>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, StoreError>> + Send + 'static,
+{
+    let mut reading = JoinSet::new();
+    let mut all = Vec::new();
+    for key in keys {
+        if reading.len() >= READS_AT_ONCE
+            && let Some(read) = reading.join_next().await
+        {
+            all.push(read??);
+        }
+        reading.spawn(read(key));
+    }
+    while let Some(read) = reading.join_next().await {
+        all.push(read??);
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_person_says_is_printable() {
+        for good in ["x", "undone by hand, ticket 7", "é名", &"x".repeat(512)] {
+            assert_eq!(persons_text(good).unwrap(), good);
+        }
+        for bad in ["", "  ", "a\nb", "a\u{7f}", "\u{202e}x", &"x".repeat(513)] {
+            assert!(persons_text(bad).is_err(), "{bad:?}");
+        }
+    }
 }

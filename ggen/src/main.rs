@@ -12,12 +12,13 @@ mod json;
 mod ledger;
 mod out;
 mod report;
+mod table;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let cli = cli::parse();
     let mut out = out::Out::new(cli.format);
-    let outcome = commands::run(cli.command, &mut out);
+    let outcome = cli.command.run(&mut out);
     report::exit_code(outcome, out)
 }

@@ -58,11 +58,26 @@ impl Out {
     /// When stdout cannot be written.
     pub fn show<T: Display + Serialize>(&mut self, answer: &T) -> io::Result<()> {
         if self.for_programs() {
-            serde_json::to_writer(&mut *self, answer)?;
-            self.write_all(b"\n")
+            self.line(answer)
         } else {
             writeln!(self, "{answer}")
         }
+    }
+
+    /// Writes a list whole, or its items on a line each where that is the format.
+    ///
+    /// # Errors
+    /// When stdout cannot be written.
+    pub fn list<T: Display + Serialize>(&mut self, list: &T, items: &[impl Serialize]) -> io::Result<()> {
+        match self.format {
+            Some(Format::Jsonl) => items.iter().try_for_each(|item| self.line(item)),
+            _ => self.show(list),
+        }
+    }
+
+    fn line(&mut self, value: &impl Serialize) -> io::Result<()> {
+        serde_json::to_writer(&mut *self, value)?;
+        self.write_all(b"\n")
     }
 
     fn forgive<T>(&mut self, result: io::Result<T>, instead: T) -> io::Result<T> {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io::{self, Write as _};
+use std::io;
 use std::sync::Arc;
 
 use aws::clients;
@@ -13,27 +13,22 @@ use clap::Args;
 use domain::account::AccountId;
 use domain::action::{Action, ActionState};
 use domain::names::Partition;
-use domain::signal::{ActionId, ActionIdError};
+use domain::signal::ActionId;
 use domain::tenant::Lifecycle;
 use domain::transaction::Keys;
 use jiff::Timestamp;
 use serde::Serialize;
-use tokio::task::{JoinError, JoinSet};
 use uuid::Uuid;
 
-use super::tenants::table::{self, Column, words};
-use crate::cloud::{self, NEEDS_A_STACK};
+use crate::cloud::{self, NEEDS_A_STACK, ReadError};
 use crate::out::{Format, Out};
 use crate::report::{self, Verdict};
+use crate::table::{self, Column, minute, words};
 
 /// Most actions of one answer.
 const MAX_LIMIT: u64 = 100_000;
-/// Accounts read at a time.
-const AT_ONCE: usize = 16;
 /// Columns that a line may take: ids are copied into the next command, so they should not be cut.
 const WIDTH: usize = 170;
-/// Longest text of a person in a receipt, in characters.
-const MAX_TEXT_CHARS: usize = 512;
 
 fn after_help() -> String {
     format!(
@@ -68,20 +63,9 @@ pub enum EscalationsError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("cannot read the escalated actions")]
-    Find(#[from] FindError),
-    #[error("cannot write the answer as JSON")]
-    Encode(#[from] serde_json::Error),
+    Find(#[from] ReadError),
     #[error("cannot go on")]
     System(#[from] io::Error),
-}
-
-/// Why escalated actions could not be found.
-#[derive(Debug, thiserror::Error)]
-pub enum FindError {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error("reading an account was broken off")]
-    BrokenOff(#[from] JoinError),
 }
 
 /// An action that waits for a person.
@@ -106,12 +90,12 @@ impl Escalated {
 /// Finds escalated actions: all, or those of one account, or those of one id.
 ///
 /// # Errors
-/// [`FindError`] when the tables do not answer.
+/// [`ReadError`] when the tables do not answer.
 pub async fn find(
     store: &Arc<Store>,
     of: Option<&AccountId>,
     action_id: Option<&ActionId>,
-) -> Result<Vec<Escalated>, FindError> {
+) -> Result<Vec<Escalated>, ReadError> {
     let wanted = of.map(Partition::of);
     let mut marked = BTreeMap::<Partition, Vec<Action>>::new();
     let mut pages = Pages::default();
@@ -124,21 +108,11 @@ pub async fn find(
             }
         }
     }
-    let mut found = Vec::new();
-    let mut reading: JoinSet<Result<Vec<Escalated>, StoreError>> = JoinSet::new();
-    for (partition, actions) in marked {
-        if reading.len() >= AT_ONCE
-            && let Some(read) = reading.join_next().await
-        {
-            found.extend(read??);
-        }
+    let found = cloud::read_all(marked, |(partition, actions)| {
         let store = Arc::clone(store);
-        reading.spawn(async move { read(&store, &partition, actions).await });
-    }
-    while let Some(read) = reading.join_next().await {
-        found.extend(read??);
-    }
-    Ok(found)
+        async move { read(&store, &partition, actions).await }
+    });
+    Ok(found.await?.into_iter().flatten().collect())
 }
 
 /// Those of an account's marked actions that still wait for a person.
@@ -174,36 +148,6 @@ async fn read(
         .collect())
 }
 
-/// Reads an action id from the command line.
-///
-/// # Errors
-/// [`ActionIdError`], told as wrong usage.
-pub fn action_id(text: &str) -> Result<ActionId, ActionIdError> {
-    ActionId::try_from(text.to_owned())
-}
-
-/// A text that a receipt does not keep.
-#[derive(Debug, thiserror::Error)]
-#[error("expected 1 to {MAX_TEXT_CHARS} printable characters on one line")]
-pub struct TextError;
-
-/// Reads what a person says for a receipt.
-///
-/// # Errors
-/// [`TextError`], told as wrong usage.
-pub fn persons_text(text: &str) -> Result<String, TextError> {
-    // What turns the direction of writing makes a receipt say what it does not.
-    let unprintable = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
-    };
-    let long = text.chars().count() > MAX_TEXT_CHARS;
-    match long || text.trim().is_empty() || text.contains(unprintable) {
-        true => Err(TextError),
-        false => Ok(text.to_owned()),
-    }
-}
-
 #[derive(Serialize)]
 struct Line {
     account_id: AccountId,
@@ -237,7 +181,7 @@ impl Line {
 
     fn row(&self) -> [String; 7] {
         [
-            self.since.strftime("%Y-%m-%d %H:%MZ").to_string(),
+            minute(self.since),
             self.account_id.to_string(),
             self.action_id.as_str().to_owned(),
             self.template.clone(),
@@ -295,14 +239,7 @@ async fn list(args: &EscalationsArgs, out: &mut Out) -> Result<Verdict, Escalati
     let more = escalations.len() > limit;
     escalations.truncate(limit);
     let listed = Listed { escalations, more };
-    if out.format() == Some(Format::Jsonl) {
-        for line in &listed.escalations {
-            serde_json::to_writer(&mut *out, line)?;
-            out.write_all(b"\n")?;
-        }
-    } else {
-        out.show(&listed)?;
-    }
+    out.list(&listed, &listed.escalations)?;
     if more && out.format() != Some(Format::Json) {
         report::note(&format!("there are more than {limit}: list more with --limit"));
     }
@@ -393,16 +330,6 @@ SINCE              ACCOUNT     ACTION  TEMPLATE         ERROR CODE          REDR
         };
         for other in [unknown, gone, nowhere] {
             assert!(!other.is_redrivable());
-        }
-    }
-
-    #[test]
-    fn what_a_person_says_is_printable() {
-        for good in ["x", "undone by hand, ticket 7", "é名", &"x".repeat(512)] {
-            assert_eq!(persons_text(good).unwrap(), good);
-        }
-        for bad in ["", "  ", "a\nb", "a\u{7f}", "\u{202e}x", &"x".repeat(513)] {
-            assert!(persons_text(bad).is_err(), "{bad:?}");
         }
     }
 }

@@ -4,9 +4,9 @@
 //! undoes it. The signal's parameters steer it: `outcome` (`succeed`, `fail`, `fail-unrecoverable`, and `fail-rollback`,
 //! which fails and then can't be undone) and `delay_ms`.
 
+mod call;
 mod journal;
 
-use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,16 +16,16 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::HeaderMap;
 use axum::routing::{get, post};
 use clap::Args;
 use domain::webhook::providers::standard::verify_standard;
 use domain::webhook::signature::{Secret, SecretError};
 use jiff::Timestamp;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use self::call::{Answer, Call};
 use self::journal::{Begin, Journal, Waiting};
 use crate::out::Out;
 use crate::report::{self, Verdict};
@@ -141,42 +141,6 @@ struct Service {
     journal: Mutex<Journal>,
 }
 
-/// A call for an action, or for its rollback.
-#[derive(Clone, Debug, Deserialize)]
-struct Call {
-    /// The `Idempotency-Key` of the action; a rollback's without what it ends with.
-    #[serde(skip)]
-    key: String,
-    action_id: String,
-    #[serde(default)]
-    account_id: String,
-    #[serde(default)]
-    template: String,
-    #[serde(default)]
-    parameters: Parameters,
-}
-
-/// The parameters that steer the handler, and the rest, which only tell one call from another.
-#[derive(Clone, Debug, Default, Hash, Deserialize)]
-struct Parameters {
-    #[serde(default)]
-    outcome: Outcome,
-    #[serde(default)]
-    delay_ms: u64,
-    #[serde(flatten)]
-    others: BTreeMap<String, Value>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Outcome {
-    #[default]
-    Succeed,
-    Fail,
-    FailUnrecoverable,
-    FailRollback,
-}
-
 type Incoming = Result<Bytes, BytesRejection>;
 
 async fn act(State(service): State<Arc<Service>>, headers: HeaderMap, body: Incoming) -> Answer {
@@ -269,58 +233,5 @@ impl Service {
             key: key.to_owned(),
             ..call
         })
-    }
-}
-
-/// A status and a JSON body.
-#[derive(Clone, Debug, PartialEq)]
-struct Answer {
-    status: u16,
-    body: Value,
-}
-
-impl Answer {
-    fn done(status: &str, action_id: &str) -> Self {
-        Self {
-            status: 200,
-            body: json!({ "status": status, "action_id": action_id }),
-        }
-    }
-
-    /// What a governor reads from a failed action.
-    fn failure(status: u16, error_code: &str, recoverable: bool) -> Self {
-        Self {
-            status,
-            body: json!({ "error_code": error_code, "recoverable": recoverable }),
-        }
-    }
-
-    /// The call itself is wrong: problem details (RFC 9457) that also read as a failure no retry repairs.
-    fn problem(status: u16, error_code: &str, detail: &str) -> Self {
-        let body = json!({
-            "type": "about:blank", "title": error_code, "status": status, "detail": detail,
-            "error_code": error_code, "recoverable": false,
-        });
-        Self { status, body }
-    }
-
-    fn rolled_back() -> Self {
-        Self::problem(
-            409,
-            "ROLLED_BACK",
-            "the action was rolled back before it was applied",
-        )
-    }
-}
-
-impl IntoResponse for Answer {
-    fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let kind = if self.body.get("title").is_some() {
-            "application/problem+json"
-        } else {
-            "application/json"
-        };
-        (status, [(header::CONTENT_TYPE, kind)], self.body.to_string()).into_response()
     }
 }

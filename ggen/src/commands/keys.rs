@@ -1,12 +1,12 @@
 //! `ggen keys`: signing keys for receipts and secrets for webhooks.
 
+mod file;
 mod producer;
 mod trail;
 
 use std::fmt;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -15,6 +15,7 @@ use clap::{Args, Subcommand};
 use receipts::key::{KeyError, Signer};
 use serde::Serialize;
 
+use self::file::{FileError, create, random};
 use crate::cloud;
 use crate::evidence::{self, PublicKeyError};
 use crate::out::Out;
@@ -78,10 +79,8 @@ pub struct ShowArgs {
 /// Why a key could not be made or read.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
-    #[error("the system gives no random bytes: {0}")]
-    Random(getrandom::Error),
-    #[error("cannot create {}", path.display())]
-    Create { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error(transparent)]
     PublicKey(#[from] PublicKeyError),
     #[error("cannot write the new key")]
@@ -160,12 +159,6 @@ pub fn run(command: KeysCommand, out: &mut Out) -> Result<Verdict, KeysError> {
     Ok(Verdict::Good)
 }
 
-fn random() -> Result<[u8; 32], KeysError> {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).map_err(KeysError::Random)?;
-    Ok(bytes)
-}
-
 fn generate(private: &Path, public: &Path) -> Result<String, KeysError> {
     let signer = Signer::generate(random()?);
     let (private_pem, public_pem) = (signer.to_pem()?, signer.public_key().to_pem()?);
@@ -175,17 +168,4 @@ fn generate(private: &Path, public: &Path) -> Result<String, KeysError> {
         let _ = fs::remove_file(private);
     })?;
     Ok(signer.key_id().to_owned())
-}
-
-fn create(path: &Path, mode: u32, bytes: &[u8]) -> Result<(), KeysError> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path)
-        .and_then(|mut file| file.write_all(bytes))
-        .map_err(|source| KeysError::Create {
-            path: path.to_owned(),
-            source,
-        })
 }

@@ -4,9 +4,10 @@
 //! deleted. Whoever is cut off in between does it again: an open action needs no opening, a signal that comes twice asks
 //! for nothing more, and what is over only has its letter removed. An action without a letter is given one first.
 
+mod answer;
+
 use std::collections::BTreeSet;
-use std::fmt;
-use std::io::{self, Write as _};
+use std::io;
 use std::time::Duration;
 
 use aws::clients;
@@ -25,10 +26,9 @@ use domain::tenant::{Lifecycle, TenantResources};
 use domain::transaction::{Account, Keys};
 use jiff::Timestamp;
 use receipts::Signer;
-use serde::Serialize;
 use uuid::Uuid;
 
-use super::escalations;
+use self::answer::{Answer, Outcome, Taken};
 use crate::cloud::{self, NEEDS_A_STACK};
 use crate::out::{Format, Out};
 use crate::report::{self, Verdict};
@@ -64,14 +64,14 @@ pub struct RedriveArgs {
     #[arg(long, value_name = "ID", value_parser = cloud::account_id)]
     account_id: AccountId,
     /// Only this action, whether it has a letter or not [default: all letters]
-    #[arg(long, value_name = "ID", value_parser = escalations::action_id)]
+    #[arg(long, value_name = "ID", value_parser = cloud::action_id)]
     action_id: Option<ActionId>,
     /// How many letters to take at most
     #[arg(long, value_name = "N", default_value_t = 100, conflicts_with = "action_id",
           value_parser = clap::value_parser!(u64).range(1..=MAX_LETTERS))]
     max: u64,
     /// Who has them taken up again, for the receipts
-    #[arg(long, value_name = "NAME", env = "USER", value_parser = escalations::persons_text)]
+    #[arg(long, value_name = "NAME", env = "USER", value_parser = cloud::persons_text)]
     who: String,
 }
 
@@ -97,170 +97,6 @@ pub enum RedriveError {
     Illegal(#[from] IllegalTransition),
     #[error("cannot go on")]
     System(#[from] io::Error),
-}
-
-/// What became of a letter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Outcome {
-    /// On the queue again.
-    Returned,
-    /// Its action has ended: removed.
-    AlreadyOver,
-    /// Stays: it is to be undone, and no place among the concurrent actions is free.
-    NoPlace,
-    /// Stays: what it ran under is cancelled.
-    EntitlementGone,
-    /// Stays: there is nothing left to do but what a person does.
-    NothingToGoOnWith,
-    /// Stays: it is no signal of this tenant.
-    NotASignal,
-    /// Stays: the tenant takes no signals any more.
-    NotActive,
-    /// Its signal waits on the queue, or its letter is one of those that are hidden now.
-    Hidden,
-    /// There is neither such an action nor a letter of it.
-    Unknown,
-}
-
-impl Outcome {
-    fn of(redriven: Redriven) -> Self {
-        match redriven {
-            Redriven::Open | Redriven::Reopened(_) => Self::Returned,
-            Redriven::AlreadyOver => Self::AlreadyOver,
-            Redriven::NotActive => Self::NotActive,
-            Redriven::NothingToGoOnWith => Self::NothingToGoOnWith,
-            Redriven::NoPlace => Self::NoPlace,
-            Redriven::EntitlementGone => Self::EntitlementGone,
-        }
-    }
-
-    fn is_settled(self) -> bool {
-        matches!(self, Self::Returned | Self::AlreadyOver)
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Returned => "returned",
-            Self::AlreadyOver => "already over",
-            Self::NoPlace
-            | Self::EntitlementGone
-            | Self::NothingToGoOnWith
-            | Self::NotASignal
-            | Self::NotActive
-            | Self::Hidden => "left",
-            Self::Unknown => "unknown",
-        }
-    }
-
-    fn detail(self) -> &'static str {
-        match self {
-            Self::Returned => "on the queue again",
-            Self::AlreadyOver => "nothing left to do, its letter is removed",
-            Self::NoPlace => "no place is free to undo it; try again",
-            Self::EntitlementGone => "what it ran under is cancelled; resolve it",
-            Self::NothingToGoOnWith => "nothing is left to go on with; resolve it",
-            Self::NotASignal => "no signal of this tenant",
-            Self::NotActive => "the tenant takes no signals any more",
-            Self::Hidden => "its signal waits on the queue, or its letter is hidden; try again in a minute",
-            Self::Unknown => "neither an action nor a letter",
-        }
-    }
-}
-
-#[derive(Debug, Serialize)]
-struct Taken {
-    /// SQS's id of the letter, if there is one.
-    message_id: Option<String>,
-    /// The action, unless the letter is no signal.
-    action_id: Option<ActionId>,
-    outcome: Outcome,
-    /// Where the action stands, if it is known.
-    state: Option<ActionState>,
-    /// The receipt by which it was opened again.
-    receipt_id: Option<Uuid>,
-}
-
-#[derive(Serialize)]
-struct Answer {
-    account_id: AccountId,
-    /// Where the tenant stands, if there ever was one.
-    lifecycle: Option<Lifecycle>,
-    /// Whether the system is degraded: signals would only be refused.
-    degraded: bool,
-    letters: Vec<Taken>,
-    /// Letters that somebody else was at work on.
-    hidden: u64,
-    /// Whether there were more letters than were asked for.
-    more: bool,
-}
-
-impl Answer {
-    fn count(&self, of: impl Fn(Outcome) -> bool) -> usize {
-        self.letters.iter().filter(|letter| of(letter.outcome)).count()
-    }
-
-    /// Whether the tenant takes no signals, and nothing else was found.
-    fn is_refused(&self) -> bool {
-        self.letters.is_empty() && (self.degraded || self.lifecycle != Some(Lifecycle::Active))
-    }
-
-    fn verdict(&self) -> Verdict {
-        let settled = self.letters.iter().all(|letter| letter.outcome.is_settled());
-        Verdict::when(settled && self.hidden == 0 && !self.more && !self.is_refused())
-    }
-}
-
-impl fmt::Display for Answer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_refused() && self.degraded {
-            return f
-                .write_str("REFUSED: the system is degraded, and refuses signals; try again when it is not");
-        }
-        if self.is_refused() {
-            return match self.lifecycle {
-                Some(lifecycle) => write!(
-                    f,
-                    "REFUSED: {} is {} and takes no signals",
-                    self.account_id,
-                    lifecycle.name()
-                ),
-                None => write!(f, "REFUSED: there is no tenant {}", self.account_id),
-            };
-        }
-        for letter in &self.letters {
-            let named = match (&letter.action_id, &letter.message_id) {
-                (Some(action_id), _) => action_id.as_str(),
-                (None, Some(message_id)) => message_id.as_str(),
-                (None, None) => "",
-            };
-            let (name, detail) = (letter.outcome.name(), letter.outcome.detail());
-            write!(f, "{name:<12}  {named}: {detail}")?;
-            match (letter.outcome, letter.state) {
-                (Outcome::AlreadyOver, Some(state)) => writeln!(f, " ({})", state.name())?,
-                _ => writeln!(f)?,
-            }
-        }
-        if self.hidden > 0 {
-            writeln!(
-                f,
-                "{} letters are hidden while somebody works on them, for a minute at the most",
-                self.hidden
-            )?;
-        }
-        let settled = self.count(Outcome::is_settled);
-        write!(
-            f,
-            "{} returned, {} already over, {} left",
-            self.count(|outcome| outcome == Outcome::Returned),
-            self.count(|outcome| outcome == Outcome::AlreadyOver),
-            self.letters.len() - settled
-        )?;
-        match self.more {
-            true => f.write_str("; there are more letters: take more with --max"),
-            false => Ok(()),
-        }
-    }
 }
 
 /// Takes letters back.
@@ -315,14 +151,8 @@ async fn redrive(args: &RedriveArgs, out: &mut Out) -> Result<Verdict, RedriveEr
 }
 
 fn show(answer: &Answer, out: &mut Out) -> Result<(), RedriveError> {
-    if out.format() != Some(Format::Jsonl) {
-        return Ok(out.show(answer)?);
-    }
-    for letter in &answer.letters {
-        serde_json::to_writer(&mut *out, letter)?;
-        out.write_all(b"\n")?;
-    }
-    if answer.hidden > 0 || answer.more {
+    out.list(answer, &answer.letters)?;
+    if out.format() == Some(Format::Jsonl) && (answer.hidden > 0 || answer.more) {
         report::note(&format!(
             "{} letters are hidden, more: {}",
             answer.hidden, answer.more
@@ -536,87 +366,5 @@ impl Redrive<'_> {
                 report::note(&format!("letters that stay are hidden for a minute: {error}"));
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn answers_say_what_stays() {
-        let letter = |action_id: Option<&str>, outcome, state| Taken {
-            message_id: Some("m-1".to_owned()),
-            action_id: action_id.map(|id| ActionId::try_from(id.to_owned()).unwrap()),
-            outcome,
-            state,
-            receipt_id: None,
-        };
-        let mut answer = Answer {
-            account_id: AccountId::parse("c").unwrap(),
-            lifecycle: Some(Lifecycle::Active),
-            degraded: false,
-            letters: vec![
-                letter(Some("a-1"), Outcome::Returned, Some(ActionState::Pending)),
-                letter(Some("a-2"), Outcome::AlreadyOver, Some(ActionState::Complete)),
-            ],
-            hidden: 0,
-            more: false,
-        };
-        assert_eq!(answer.verdict(), Verdict::Good);
-        answer.more = true;
-        assert_eq!(answer.verdict(), Verdict::NotGood);
-        answer.more = false;
-        answer.letters.push(letter(None, Outcome::NotASignal, None));
-        assert_eq!(answer.verdict(), Verdict::NotGood);
-        answer.more = true;
-        let expected = "\
-returned      a-1: on the queue again
-already over  a-2: nothing left to do, its letter is removed (complete)
-left          m-1: no signal of this tenant
-1 returned, 1 already over, 1 left; there are more letters: take more with --max";
-        assert_eq!(answer.to_string(), expected);
-        let none = Answer {
-            letters: Vec::new(),
-            hidden: 2,
-            more: false,
-            ..answer
-        };
-        assert_eq!(none.verdict(), Verdict::NotGood);
-        assert!(none.to_string().starts_with("2 letters are hidden"), "{none}");
-        let refused = |lifecycle| Answer {
-            account_id: AccountId::parse("c").unwrap(),
-            lifecycle,
-            degraded: false,
-            letters: Vec::new(),
-            hidden: 0,
-            more: false,
-        };
-        let degraded = Answer {
-            degraded: true,
-            ..refused(Some(Lifecycle::Active))
-        };
-        assert_eq!(degraded.verdict(), Verdict::NotGood);
-        assert!(
-            degraded
-                .to_string()
-                .starts_with("REFUSED: the system is degraded")
-        );
-        for (lifecycle, text) in [
-            (None, "REFUSED: there is no tenant c"),
-            (
-                Some(Lifecycle::Decommissioning),
-                "REFUSED: c is decommissioning and takes no signals",
-            ),
-        ] {
-            let answer = refused(lifecycle);
-            assert_eq!(
-                (answer.verdict(), answer.to_string()),
-                (Verdict::NotGood, text.to_owned())
-            );
-        }
-        let nothing = refused(Some(Lifecycle::Active));
-        assert_eq!(nothing.verdict(), Verdict::Good);
-        assert_eq!(nothing.to_string(), "0 returned, 0 already over, 0 left");
     }
 }

@@ -19,8 +19,8 @@ use receipts::receipt::{Payload, Receipt};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::escalations::{self, FindError};
-use crate::cloud::{self, NEEDS_A_STACK};
+use super::escalations;
+use crate::cloud::{self, NEEDS_A_STACK, ReadError};
 use crate::out::Out;
 use crate::report::Verdict;
 
@@ -42,16 +42,16 @@ Exit code 0 resolved, now or before by the same note; 1 it is not escalated, or 
 #[command(after_help = after_help())]
 pub struct ResolveArgs {
     /// The escalated action
-    #[arg(value_name = "ACTION", value_parser = escalations::action_id)]
+    #[arg(value_name = "ACTION", value_parser = cloud::action_id)]
     action_id: ActionId,
     /// Its account [default: the one account that has an escalated action of this id]
     #[arg(long, value_name = "ID", value_parser = cloud::account_id)]
     account_id: Option<AccountId>,
     /// What was done about it, for the receipt: 1 to 512 characters
-    #[arg(long, value_name = "TEXT", value_parser = escalations::persons_text)]
+    #[arg(long, value_name = "TEXT", value_parser = cloud::persons_text)]
     note: String,
     /// Who dealt with it, for the receipt
-    #[arg(long, value_name = "NAME", env = "USER", value_parser = escalations::persons_text)]
+    #[arg(long, value_name = "NAME", env = "USER", value_parser = cloud::persons_text)]
     who: String,
 }
 
@@ -61,7 +61,7 @@ pub enum ResolveError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("cannot tell whose action it is")]
-    Find(#[from] FindError),
+    Find(#[from] ReadError),
     #[error("cannot read or write the action")]
     Store(#[from] StoreError),
     /// The signing key cannot be read; nothing was changed.

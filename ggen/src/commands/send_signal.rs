@@ -53,7 +53,7 @@ pub struct SendSignalArgs {
     #[arg(long, value_name = "JSON", default_value = "{}", value_parser = parameters)]
     parameters: Map<String, Value>,
     /// The action's id, 1 to 64 of A-Z a-z 0-9 _ - [default: a new UUID]
-    #[arg(long, value_name = "ID", value_parser = action_id, conflicts_with = "count")]
+    #[arg(long, value_name = "ID", value_parser = cloud::action_id, conflicts_with = "count")]
     action_id: Option<ActionId>,
     /// The product, for an account that holds entitlements to several
     #[arg(long, value_name = "SKU", value_parser = sku_id)]
@@ -71,10 +71,6 @@ pub struct SendSignalArgs {
 
 fn parameters(text: &str) -> Result<Map<String, Value>, serde_json::Error> {
     serde_json::from_str(text)
-}
-
-fn action_id(text: &str) -> Result<ActionId, ActionIdError> {
-    ActionId::try_from(text.to_owned())
 }
 
 fn sku_id(text: &str) -> Result<SkuId, IdError> {

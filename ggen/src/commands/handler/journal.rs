@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::{Answer, Call, Outcome};
+use super::call::{Answer, Call, Outcome};
 
 /// Most actions that may be waiting out their delay at once.
 const MAX_PENDING: usize = 1_000;
@@ -203,7 +203,7 @@ fn fingerprint(call: &Call) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Parameters;
+    use super::super::call::Parameters;
     use super::*;
 
     fn call(action_id: &str, outcome: Outcome) -> Call {

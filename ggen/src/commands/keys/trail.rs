@@ -12,14 +12,14 @@ use clap::Args;
 use domain::names::{LedgerId, Partition, SYSTEM_ACCOUNT};
 use domain::transaction::{Account, Keys, Plan};
 use jiff::{SignedDuration, Timestamp};
-use receipts::key::{KeyRing, Signer};
+use receipts::key::{KeyError, KeyRing, Signer};
 use receipts::ledger;
 use receipts::receipt::{Draft, Payload, Receipt};
 use receipts::trail::{self, TrailError};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{KeysError, create, random};
+use super::file::{FileError, create, random};
 use crate::cloud::NEEDS_A_STACK;
 use crate::ledger::{Live, LiveError};
 
@@ -91,6 +91,10 @@ pub struct RevokeArgs {
 /// Why a key could not pass on or be revoked.
 #[derive(Debug, thiserror::Error)]
 pub enum TrailCommandError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("cannot write the new key")]
+    Encode(#[from] KeyError),
     #[error(transparent)]
     Live(#[from] LiveError),
     #[error(transparent)]
@@ -258,7 +262,7 @@ fn receipt_id(step: &str, key_id: &str) -> Uuid {
 ///
 /// # Errors
 /// When the stack does not answer; running it again goes on.
-pub(super) async fn rotate(args: RotateArgs) -> Result<Passed, KeysError> {
+pub(super) async fn rotate(args: RotateArgs) -> Result<Passed, TrailCommandError> {
     // Before anything is changed: an answer that can't be written would be lost.
     if args.public.exists() {
         create(&args.public, 0o644, b"")?;
@@ -267,15 +271,12 @@ pub(super) async fn rotate(args: RotateArgs) -> Result<Passed, KeysError> {
     let signer = keyring.signer().await?;
     let secrets = &keyring.secrets;
     let id = &keyring.secret_id;
-    let pending = secrets.pending_key(id).await.map_err(TrailCommandError::from)?;
+    let pending = secrets.pending_key(id).await?;
     let next = match pending {
         Some(pending) => pending,
         None => {
             let next = Signer::generate(random()?);
-            secrets
-                .put_pending_key(id, &next)
-                .await
-                .map_err(TrailCommandError::from)?;
+            secrets.put_pending_key(id, &next).await?;
             next
         }
     };
@@ -289,7 +290,7 @@ pub(super) async fn rotate(args: RotateArgs) -> Result<Passed, KeysError> {
     // Before the step behind which a repeat would begin another rotation.
     create(&args.public, 0o644, next.public_key().to_pem()?.as_bytes())?;
     let promoted = secrets.promote_pending_key(id, next.key_id()).await;
-    promoted.map_err(TrailCommandError::from).inspect_err(|_| {
+    promoted.inspect_err(|_| {
         // The next try writes it again.
         let _ = std::fs::remove_file(&args.public);
     })?;

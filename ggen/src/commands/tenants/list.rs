@@ -2,31 +2,29 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 use aws::clients;
-use aws::config::Stack;
+use aws::config::{ConfigError, Stack};
 use aws::pages::Pages;
-use aws::store::{Store, StoreError};
+use aws::store::Store;
 use clap::{Args, ValueEnum};
 use domain::account::AccountId;
+use domain::entitlement::Isolation;
 use domain::entitlement::{Entitlement, Standing};
 use domain::names::Partition;
 use domain::tenant::{BUSY, Lifecycle, Tenant, UNSETTLED};
 use jiff::Timestamp;
 use serde::Serialize;
-use tokio::task::JoinSet;
 
-use super::table::{self, Column, WIDTH, numbers, words};
-use super::{TenantsError, isolation};
-use crate::cloud::{self, NEEDS_A_STACK};
+use crate::cloud::{self, NEEDS_A_STACK, ReadError};
 use crate::out::{Format, Out};
 use crate::report::{self, Verdict};
+use crate::table::{self, Column, WIDTH, minute, numbers, words};
 
 /// Most tenants of one answer.
 const MAX_LIMIT: u64 = 100_000;
-/// Tenants read at a time.
-const AT_ONCE: usize = 16;
 
 /// The end of the command's help.
 pub fn after_help() -> String {
@@ -79,6 +77,25 @@ impl State {
             Self::Absent => Lifecycle::Absent.name(),
             Self::Decommissioned => Lifecycle::Decommissioned.name(),
         }
+    }
+}
+
+/// Why tenants could not be listed.
+#[derive(Debug, thiserror::Error)]
+pub enum ListError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("cannot read the tables")]
+    Read(#[from] ReadError),
+    #[error("cannot write the answer")]
+    Write(#[from] io::Error),
+}
+
+/// Whose tables a tenant uses now.
+pub(super) fn isolation(tenant: &Tenant) -> &'static str {
+    match &tenant.tables {
+        Some(tables) if tables.archived.is_none() => Isolation::Dedicated.as_str(),
+        _ => Isolation::Pool.as_str(),
     }
 }
 
@@ -158,7 +175,7 @@ impl Line {
             self.waiting_events.to_string(),
             self.isolation.to_owned(),
             // To the minute: room for plans is scarce.
-            self.changed_at.strftime("%Y-%m-%d %H:%MZ").to_string(),
+            minute(self.changed_at),
         ]
     }
 }
@@ -195,9 +212,9 @@ impl fmt::Display for Listed {
 /// Lists tenants.
 ///
 /// # Errors
-/// [`TenantsError`] when the tables do not answer.
-pub async fn list(args: &ListArgs, out: &mut Out) -> Result<Verdict, TenantsError> {
-    let store = Store::new(&clients::load().await, Stack::from_env()?);
+/// [`ListError`] when the tables do not answer.
+pub async fn list(args: &ListArgs, out: &mut Out) -> Result<Verdict, ListError> {
+    let store = Arc::new(Store::new(&clients::load().await, Stack::from_env()?));
     let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
     let states: Vec<State> = match args.state {
         Some(state) => vec![state],
@@ -209,33 +226,28 @@ pub async fn list(args: &ListArgs, out: &mut Out) -> Result<Verdict, TenantsErro
         found.extend(first(&store, state, limit.saturating_add(1)).await?);
     }
     let more = found.len() > limit;
-    let mut tenants = load(store, found.into_iter().take(limit)).await?;
+    let tenants = cloud::read_all(found.into_iter().take(limit), |key| {
+        let store = Arc::clone(&store);
+        async move {
+            let account = cloud::load(&store, &key).await?;
+            Ok(account.tenant.as_ref().map(Line::of))
+        }
+    });
+    let mut tenants: Vec<Line> = tenants.await?.into_iter().flatten().collect();
     // What has moved on since the index was written is no longer what was asked for.
     tenants.retain(|tenant| args.state.is_none_or(|state| state.name() == tenant.state));
     tenants.sort_by(|one, other| one.account_id.cmp(&other.account_id));
 
     let listed = Listed { tenants, more };
-    if out.format() == Some(Format::Jsonl) {
-        for line in &listed.tenants {
-            write_line(out, line)?;
-        }
-    } else {
-        out.show(&listed)?;
-    }
+    out.list(&listed, &listed.tenants)?;
     if more && out.format() != Some(Format::Json) {
         report::note(&format!("there are more than {limit}: list more with --limit"));
     }
     Ok(Verdict::Good)
 }
 
-fn write_line(out: &mut Out, line: &Line) -> Result<(), TenantsError> {
-    use std::io::Write as _;
-    serde_json::to_writer(&mut *out, line)?;
-    Ok(out.write_all(b"\n")?)
-}
-
 /// Table keys of the first tenants in a state.
-async fn first(store: &Store, state: State, most: usize) -> Result<Vec<Partition>, StoreError> {
+async fn first(store: &Store, state: State, most: usize) -> Result<Vec<Partition>, ReadError> {
     let (mut keys, mut pages) = (Vec::new(), Pages::default());
     while let Some(page) = pages
         .next(async |after| store.tenants_in(state.name(), after).await)
@@ -248,29 +260,6 @@ async fn first(store: &Store, state: State, most: usize) -> Result<Vec<Partition
         }
     }
     Ok(keys)
-}
-
-/// Reads tenants, several at a time, in any order.
-async fn load(store: Store, keys: impl Iterator<Item = Partition>) -> Result<Vec<Line>, TenantsError> {
-    let store = Arc::new(store);
-    let mut reading: JoinSet<Result<Option<Line>, StoreError>> = JoinSet::new();
-    let mut lines = Vec::new();
-    for key in keys {
-        if reading.len() >= AT_ONCE
-            && let Some(read) = reading.join_next().await
-        {
-            lines.extend(read??);
-        }
-        let store = store.clone();
-        reading.spawn(async move {
-            let account = cloud::load(&store, &key).await?;
-            Ok(account.tenant.as_ref().map(Line::of))
-        });
-    }
-    while let Some(read) = reading.join_next().await {
-        lines.extend(read??);
-    }
-    Ok(lines)
 }
 
 #[cfg(test)]

@@ -1,7 +1,11 @@
+use domain::names::Partition;
+use domain::scale::{self, WaitsFor};
+use domain::tenant::{Lifecycle, Tenant};
 use receipts::ledger::Head;
 use serde_json::json;
 
 use super::*;
+use crate::table::WIDTH;
 
 const NOW: &str = "2026-11-21T17:02:54.250Z";
 

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use jiff::Timestamp;
 use unicode_width::UnicodeWidthChar as _;
 
 /// Columns of a terminal that a line may take.
@@ -74,6 +75,16 @@ pub fn indented(text: &str, by: usize) -> String {
         let _ = writeln!(moved, "{:by$}{line}", "");
     }
     moved
+}
+
+/// An instant for people, to the second.
+pub fn when(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
+}
+
+/// An instant for people, to the minute.
+pub fn minute(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%MZ").to_string()
 }
 
 /// The first digits of a hash: enough to tell it from others at a glance.
