@@ -5,12 +5,15 @@ use std::future::Future;
 use std::io;
 
 use aws::clients;
+use aws::config::{self, ConfigError};
 use aws::store::{Store, StoreError};
 use clap::Args;
 use domain::account::{AccountId, IdError};
 use domain::names::{self, LedgerId, Partition};
 use domain::signal::{ActionId, ActionIdError};
+use domain::tenant::Lifecycle;
 use domain::transaction::{Account, Keys};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::task::{JoinError, JoinSet};
 
@@ -38,6 +41,8 @@ pub fn block_on<F: Future>(future: F) -> io::Result<F::Output> {
 /// A function that could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum InvokeError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     #[error("cannot invoke function {function}")]
     Call {
         function: String,
@@ -58,20 +63,23 @@ pub enum InvokeError {
     },
 }
 
-/// Invokes a function and waits for its answer.
+/// Invokes the function that an environment variable names and waits for its answer: as it is, and as `T`.
 ///
 /// # Errors
 /// [`InvokeError`] names the function.
-pub async fn invoke(function: &str, event: &Value) -> Result<Value, InvokeError> {
+pub async fn invoke<T: DeserializeOwned>(
+    variable: &'static str,
+    event: &Value,
+) -> Result<(Value, T), InvokeError> {
+    let function = config::required(variable)?;
     let client = clients::lambda_invoker(&clients::load().await);
     let event = event.to_string().into_bytes();
     let invoked = client
         .invoke()
-        .function_name(function)
+        .function_name(&function)
         .payload(event.into())
         .send()
         .await;
-    let function = function.to_owned();
     let invoked = match invoked {
         Ok(invoked) => invoked,
         Err(error) => {
@@ -89,11 +97,14 @@ pub async fn invoke(function: &str, event: &Value) -> Result<Value, InvokeError>
             answer,
         });
     }
-    serde_json::from_slice(bytes).map_err(|source| InvokeError::Answer {
-        function,
-        answer,
-        source,
-    })
+    serde_json::from_slice(bytes)
+        .and_then(|value: Value| Ok((T::deserialize(&value)?, value)))
+        .map(|(outcome, value)| (value, outcome))
+        .map_err(|source| InvokeError::Answer {
+            function,
+            answer,
+            source,
+        })
 }
 
 /// Whose ledger.
@@ -179,6 +190,17 @@ pub fn persons_text(text: &str) -> Result<String, TextError> {
 /// [`StoreError`] when the table does not answer.
 pub async fn load(store: &Store, partition: &Partition) -> Result<Account, StoreError> {
     store.load(partition, &Keys::default()).await
+}
+
+/// Why a tenant takes no signals.
+pub fn takes_no_signals(account_id: &AccountId, lifecycle: Option<Lifecycle>) -> String {
+    match lifecycle {
+        Some(lifecycle) => format!(
+            "REFUSED: {account_id} is {} and takes no signals",
+            lifecycle.name()
+        ),
+        None => format!("REFUSED: there is no tenant {account_id}"),
+    }
 }
 
 /// Why a list could not be read.

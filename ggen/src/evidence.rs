@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -12,6 +13,8 @@ use receipts::verify::ChainError;
 use serde::Serialize;
 
 use crate::input::{self, InputError};
+use crate::out::Out;
+use crate::report::Verdict;
 
 /// Largest public key file, in bytes; an Ed25519 key has 113.
 const MAX_KEY_BYTES: u64 = 4 * 1024;
@@ -123,6 +126,15 @@ impl Rejected {
             causes,
             place,
         }
+    }
+
+    /// Tells it: the verdict.
+    ///
+    /// # Errors
+    /// When stdout cannot be written.
+    pub fn show(&self, out: &mut Out) -> io::Result<Verdict> {
+        out.show(self)?;
+        Ok(Verdict::NotGood)
     }
 
     /// Adds what the reader may try next.

@@ -120,8 +120,7 @@ async fn audit(args: &AuditArgs, out: &mut Out) -> Result<Verdict, AuditError> {
         }
         Err(error) => {
             let subject = format!("ledger of account {}", args.ledger.account());
-            out.show(&Rejected::new(subject, &error))?;
-            Ok(Verdict::NotGood)
+            Ok(Rejected::new(subject, &error).show(out)?)
         }
     }
 }

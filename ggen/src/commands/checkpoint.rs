@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use aws::config::{self, ConfigError};
+use aws::config;
 use clap::Args;
 use receipts::checkpoint::{Checkpoint, CheckpointError, NOTE_BYTES};
 use receipts::key::KeyRing;
@@ -12,7 +12,7 @@ use receipts::merkle::ProofError;
 use receipts::proof::ConsistencyProof;
 use receipts::tile::{self, TileError};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::cloud::{self, InvokeError, LedgerArgs, NEEDS_A_STACK};
 use crate::evidence::{Rejected, TrustArgs};
@@ -55,15 +55,7 @@ pub struct CheckpointArgs {
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointCommandError {
     #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error(transparent)]
     Invoke(#[from] InvokeError),
-    #[error("function {function} answered without a checkpoint: {answer}")]
-    Answer {
-        function: String,
-        answer: Value,
-        source: serde_json::Error,
-    },
     #[error(transparent)]
     Live(#[from] LiveError),
     #[error("cannot write the answer")]
@@ -89,6 +81,14 @@ enum WrongError {
     Fork(#[from] ProofError),
     #[error("the ledger's tiles lead to no proof that the new checkpoint continues the older one")]
     Tiles(#[from] TileError),
+}
+
+/// What the function that signs answers.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Issued {
+    Refused { refused: String },
+    Checkpoint { checkpoint: String },
 }
 
 #[derive(Serialize)]
@@ -123,29 +123,16 @@ async fn checkpoint(args: &CheckpointArgs, out: &mut Out) -> Result<Verdict, Che
         .transpose()
         .map_err(LiveError::from)?;
     let trusted = args.trust.keys().map_err(LiveError::from)?;
-    let function = config::required(config::CHECKPOINT_FUNCTION)?;
     let event = match args.ledger.customer() {
         Some(account_id) => json!({ "account_id": account_id }),
         None => json!({ "system": true }),
     };
-    let answer = cloud::invoke(&function, &event).await?;
-    if let Some(refused) = answer.get("refused").and_then(Value::as_str) {
-        let subject = format!("ledger of account {}", args.ledger.account());
-        out.show(&Rejected::new(subject, &WrongError::Refused(refused.to_owned())))?;
-        return Ok(Verdict::NotGood);
-    }
-    #[derive(Deserialize)]
-    struct Issued {
-        checkpoint: String,
-    }
-    let Issued { checkpoint: note } = match Issued::deserialize(&answer) {
-        Ok(issued) => issued,
-        Err(source) => {
-            return Err(CheckpointCommandError::Answer {
-                function,
-                answer,
-                source,
-            });
+    let (_, issued) = cloud::invoke(config::CHECKPOINT_FUNCTION, &event).await?;
+    let note = match issued {
+        Issued::Checkpoint { checkpoint } => checkpoint,
+        Issued::Refused { refused } => {
+            let subject = format!("ledger of account {}", args.ledger.account());
+            return Ok(Rejected::new(subject, &WrongError::Refused(refused)).show(out)?);
         }
     };
     let live = Live::open().await?;
@@ -164,8 +151,7 @@ async fn checkpoint(args: &CheckpointArgs, out: &mut Out) -> Result<Verdict, Che
         }
         Err(error) => {
             let subject = format!("checkpoint of account {}", args.ledger.account());
-            out.show(&Rejected::new(subject, &error))?;
-            Ok(Verdict::NotGood)
+            Ok(Rejected::new(subject, &error).show(out)?)
         }
     }
 }

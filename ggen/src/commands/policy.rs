@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use aws::config::{self, ConfigError};
+use aws::config;
 use clap::{Args, Subcommand};
 use domain::ontology;
 use policy::ontology::MAX_ONTOLOGY_BYTES;
@@ -77,15 +77,7 @@ pub enum PolicyError {
     #[error("cannot write {}", path.display())]
     Output { path: PathBuf, source: io::Error },
     #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error(transparent)]
     Invoke(#[from] InvokeError),
-    #[error("function {function} answered without an outcome: {answer}")]
-    Answer {
-        function: String,
-        answer: String,
-        source: serde_json::Error,
-    },
     #[error("cannot go on")]
     System(#[from] io::Error),
 }
@@ -237,22 +229,9 @@ impl Outcome {
 
 fn deploy(args: &DeployArgs, out: &mut Out) -> Result<Verdict, PolicyError> {
     let ontology = input::text(&args.policy, MAX_ONTOLOGY_BYTES as u64)?;
-    let function = config::required(config::POLICY_UPGRADE_FUNCTION)?;
-    let answer = Answer(cloud::block_on(cloud::invoke(
-        &function,
-        &json!({ "ontology": ontology }),
-    ))??);
-    let outcome = match Outcome::deserialize(&answer.0) {
-        Ok(outcome) => outcome,
-        Err(source) => {
-            return Err(PolicyError::Answer {
-                function,
-                answer: answer.0.to_string(),
-                source,
-            });
-        }
-    };
-    out.show(&answer)?;
+    let event = json!({ "ontology": ontology });
+    let (answer, outcome) = cloud::block_on(cloud::invoke(config::POLICY_UPGRADE_FUNCTION, &event))??;
+    out.show(&Answer(answer))?;
     if let Outcome::Upgraded {
         governors_failed: failed @ 1..,
     } = outcome

@@ -125,21 +125,13 @@ async fn prove(args: &ProveArgs, out: &mut Out) -> Result<Verdict, ProveError> {
     };
     let checked = || {
         let (checkpoint, _) = Checkpoint::open(proof.checkpoint(), &keys)?;
-        let json = ProofJson {
-            index: proof.index(),
-            size: checkpoint.size,
-            root: checkpoint.root,
-            hashes: proof.hashes().to_vec(),
-        };
+        let json = proof.under(&checkpoint);
         json.verify(&found.line, &checkpoint)?;
         Ok::<_, WrongError>(json)
     };
     let json = match checked() {
         Ok(json) => json,
-        Err(error) => {
-            out.show(&Rejected::new(format!("receipt {}", args.receipt_id), &error))?;
-            return Ok(Verdict::NotGood);
-        }
+        Err(error) => return Ok(Rejected::new(format!("receipt {}", args.receipt_id), &error).show(out)?),
     };
     for (path, text) in [
         (&args.receipt, format!("{}\n", found.line)),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use aws::config::{self, ConfigError};
+use aws::config;
 use clap::Args;
 use domain::account::AccountId;
 use receipts::receipt::Concurrency;
@@ -43,15 +43,7 @@ pub struct ScaleArgs {
 #[derive(Debug, thiserror::Error)]
 pub enum ScaleCommandError {
     #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error(transparent)]
     Invoke(#[from] InvokeError),
-    #[error("function {function} answered without an outcome: {answer}")]
-    Answer {
-        function: String,
-        answer: Value,
-        source: serde_json::Error,
-    },
     #[error("cannot go on")]
     System(#[from] io::Error),
 }
@@ -132,19 +124,8 @@ pub fn run(args: &ScaleArgs, out: &mut Out) -> Result<Verdict, ScaleCommandError
 }
 
 async fn scale(args: &ScaleArgs, out: &mut Out) -> Result<Verdict, ScaleCommandError> {
-    let function = config::required(config::SCALE_FUNCTION)?;
     let event = json!({ "account_id": args.account_id, "concurrency": args.concurrency });
-    let answer = cloud::invoke(&function, &event).await?;
-    let outcome = match Outcome::deserialize(&answer) {
-        Ok(outcome) => outcome,
-        Err(source) => {
-            return Err(ScaleCommandError::Answer {
-                function,
-                answer,
-                source,
-            });
-        }
-    };
+    let (_, outcome) = cloud::invoke(config::SCALE_FUNCTION, &event).await?;
     let good = matches!(outcome, Outcome::Scaled { .. } | Outcome::Unchanged { .. });
     if let Outcome::Scaled {
         not_paced: Some(why), ..

@@ -137,20 +137,9 @@ struct NotAccepting<'a> {
 
 impl fmt::Display for NotAccepting<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.lifecycle {
-            Some(_) if self.reason.is_some() => write!(
-                f,
-                "REFUSED: {} {}",
-                self.account_id,
-                self.reason.unwrap_or_default()
-            ),
-            Some(lifecycle) => write!(
-                f,
-                "REFUSED: {} is {} and takes no signals",
-                self.account_id,
-                lifecycle.name()
-            ),
-            None => write!(f, "REFUSED: there is no tenant {}", self.account_id),
+        match self.reason {
+            Some(reason) => write!(f, "REFUSED: {} {reason}", self.account_id),
+            None => f.write_str(&cloud::takes_no_signals(self.account_id, self.lifecycle)),
         }
     }
 }

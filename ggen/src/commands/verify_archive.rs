@@ -207,8 +207,7 @@ fn reject(
     args: &VerifyArchiveArgs,
     error: &(dyn std::error::Error + 'static),
 ) -> Result<Verdict, VerifyArchiveError> {
-    out.show(&Rejected::new(args.archive.display().to_string(), error))?;
-    Ok(Verdict::NotGood)
+    Ok(Rejected::new(args.archive.display().to_string(), error).show(out)?)
 }
 
 /// The outer error is the disk's, the inner one the archive's.

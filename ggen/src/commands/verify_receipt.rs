@@ -152,12 +152,7 @@ impl Proof {
             });
         }
         let json = match self {
-            Self::Text(proof) => &ProofJson {
-                index,
-                size: checkpoint.size,
-                root: checkpoint.root,
-                hashes: proof.hashes().to_vec(),
-            },
+            Self::Text(proof) => &proof.under(&checkpoint),
             Self::Json(proof, _) => proof,
         };
         json.verify(line, &checkpoint)?;
@@ -254,8 +249,7 @@ pub fn run(args: &VerifyReceiptArgs, out: &mut Out) -> Result<Verdict, VerifyRec
                 rejected = rejected
                     .hint("if it was only reformatted, `jq -cS . FILE` gives the canonical line back");
             }
-            out.show(&rejected)?;
-            Ok(Verdict::NotGood)
+            Ok(rejected.show(out)?)
         }
     }
 }

@@ -245,13 +245,17 @@ impl InclusionProof {
     /// # Errors
     /// [`PortableProofError::Checkpoint`].
     pub fn to_json_form(&self, origin: &str, key: &PublicKey) -> Result<ProofJson, PortableProofError> {
-        let Checkpoint { size, root, .. } = verified(&self.checkpoint, origin, key)?;
-        Ok(ProofJson {
+        Ok(self.under(&verified(&self.checkpoint, origin, key)?))
+    }
+
+    /// As [`InclusionProof::to_json_form`], under its checkpoint as it was opened.
+    pub fn under(&self, checkpoint: &Checkpoint) -> ProofJson {
+        ProofJson {
             index: self.index,
-            size,
-            root,
+            size: checkpoint.size,
+            root: checkpoint.root,
             hashes: self.hashes.clone(),
-        })
+        }
     }
 
     /// The leaf's place in the ledger, from 0.

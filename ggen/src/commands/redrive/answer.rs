@@ -10,6 +10,7 @@ use domain::tenant::Lifecycle;
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::cloud::takes_no_signals;
 use crate::report::Verdict;
 
 /// What became of a letter.
@@ -131,15 +132,7 @@ impl fmt::Display for Answer {
                 .write_str("REFUSED: the system is degraded, and refuses signals; try again when it is not");
         }
         if self.is_refused() {
-            return match self.lifecycle {
-                Some(lifecycle) => write!(
-                    f,
-                    "REFUSED: {} is {} and takes no signals",
-                    self.account_id,
-                    lifecycle.name()
-                ),
-                None => write!(f, "REFUSED: there is no tenant {}", self.account_id),
-            };
+            return f.write_str(&takes_no_signals(&self.account_id, self.lifecycle));
         }
         for letter in &self.letters {
             let named = match (&letter.action_id, &letter.message_id) {
