@@ -15,8 +15,8 @@ use crate::report::Verdict;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  good: done, or verified
-  1  not good: looked at, and refused or not verified
+  0  done, or verified
+  1  refused, or not verified
   2  could not tell: wrong usage, or something needed is missing or unreachable
 
 `ggen <command> --help` shows a command's options and examples.";
@@ -52,7 +52,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
 #[derive(Parser)]
 #[command(name = "ggen", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
 pub struct Cli {
-    /// How to write the answer: human, json or jsonl [default: human; export-receipts: jsonl, and csv]
+    /// Output format: human, json or jsonl [default: human; export-receipts: jsonl, and csv]
     #[arg(
         long,
         global = true,
@@ -68,47 +68,47 @@ pub struct Cli {
 /// The commands, one file below `commands/` each.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Check a live ledger whole: receipts, head, checkpoints, actions
+    /// Check a whole live ledger: receipts, head, checkpoints and actions
     Audit(audit::AuditArgs),
-    /// Write the RFC 8785 form of a JSON value, ready to be hashed
+    /// Write the canonical form (RFC 8785) of a JSON value
     Canonicalize(canonicalize::CanonicalizeArgs),
-    /// Have a ledger's end signed, or prove that it continues an older checkpoint
+    /// Sign a checkpoint of a ledger, or prove that it continues an older one
     Checkpoint(checkpoint::CheckpointArgs),
     /// List the actions that wait for a person
     Escalations(escalations::EscalationsArgs),
-    /// Write a tenant's ledger, or the system's, in order
+    /// Export the receipts of a tenant, or of the system, in order
     ExportReceipts(export_receipts::ExportReceiptsArgs),
-    /// Run the sample action handler: it applies, fails or is slow as a signal's parameters ask
+    /// Run the sample action handler, which succeeds, fails or stalls as a signal's parameters say
     Handler(handler::HandlerArgs),
     /// Print the hash of a receipt, of any JSON value, or of a file's bytes
     Hash(hash::HashArgs),
-    /// Make, change and revoke keys; make secrets
+    /// Create, rotate and revoke keys; create secrets
     #[command(subcommand)]
     Keys(keys::KeysCommand),
-    /// Compile a policy, or put one in force
+    /// Compile or deploy a policy
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
     /// Write a short proof that a signed checkpoint covers a receipt
     Prove(prove::ProveArgs),
-    /// Bring dead letters back to the queue, and have escalated actions taken up again
+    /// Return dead letters to the queue, and resume escalated actions
     Redrive(redrive::RedriveArgs),
-    /// Say that an escalated action is dealt with
+    /// Mark an escalated action as resolved
     Resolve(resolve::ResolveArgs),
-    /// Set how many actions of a tenant run at one time
+    /// Set how many of a tenant's actions run at one time
     Scale(scale::ScaleArgs),
-    /// Ask a tenant's governor for actions
+    /// Send signals to a tenant's governor
     SendSignal(send_signal::SendSignalArgs),
-    /// Show or change what runs without a person
+    /// Show or change what runs without approval by a person
     #[command(subcommand)]
     Switches(switches::SwitchesCommand),
-    /// List tenants, or show how one stands
+    /// List tenants, or show the state of one
     #[command(subcommand)]
     Tenants(tenants::TenantsCommand),
     /// Check a tenant's archive: every receipt, the chain, the policies
     VerifyArchive(verify_archive::VerifyArchiveArgs),
     /// Check one receipt's form and signature, and its proof
     VerifyReceipt(verify_receipt::VerifyReceiptArgs),
-    /// Sign a webhook as a marketplace does, or check one
+    /// Sign a webhook as a marketplace would, or check one
     #[command(subcommand)]
     Webhook(webhook::WebhookCommand),
 }

@@ -55,7 +55,7 @@ pub enum InvokeError {
         kind: String,
         answer: String,
     },
-    #[error("function {function} answered without an outcome: {answer}")]
+    #[error("cannot read the answer of function {function}: {answer}")]
     Answer {
         function: String,
         answer: String,
@@ -114,7 +114,7 @@ pub struct LedgerArgs {
     /// The customer's account
     #[arg(long, value_name = "ID", value_parser = account_id)]
     account_id: Option<AccountId>,
-    /// The control plane's own ledger: safe mode, policies, switches
+    /// The system's own ledger: degraded mode, policies, switches, keys
     #[arg(long)]
     system: bool,
 }

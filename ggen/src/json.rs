@@ -45,7 +45,7 @@ pub enum JsonError {
         source: serde_json::Error,
     },
     #[error(
-        "the integer {value} at line {line} column {column} is none that a double holds: RFC 8785 would print {rounded}"
+        "a double cannot hold the integer {value} at line {line} column {column}: RFC 8785 would print {rounded}"
     )]
     Integer {
         /// As it stands in the input, cut if it is long.

@@ -35,25 +35,25 @@ pub enum LiveError {
     Log(#[from] LogError),
     #[error("the stack's key trail does not hold")]
     Trail(#[from] TrailError),
-    #[error("no receipt {receipt_id} is found{}", of(account.as_deref()))]
+    #[error("receipt {receipt_id} not found{}", of(account.as_deref()))]
     NoReceipt {
         receipt_id: Uuid,
         account: Option<String>,
     },
-    #[error("receipt {receipt_id} is in several ledgers: say which with --account-id")]
+    #[error("receipt {receipt_id} is in several ledgers: choose one with --account-id")]
     Several { receipt_id: Uuid },
-    #[error("cannot make a proof of the ledger's tiles")]
+    #[error("cannot build a proof from the ledger's tiles")]
     Tile(#[from] TileError),
     #[error("cannot write the proof")]
     Proof(#[from] PortableProofError),
-    #[error("cannot go on")]
+    #[error("cannot start the runtime, or write to stdout")]
     System(#[from] io::Error),
 }
 
 fn of(account: Option<&str>) -> String {
     match account {
         Some(account) => format!(" in the ledger of {account}"),
-        None => "; a tenant with tables of its own has to be named with --account-id".to_owned(),
+        None => "; for a tenant with tables of its own, pass --account-id".to_owned(),
     }
 }
 
@@ -150,10 +150,10 @@ impl Live {
 /// A ledger that does not hold.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    #[error("the ledger holds a bad receipt")]
+    #[error("the ledger has an invalid receipt")]
     Chain(#[from] ChainError),
     #[error(
-        "the ledger has {found_size} receipts, the last with hash {found}; its head says {size} and {expected}"
+        "the ledger has {found_size} receipts and ends with hash {found}; its head says {size} receipts and hash {expected}"
     )]
     Head {
         size: u64,
@@ -161,19 +161,19 @@ pub enum LedgerError {
         found_size: u64,
         found: String,
     },
-    #[error("the head's Merkle range {expected:?} is not the ledger's {found:?}")]
+    #[error("the head's Merkle range is {expected:?}, the ledger's is {found:?}")]
     Range {
         expected: Vec<String>,
         found: Vec<String>,
     },
-    #[error("the stored checkpoint of {size} receipts is not good")]
+    #[error("the stored checkpoint of {size} receipts does not hold")]
     Note { size: u64, source: CheckpointError },
     /// A checkpoint that was signed over more receipts than there are: the table was put back.
-    #[error("a checkpoint was signed over {expected} receipts, the ledger has {found}: it was rolled back")]
+    #[error("a checkpoint covers {expected} receipts, but the ledger has {found}: it was rolled back")]
     RolledBack { expected: u64, found: u64 },
     /// A checkpoint that was signed over other receipts: the ledger was rewritten.
     #[error(
-        "the checkpoint of {size} receipts has the root {expected}, the receipts have {found}: the ledger was rewritten"
+        "the checkpoint of {size} receipts has root {expected}, but the receipts have root {found}: the ledger was rewritten"
     )]
     Forked {
         size: u64,

@@ -25,12 +25,12 @@ Examples:
   ggen audit --account-id customer-123 --public-key auditor.pub
   ggen audit --system --public-key auditor.pub --format json
 
-Reads the whole ledger and checks each receipt's form, fields, signature, account, sequence, chain and time order; that
-it ends where its head says, with the head's Merkle tree; that every checkpoint in the audit bucket, which nobody can
-delete, is of a beginning of this very ledger; and that every action has its final receipt, once, and is final in the
-table. Names the first thing that is wrong, the rule, and both values.
+Reads the whole ledger and checks the form, fields, signature, account, sequence, chain and time order of each receipt;
+that the ledger ends where its head says, with the head's Merkle tree; that every checkpoint in the audit bucket, where
+nobody can delete them, covers a prefix of this ledger; and that every action has exactly one final receipt and is final
+in the table. Reports the first problem: what it is, the rule, and both values.
 {NEEDS_A_STACK}
-Exit code 0 good, 1 not good, 2 could not tell."
+Exit code 0 VERIFIED, 1 NOT VERIFIED, 2 could not tell."
     )
 }
 
@@ -60,9 +60,9 @@ pub enum AuditError {
 enum WrongError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    #[error("the ledger's actions do not add up")]
+    #[error("the ledger's receipts and actions do not match")]
     Action(#[from] ActionError),
-    #[error("the ledger has no receipts, and a checkpoint was signed over {size}: it was rolled back")]
+    #[error("the ledger is empty, but a checkpoint covers {size} receipts: it was rolled back")]
     Gone { size: u64 },
 }
 
@@ -94,7 +94,7 @@ impl fmt::Display for Audited {
         )?;
         writeln!(
             f,
-            "  actions     {} finished, {} on their way",
+            "  actions     {} finished, {} in progress",
             self.actions_finished, self.actions_in_progress
         )?;
         write!(f, "  keys        {}", self.key_ids.join(", "))

@@ -20,11 +20,11 @@ Examples:
   jq 'del(.signature)' receipt.json | ggen canonicalize > signed-bytes
   ggen canonicalize --jsonl < exported.jsonl
 
-Writes the RFC 8785 (JCS) form of one JSON value of at most 16 MiB, without a line feed behind it, so that it can be
-hashed or handed to openssl as it is. The input must be I-JSON: UTF-8, no repeated keys, no lone surrogates, nothing
-behind the value, no integers that a double would round, at most 127 levels. Fractions are rounded to the nearest
-double, as RFC 8785 says. --format json answers with the canonical text and its SHA-256.
-Exit code 0 done, 1 the input has no canonical form (with what is wrong and where), 2 it cannot be read.";
+Writes the RFC 8785 (JCS) form of one JSON value of at most 16 MiB, without a trailing line feed, so that it can be hashed
+or passed to openssl as it is. The input must be I-JSON: UTF-8, no repeated keys, no lone surrogates, nothing after the
+value, no integers that a double would round, at most 127 levels. Fractions are rounded to the nearest double, as RFC 8785
+requires. --format json answers with the canonical text and its SHA-256.
+Exit code 0 done, 1 the input has no canonical form (with the problem and its position), 2 it cannot be read.";
 
 /// Arguments of `ggen canonicalize`.
 #[derive(Args)]
@@ -36,7 +36,7 @@ pub struct CanonicalizeArgs {
     /// End the output with a line feed
     #[arg(long)]
     newline: bool,
-    /// Take each line for a value of its own, and answer with one line for each
+    /// Treat each line as a value of its own, and write one line for each
     #[arg(long)]
     jsonl: bool,
 }

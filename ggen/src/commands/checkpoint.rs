@@ -29,11 +29,11 @@ Examples:
   ggen checkpoint --account-id customer-123 --public-key auditor.pub --since checkpoint.last-month
   ggen checkpoint --system --public-key auditor.pub --since old --format json
 
-Has the stack sign how many receipts the ledger has and the root of their Merkle tree, verifies the signature, and writes
-the note (C2SP signed-note/v1.0.0, tlog-checkpoint/v1.0.0). The stack keeps every checkpoint under Object Lock, and signs
-none that contradicts an older one. With --since, a checkpoint that you kept, the ledger's tiles must prove that what it
-was signed over is the beginning of today's ledger: exit code 1 if not, whatever the stack says. With --format json the
-proof is written too (RFC 9162 section 2.1.4).
+Asks the stack to sign the ledger's size and Merkle root, verifies the signature, and writes the note (C2SP
+signed-note/v1.0.0, tlog-checkpoint/v1.0.0). The stack keeps every checkpoint under Object Lock and never signs one that
+contradicts an older one. With --since and a checkpoint that you kept, the ledger's tiles must prove that today's ledger
+begins with the receipts it covers; if not, the exit code is 1, whatever the stack says. --format json includes the proof
+(RFC 9162 section 2.1.4).
 {NEEDS_A_STACK}"
     )
 }
@@ -46,7 +46,7 @@ pub struct CheckpointArgs {
     ledger: LedgerArgs,
     #[command(flatten)]
     trust: TrustArgs,
-    /// An older checkpoint of the ledger, which the new one must continue
+    /// An older checkpoint of the ledger that the new one must continue
     #[arg(long, value_name = "FILE")]
     since: Option<PathBuf>,
 }
@@ -71,15 +71,15 @@ enum WrongError {
     New(#[source] CheckpointError),
     #[error("the older checkpoint does not hold")]
     Old(#[source] CheckpointError),
-    #[error("the older checkpoint is of {found:?}, the new one of {expected:?}")]
+    #[error("the older checkpoint is for {found:?}, the new one for {expected:?}")]
     Origin { expected: String, found: String },
     #[error(
-        "the ledger was rolled back: the older checkpoint is over {expected} receipts, the new one over {found}"
+        "the ledger was rolled back: the older checkpoint covers {expected} receipts, the new one {found}"
     )]
     RolledBack { expected: u64, found: u64 },
     #[error("the new checkpoint does not continue the older one")]
     Fork(#[from] ProofError),
-    #[error("the ledger's tiles lead to no proof that the new checkpoint continues the older one")]
+    #[error("the ledger's tiles do not prove that the new checkpoint continues the older one")]
     Tiles(#[from] TileError),
 }
 

@@ -37,11 +37,12 @@ Examples:
   ggen escalations
   ggen escalations --account-id customer-123 --format jsonl | jq -r .action_id
 
-Neither done nor undone: a person has to look, and then `ggen resolve` it or, where REDRIVE says yes, `ggen redrive` it.
-Oldest first. They are found by an index, which is a moment behind; what is told of each is read from its own item. What
-stood in the own table of a tenant that is gone is told as it was when it was escalated. See docs/escalations.md.
+These actions were neither completed nor rolled back. A person has to look at each and run `ggen resolve` or, where REDRIVE
+says yes, `ggen redrive`. Oldest first. The list comes from an index that lags by a moment; the details are read from the
+actions themselves. For a tenant that had its own tables and has left, they are as of the escalation. See
+docs/escalations.md.
 {NEEDS_A_STACK}
-Exit code 0 none, 1 there are some, 2 could not tell."
+Exit code 0 none, 1 some, 2 could not tell."
     )
 }
 
@@ -49,10 +50,10 @@ Exit code 0 none, 1 there are some, 2 could not tell."
 #[derive(Args)]
 #[command(after_help = after_help())]
 pub struct EscalationsArgs {
-    /// Only this account's [default: all]
+    /// Only this account [default: all]
     #[arg(long, value_name = "ID", value_parser = cloud::account_id)]
     account_id: Option<AccountId>,
-    /// How many to list at most, the oldest
+    /// Most actions to list, oldest first
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=MAX_LIMIT))]
     limit: u64,
 }
@@ -64,7 +65,7 @@ pub enum EscalationsError {
     Config(#[from] ConfigError),
     #[error("cannot read the escalated actions")]
     Find(#[from] ReadError),
-    #[error("cannot go on")]
+    #[error("cannot start the runtime, or write to stdout")]
     System(#[from] io::Error),
 }
 
@@ -241,7 +242,7 @@ async fn list(args: &EscalationsArgs, out: &mut Out) -> Result<Verdict, Escalati
     let listed = Listed { escalations, more };
     out.list(&listed, &listed.escalations)?;
     if more && out.format() != Some(Format::Json) {
-        report::note(&format!("there are more than {limit}: list more with --limit"));
+        report::note(&format!("there are more than {limit}: raise --limit"));
     }
     Ok(Verdict::when(listed.escalations.is_empty()))
 }

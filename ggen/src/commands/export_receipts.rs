@@ -37,15 +37,15 @@ Examples:
   ggen export-receipts --account-id customer-123 --format csv --from 2026-11-01 --to 2026-12-01 --out november.csv
   ggen export-receipts --system | tail -1 | ggen verify-receipt --receipt - --public-key auditor.pub
 
-jsonl writes each receipt as the ledger holds it, byte for byte, one a line; json writes them as one array.
-csv is for people (RFC 4180, with a header): the fields that every receipt has, then the operation's own as canonical
-JSON in the column payload. A cell that begins with = + - @, a tab or a line end gets an apostrophe in front, so that no
-spreadsheet runs it as a formula; signatures may begin with +, so verify the jsonl.
---from and --to choose by timestamp, the time of appending, in which the ledger is ordered: a run of receipts without
-gaps. A date stands for its start in UTC.
-With --public-key the signatures, the chain and the ledger's head are checked on the way: all that was asked for is
-exported, the verdict stands on stderr, and the exit code is 1 if it is NOT VERIFIED. The whole ledger is read and
-checked up to its head, also where only a range is exported; without --public-key only the range is read.
+jsonl writes each receipt byte for byte as the ledger holds it, one per line; json writes them as one array.
+csv is for people (RFC 4180, with a header): the fields that every receipt has, then the operation's own fields as
+canonical JSON in the column payload. A cell that begins with = + - @, a tab or a line end gets a leading apostrophe, so that no
+spreadsheet runs it as a formula. Signatures may begin with +, so verify the jsonl instead.
+--from and --to select by timestamp, the time of appending, which is the order of the ledger, so there are no gaps. A date
+means its start in UTC.
+With --public-key, the whole ledger is read and its signatures, chain and head are checked, even if only a range is
+exported. The export is complete either way; the verdict goes to stderr, and the exit code is 1 if it is NOT VERIFIED.
+Without --public-key, only the range is read.
 {NEEDS_A_STACK}"
     )
 }
@@ -65,7 +65,7 @@ pub struct ExportReceiptsArgs {
     /// Only receipts appended before this time: RFC 3339, or a date
     #[arg(long, value_name = "TIME", value_parser = time)]
     to: Option<Timestamp>,
-    /// A public key you trust, SPKI PEM; repeat for several. Checks the receipts on the way
+    /// A public key you trust, SPKI PEM; repeat for several. Checks the receipts while exporting
     #[arg(long, value_name = "FILE")]
     public_key: Vec<PathBuf>,
 }
@@ -90,7 +90,7 @@ pub enum ExportReceiptsError {
     #[error("account {account} has no receipts")]
     NoLedger { account: String },
     /// A line names no place, so that the next page cannot be asked for, or no time, so that no range can be chosen.
-    #[error("the receipt at or behind place {place} of account {account} has no {field}")]
+    #[error("the receipt at or after place {place} of account {account} has no {field}")]
     Line {
         account: String,
         /// Where its page was read from.
@@ -106,7 +106,7 @@ pub enum ExportReceiptsError {
     },
     #[error("cannot write {}", path.display())]
     Output { path: PathBuf, source: io::Error },
-    #[error("cannot go on")]
+    #[error("cannot start the runtime, or write to stdout")]
     System(#[from] io::Error),
 }
 
@@ -369,7 +369,7 @@ impl Reading {
         let places = self.end.saturating_sub(self.start);
         if self.read != places {
             report::note(&format!(
-                "account {account} has {} receipts in the {places} places from {} on that its head counts",
+                "the head of account {account} counts {places} receipts from place {1} on, but {0} were found",
                 self.read, self.start
             ));
         }

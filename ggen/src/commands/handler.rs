@@ -44,10 +44,10 @@ Examples:
   HANDLER_SECRET=$(ggen keys secret) ggen handler --listen 127.0.0.1:0
   curl -s \"$HANDLER_URL/log?action_id=a-1\"
 
-Parameters of a signal steer it: \"delay_ms\" (0 to 600000), \"outcome\" (succeed, fail, fail-unrecoverable, fail-rollback).
+A signal's parameters control it: \"delay_ms\" (0 to 600000) and \"outcome\" (succeed, fail, fail-unrecoverable, fail-rollback).
 
 Routes: POST /actions/{name}, POST /rollbacks/{name}, GET /log[?action_id=ID], GET /health.
-The first line on stdout is {\"listening\":\"http://127.0.0.1:PORT\"}. SIGTERM or Ctrl-C ends it.";
+The first line on stdout is {\"listening\":\"http://127.0.0.1:PORT\"}. SIGTERM or Ctrl-C stops it.";
 
 /// Arguments of `ggen handler`.
 #[derive(Args)]
@@ -56,7 +56,7 @@ pub struct HandlerArgs {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// Environment variable with the secret (whsec_…) that calls are signed with; unset, calls are not checked
+    /// Environment variable with the secret (whsec_…) that calls are signed with; if unset, calls are not checked
     #[arg(long, value_name = "NAME", default_value = "HANDLER_SECRET")]
     secret_env: String,
 }
@@ -68,7 +68,7 @@ pub enum HandlerError {
     Secret { name: String, source: SecretError },
     #[error("cannot listen on {listen}")]
     Listen { listen: SocketAddr, source: io::Error },
-    #[error("the handler cannot go on")]
+    #[error("the handler cannot continue")]
     System(#[from] io::Error),
 }
 
@@ -211,8 +211,9 @@ impl Service {
             verify_standard(secrets, &headers, &body, Timestamp::now())
                 .map_err(|error| Answer::problem(401, "UNAUTHORIZED", &error.to_string()))?;
         }
-        let call: Call = serde_json::from_slice(&body)
-            .map_err(|error| Answer::problem(400, "MALFORMED", &format!("the body is no action: {error}")))?;
+        let call: Call = serde_json::from_slice(&body).map_err(|error| {
+            Answer::problem(400, "MALFORMED", &format!("the body is not an action: {error}"))
+        })?;
         let names = [&call.action_id, &call.account_id, &call.template];
         if names.iter().any(|name| name.len() > MAX_NAME_BYTES) || call.parameters.delay_ms > MAX_DELAY_MS {
             let limits =

@@ -27,12 +27,12 @@ Examples:
 What is hashed, always with SHA-256 and printed in lower-case hex:
   a receipt     its RFC 8785 form without the field `signature`: what the key signed, and the next receipt's prev_hash.
                 A receipt is an object with receipt_id, seq, prev_hash and signature
-  other JSON    its RFC 8785 form, whole
-  --raw         the bytes as they are, of any size: an archive's is its closing receipt's archive_sha256
---format json also says whether the input was canonical as given and, of a receipt, the leaf_hash that inclusion proofs
-start from: SHA-256 of a zero byte and the input as given, without its line feed. JSON is read as strictly as
-`ggen canonicalize` reads it. A hash vouches for nobody: verify-receipt checks the signature.
-Exit code 0 done, 1 the input has no canonical form (with what is wrong and where), 2 it cannot be read.";
+  other JSON    its whole RFC 8785 form
+  --raw         the bytes as they are, of any size; for an archive, the archive_sha256 of its closing receipt
+--format json also says whether the input was canonical as given and, for a receipt, the leaf_hash that inclusion proofs
+start from: SHA-256 of a zero byte and the input as given, without its line feed. JSON is read as strictly as by
+`ggen canonicalize`. A hash alone proves nothing: verify-receipt checks the signature.
+Exit code 0 done, 1 the input has no canonical form (with the problem and its position), 2 it cannot be read.";
 
 /// Bytes read at once.
 const BUFFER_BYTES: usize = 64 * 1024;

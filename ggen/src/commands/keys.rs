@@ -25,8 +25,8 @@ const GENERATE_EXAMPLES: &str = "\
 Example:
   ggen keys generate --private signing.pem --public auditor.pub
 
-The private key is PKCS#8 PEM, readable by its owner only: store it as the signing key's secret, then delete the file.
-The public key is SPKI PEM: give it to auditors. Neither file may exist already.";
+The private key is PKCS#8 PEM and readable only by its owner: store it as the signing key's secret, then delete the file.
+The public key is SPKI PEM: give it to auditors. Neither file may already exist.";
 
 const SECRET_EXAMPLES: &str = "\
 Example:
@@ -35,23 +35,23 @@ Example:
 /// Kinds of keys.
 #[derive(Subcommand)]
 pub enum KeysCommand {
-    /// Make an Ed25519 key pair that signs receipts
+    /// Create an Ed25519 key pair for signing receipts
     Generate(GenerateArgs),
     /// Print the secret that an account's producers sign with
     #[command(after_help = producer::help())]
     Producer(producer::ProducerArgs),
-    /// Revoke a key that does not sign any more, on record
+    /// Revoke a key that no longer signs, on record
     #[command(after_help = trail::revoke_help())]
     Revoke(trail::RevokeArgs),
-    /// Pass the signing key on to a new one, on record
+    /// Replace the signing key with a new one, on record
     #[command(after_help = trail::rotate_help())]
     Rotate(trail::RotateArgs),
-    /// Show a public key's id, the `key_id` of receipts
+    /// Show a public key's id, the `key_id` in receipts
     Show(ShowArgs),
-    /// Make a Standard Webhooks secret (whsec_…) and print it
+    /// Create a Standard Webhooks secret (whsec_…) and print it
     #[command(after_help = SECRET_EXAMPLES)]
     Secret,
-    /// Write the receipts of rotations and revocations
+    /// Write the receipts of key rotations and revocations
     #[command(after_help = trail::trail_help())]
     Trail,
 }
@@ -60,7 +60,7 @@ pub enum KeysCommand {
 #[derive(Args)]
 #[command(after_help = GENERATE_EXAMPLES)]
 pub struct GenerateArgs {
-    /// New file for the private key, made readable by its owner only
+    /// New file for the private key, readable only by its owner
     #[arg(long, value_name = "FILE")]
     private: PathBuf,
     /// New file for the public key

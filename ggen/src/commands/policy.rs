@@ -23,8 +23,8 @@ Examples:
   ggen policy compile policies/marketplace-sku-456/professional.yaml
   ggen policy compile professional.yaml --out enforcer.json
 
-Needs no AWS account. The same policy compiles to the same bytes everywhere; the hash is their SHA-256, the
-policy_hash of receipts and signals. Exit code 1 and the reason if the policy is refused.";
+Needs no AWS account. A policy compiles to the same bytes everywhere; their SHA-256 is the policy_hash in receipts and
+signals. Exit code 1 with the reason if the policy is refused.";
 
 fn deploy_help() -> String {
     format!(
@@ -33,8 +33,8 @@ Example:
   ggen policy deploy policies/marketplace-sku-456/next/professional.yaml
 
 Sends the policy to the policy-upgrade function, which compiles it, checks it against the one in force, stores it and
-moves the plan's tenants to it. Prints the function's answer. Exit code 1 if it is
-refused, or if some tenants could not be moved yet.
+moves the plan's tenants to it. Prints the function's answer. Exit code 1 if the policy is refused, or if some tenants could
+not be moved yet.
 {NEEDS_A_STACK}"
     )
 }
@@ -45,7 +45,7 @@ pub enum PolicyCommand {
     /// Compile a policy and show its hash and summary
     #[command(after_help = COMPILE_EXAMPLES)]
     Compile(CompileArgs),
-    /// Put a policy in force for its plan's tenants
+    /// Deploy a policy to its plan's tenants
     #[command(after_help = deploy_help())]
     Deploy(DeployArgs),
 }
@@ -56,7 +56,7 @@ pub struct CompileArgs {
     /// The policy, YAML; `-` for stdin
     #[arg(value_name = "FILE")]
     policy: PathBuf,
-    /// Write the compiled bundle here
+    /// Write the compiled bundle to this file
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -78,7 +78,7 @@ pub enum PolicyError {
     Output { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Invoke(#[from] InvokeError),
-    #[error("cannot go on")]
+    #[error("cannot start the runtime, or write to stdout")]
     System(#[from] io::Error),
 }
 
@@ -237,7 +237,7 @@ fn deploy(args: &DeployArgs, out: &mut Out) -> Result<Verdict, PolicyError> {
     } = outcome
     {
         report::note(&format!(
-            "{failed} tenants still have the policy before: deploy it again to go on"
+            "{failed} tenants still have the previous policy: deploy again to move them"
         ));
     }
     Ok(outcome.verdict())

@@ -26,10 +26,10 @@ Examples:
   ggen prove --receipt-id 0198c9a2-… --public-key auditor.pub > receipt.tlog-proof
   ggen prove --receipt-id 0198c9a2-… --public-key auditor.pub --receipt receipt.json --checkpoint checkpoint --format json > proof.json
 
-Writes a c2sp.org/tlog-proof@v1, which brings the signed checkpoint along; with --format json the index, the size and the
-hashes alone, for use beside a checkpoint. The proof is verified before it is written. `ggen verify-receipt --proof`
-checks it, offline. A receipt that is newer than its ledger's latest checkpoint is proved once `ggen checkpoint`, or the
-daily run, has signed one that covers it (exit code 2 before that).
+Writes a c2sp.org/tlog-proof@v1, which includes the signed checkpoint; --format json writes only the index, the size and the
+hashes, for use together with a checkpoint. The proof is verified before it is written; `ggen verify-receipt --proof` checks
+it offline. A receipt newer than its ledger's latest checkpoint can be proved once `ggen checkpoint` or the daily run has
+signed one that covers it (exit code 2 until then).
 {NEEDS_A_STACK}"
     )
 }
@@ -41,15 +41,15 @@ pub struct ProveArgs {
     /// The receipt
     #[arg(long, value_name = "UUID")]
     receipt_id: Uuid,
-    /// Whose ledger it is in
+    /// The account whose ledger has it
     #[arg(long, value_name = "ID", value_parser = account_id)]
     account_id: Option<AccountId>,
     #[command(flatten)]
     trust: TrustArgs,
-    /// Write the receipt here as well
+    /// Also write the receipt to this file
     #[arg(long, value_name = "FILE")]
     receipt: Option<PathBuf>,
-    /// Write the checkpoint here as well
+    /// Also write the checkpoint to this file
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
 }
@@ -59,9 +59,7 @@ pub struct ProveArgs {
 pub enum ProveError {
     #[error(transparent)]
     Live(#[from] LiveError),
-    #[error(
-        "no checkpoint covers receipt {receipt_id} at place {seq} yet: `ggen checkpoint {ledger}` signs one"
-    )]
+    #[error("no checkpoint covers receipt {receipt_id} at place {seq} yet: run `ggen checkpoint {ledger}`")]
     NotCovered {
         receipt_id: Uuid,
         seq: u64,

@@ -47,12 +47,13 @@ Examples:
   ggen redrive --account-id customer-123
   ggen redrive --account-id customer-123 --action-id a-1
 
-Each letter's signal goes back to the tenant's queue, and its action is opened again with a signed action_redriven receipt:
-one that never began meets the gate anew, one that was under way is undone once a place is free. With --action-id an
-escalated action without a letter is given one. Letters that are no signals stay; those whose action is over by now are
-removed, as the ledger has them. Safe to repeat, also when it was cut off: a letter it was at work on is hidden for a minute.
+Sends each dead letter's signal back to the tenant's queue and reopens its action with a signed action_redriven receipt.
+An action that never started passes the gate again; one that had started is rolled back once a place is free. With
+--action-id, an escalated action that has no dead letter gets one. Letters that are not signals stay in place; letters
+whose action has ended are removed, since the ledger has the action. Safe to repeat, even after an interruption: a letter
+that was being processed stays hidden for a minute.
 {NEEDS_A_STACK}
-Exit code 0 all went back or were over already; 1 some stay, and it says why; 2 could not tell."
+Exit code 0 all letters were returned or had already ended; 1 some stay, with the reason for each; 2 could not tell."
     )
 }
 
@@ -63,14 +64,14 @@ pub struct RedriveArgs {
     /// The tenant's account
     #[arg(long, value_name = "ID", value_parser = cloud::account_id)]
     account_id: AccountId,
-    /// Only this action, whether it has a letter or not [default: all letters]
+    /// Only this action, with or without a dead letter [default: all letters]
     #[arg(long, value_name = "ID", value_parser = cloud::action_id)]
     action_id: Option<ActionId>,
-    /// How many letters to take at most
+    /// Most letters to process
     #[arg(long, value_name = "N", default_value_t = 100, conflicts_with = "action_id",
           value_parser = clap::value_parser!(u64).range(1..=MAX_LETTERS))]
     max: u64,
-    /// Who has them taken up again, for the receipts
+    /// Who asked for it, for the receipts
     #[arg(long, value_name = "NAME", env = "USER", value_parser = cloud::persons_text)]
     who: String,
 }
@@ -85,17 +86,17 @@ pub enum RedriveError {
     #[error("cannot use the tenant's queues")]
     Queue(#[from] QueueError),
     /// The control object cannot be read; nothing was changed.
-    #[error("cannot tell whether signals are taken; nothing was changed")]
+    #[error("cannot read the control object; nothing was changed")]
     Control(#[from] ControlError),
     /// The signing key cannot be read; nothing was changed.
     #[error("cannot read the signing key; nothing was changed")]
     Secrets(#[from] SecretsError),
-    #[error("cannot write JSON")]
+    #[error("cannot write the signal as JSON")]
     Encode(#[from] serde_json::Error),
     /// The action does not take it: a bug, told instead of hidden.
     #[error(transparent)]
     Illegal(#[from] IllegalTransition),
-    #[error("cannot go on")]
+    #[error("cannot start the runtime, or write to stdout")]
     System(#[from] io::Error),
 }
 
@@ -363,7 +364,9 @@ impl Redrive<'_> {
         for handles in kept.chunks(HANDED_BACK_AT_ONCE) {
             let queue_url = &self.resources.dead_letter_queue_url;
             if let Err(error) = self.messages.retry_in(queue_url, handles).await {
-                report::note(&format!("letters that stay are hidden for a minute: {error}"));
+                report::note(&format!(
+                    "letters that stay are hidden for up to a minute: {error}"
+                ));
             }
         }
     }

@@ -30,10 +30,10 @@ fn after_help() -> String {
 Example:
   ggen resolve a-1 --account-id customer-123 --note 'service restarted by hand, ticket 4711'
 
-The action is final from then on, and a signed action_resolved receipt in the tenant's ledger says who dealt with it, and
-how. It works for tenants that are gone as well. Saying the same again changes nothing.
+The action becomes final, and a signed action_resolved receipt in the tenant's ledger says who resolved it and how. This
+also works for tenants that have left. Repeating the command changes nothing.
 {NEEDS_A_STACK}
-Exit code 0 resolved, now or before by the same note; 1 it is not escalated, or there is no such action; 2 could not tell."
+Exit code 0 resolved, now or earlier with the same note; 1 not escalated, or no such action; 2 could not tell."
     )
 }
 
@@ -44,13 +44,13 @@ pub struct ResolveArgs {
     /// The escalated action
     #[arg(value_name = "ACTION", value_parser = cloud::action_id)]
     action_id: ActionId,
-    /// Its account [default: the one account that has an escalated action of this id]
+    /// The account [default: the one account that has an escalated action with this id]
     #[arg(long, value_name = "ID", value_parser = cloud::account_id)]
     account_id: Option<AccountId>,
-    /// What was done about it, for the receipt: 1 to 512 characters
+    /// What was done about it, for the receipt (1 to 512 characters)
     #[arg(long, value_name = "TEXT", value_parser = cloud::persons_text)]
     note: String,
-    /// Who dealt with it, for the receipt
+    /// Who resolved it, for the receipt
     #[arg(long, value_name = "NAME", env = "USER", value_parser = cloud::persons_text)]
     who: String,
 }
@@ -60,21 +60,23 @@ pub struct ResolveArgs {
 pub enum ResolveError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("cannot tell whose action it is")]
+    #[error("cannot find out which account the action belongs to")]
     Find(#[from] ReadError),
     #[error("cannot read or write the action")]
     Store(#[from] StoreError),
     /// The signing key cannot be read; nothing was changed.
     #[error("cannot read the signing key; nothing was changed")]
     Secrets(#[from] SecretsError),
-    #[error("the action is resolved, but the index does not know its receipt {receipt_id} yet: ask again")]
+    #[error(
+        "the action is resolved, but its receipt {receipt_id} is not in the index yet: run the command again"
+    )]
     NoReceipt { receipt_id: Uuid },
     #[error("cannot read the receipt that resolved the action")]
     Receipt(#[from] serde_json::Error),
     /// The action does not take it: a bug, told instead of hidden.
     #[error(transparent)]
     Illegal(#[from] IllegalTransition),
-    #[error("cannot go on")]
+    #[error("cannot start the runtime, or write to stdout")]
     System(#[from] io::Error),
 }
 
@@ -114,7 +116,7 @@ impl fmt::Display for Answer {
         match &self.outcome {
             Outcome::Resolved { receipt_id } => write!(f, "RESOLVED: {action_id}\nreceipt {receipt_id}"),
             Outcome::AlreadyResolved { receipt_id, who } => {
-                write!(f, "RESOLVED already, by {who}: {action_id}\nreceipt {receipt_id}")
+                write!(f, "RESOLVED earlier, by {who}: {action_id}\nreceipt {receipt_id}")
             }
             Outcome::ResolvedOtherwise {
                 receipt_id,
@@ -122,7 +124,7 @@ impl fmt::Display for Answer {
                 note,
             } => write!(
                 f,
-                "REFUSED: {action_id} is resolved already, by {who}: {note}\nreceipt {receipt_id}"
+                "REFUSED: {who} has already resolved {action_id}: {note}\nreceipt {receipt_id}"
             ),
             Outcome::NotEscalated { state } => {
                 write!(f, "REFUSED: {action_id} is {}, not escalated", state.name())
@@ -131,7 +133,7 @@ impl fmt::Display for Answer {
                 Some(account_id) => write!(f, "REFUSED: {account_id} has no action {action_id}"),
                 None => write!(
                     f,
-                    "REFUSED: no account has an escalated action {action_id}; one that was resolved is found with \
+                    "REFUSED: no account has an escalated action {action_id}; if it was resolved already, pass \
                      --account-id"
                 ),
             },
@@ -140,7 +142,8 @@ impl fmt::Display for Answer {
                 let accounts = accounts.join(", ");
                 write!(
                     f,
-                    "REFUSED: say whose {action_id} is meant with --account-id: {accounts}"
+                    "REFUSED: several accounts have an escalated action {action_id}; choose one with --account-id: \
+                     {accounts}"
                 )
             }
         }

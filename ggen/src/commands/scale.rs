@@ -20,9 +20,9 @@ fn after_help() -> String {
 Example:
   ggen scale --account-id customer-123 --concurrency 40
 
-The concurrency is the tenant's base from now on: it is raised above it while more than ten signals wait for a free place,
-and comes back to it when nothing is to do. What the tenant's plans or the stack's budget do not allow is refused, exit
-code 1; either way a signed receipt says so, governor_scaled or quota_exceeded, with what the change costs a month.
+Sets the tenant's base concurrency. It rises above the base while more than ten signals wait for a free place, and returns
+to it once the queue is empty. A value that the tenant's plans or the stack's budget do not allow is refused with exit code
+1. Either way a signed receipt (governor_scaled or quota_exceeded) records the decision and its monthly cost.
 {NEEDS_A_STACK}"
     )
 }
@@ -34,7 +34,7 @@ pub struct ScaleArgs {
     /// The customer's account
     #[arg(long, value_name = "ID", value_parser = cloud::account_id)]
     account_id: AccountId,
-    /// Actions at one time, from 1 on
+    /// Actions that may run at one time, 1 or more
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     concurrency: u64,
 }
@@ -44,7 +44,7 @@ pub struct ScaleArgs {
 pub enum ScaleCommandError {
     #[error(transparent)]
     Invoke(#[from] InvokeError),
-    #[error("cannot go on")]
+    #[error("cannot start the runtime, or write to stdout")]
     System(#[from] io::Error),
 }
 
@@ -109,7 +109,7 @@ impl fmt::Display for Answer {
             }
             Outcome::NotFound => write!(f, "NOT FOUND: account {account} was never a tenant"),
             Outcome::NotActive { lifecycle } => {
-                write!(f, "REFUSED: account {account} is {lifecycle}, nothing of it runs")
+                write!(f, "REFUSED: account {account} is {lifecycle} and runs no actions")
             }
         }
     }
@@ -131,7 +131,9 @@ async fn scale(args: &ScaleArgs, out: &mut Out) -> Result<Verdict, ScaleCommandE
         not_paced: Some(why), ..
     } = &outcome
     {
-        let line = format!("the limit holds; its queue is fed at the new pace with a later run: {why}");
+        let line = format!(
+            "the limit applies now, but the queue's polling could not be adjusted yet; a later run will do it: {why}"
+        );
         report::note(&line);
     }
     out.show(&Answer {
@@ -176,7 +178,7 @@ mod tests {
         );
         check(
             json!({ "outcome": "not_active", "lifecycle": "decommissioned" }),
-            "REFUSED: account customer-123 is decommissioned, nothing of it runs",
+            "REFUSED: account customer-123 is decommissioned and runs no actions",
         );
     }
 }

@@ -32,9 +32,9 @@ Examples:
   ggen send-signal --account-id customer-123 --template restart-service --parameters '{{\"service\":\"web\"}}' --count 20
   ggen send-signal --account-id customer-123 --template restart-service --sku-id marketplace-sku-456
 
-Prints the action ids: exit code 0 says that the signals are on the queue, their receipts what became of them. A signal sent twice with one --action-id asks for one action. Exit code 1 if the tenant takes no
-signals. An account that holds several entitlements (ggen tenants show) says which one is meant with --sku-id or
---entitlement-id.
+Prints the action ids. Exit code 0 means that the signals are on the queue; their receipts say what became of them. Two
+signals with the same --action-id are one action. Exit code 1 if the tenant takes no signals. If the account has several
+entitlements (ggen tenants show), choose one with --sku-id or --entitlement-id.
 {NEEDS_A_STACK}"
     )
 }
@@ -52,19 +52,19 @@ pub struct SendSignalArgs {
     /// The template's parameters, a JSON object
     #[arg(long, value_name = "JSON", default_value = "{}", value_parser = parameters)]
     parameters: Map<String, Value>,
-    /// The action's id, 1 to 64 of A-Z a-z 0-9 _ - [default: a new UUID]
+    /// The action's id: 1 to 64 characters of A-Z a-z 0-9 _ - [default: a new UUID]
     #[arg(long, value_name = "ID", value_parser = cloud::action_id, conflicts_with = "count")]
     action_id: Option<ActionId>,
-    /// The product, for an account that holds entitlements to several
+    /// The product, if the account has entitlements to several
     #[arg(long, value_name = "SKU", value_parser = sku_id)]
     sku_id: Option<SkuId>,
-    /// The agreement, for an account that holds several to one product
+    /// The entitlement, if the account has several to one product
     #[arg(long, value_name = "ID", value_parser = entitlement_id)]
     entitlement_id: Option<EntitlementId>,
-    /// How many signals to send, each for an action of its own
+    /// How many signals to send, each for its own action
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=MAX_COUNT))]
     count: u64,
-    /// The policy the signal relies on; the governor refuses another [default: the entitlement's own]
+    /// The policy hash the signal relies on; the governor refuses any other [default: the entitlement's]
     #[arg(long, value_name = "HASH")]
     policy_hash: Option<String>,
 }
@@ -92,13 +92,13 @@ pub enum SendSignalError {
     ActionId(#[from] ActionIdError),
     #[error("cannot write the signal as JSON")]
     Encode(#[from] serde_json::Error),
-    #[error("{sent} of {count} signals were sent, the next one was not")]
+    #[error("sent {sent} of {count} signals; the next one failed")]
     Send {
         sent: usize,
         count: u64,
         source: QueueError,
     },
-    #[error("cannot go on")]
+    #[error("cannot start the runtime, or write to stdout")]
     System(#[from] io::Error),
 }
 
@@ -182,9 +182,9 @@ async fn send(args: &SendSignalArgs, out: &mut Out) -> Result<Verdict, SendSigna
                 lifecycle: Some(tenant.lifecycle),
                 reason: Some(match none_or_several {
                     Selected::Several => {
-                        "holds several entitlements that could be meant: name one with --sku-id or --entitlement-id"
+                        "has several matching entitlements: choose one with --sku-id or --entitlement-id"
                     }
-                    Selected::None | Selected::One(..) => "holds no such entitlement",
+                    Selected::None | Selected::One(..) => "has no such entitlement",
                 }),
             })?;
             return Ok(Verdict::NotGood);

@@ -31,11 +31,11 @@ fn after_set_help() -> String {
     format!(
         "\
 Switches:
-  armed=true|false               off: every signal is refused
-  automation_enabled=true|false  off: actions wait for a person
-  safe_mode=true|false           on: actions wait for a person
+  armed=true|false               false: every signal is refused
+  automation_enabled=true|false  false: actions wait for a person
+  safe_mode=true|false           true: actions wait for a person
   rollout_tier=0|1|2             highest tier of action that runs without a person
-  disabled_templates=a,b         templates that wait for a person; * for all, nothing after = for none
+  disabled_templates=a,b         templates that wait for a person; * for all, empty for none
 
 Example:
   ggen switches set armed=true automation_enabled=true safe_mode=false rollout_tier=1 disabled_templates=
@@ -59,10 +59,10 @@ pub enum SwitchesCommand {
 /// Arguments of `ggen switches set`.
 #[derive(Args)]
 pub struct SetArgs {
-    /// What to change; the rest stays as it is
+    /// The switches to change; the others stay as they are
     #[arg(value_name = "SWITCH=VALUE", required = true)]
     changes: Vec<Change>,
-    /// Who changes it, for the receipt
+    /// Who makes the change, for the receipt
     #[arg(long, value_name = "NAME", env = "USER")]
     who: String,
 }
@@ -126,7 +126,7 @@ impl Change {
 pub enum SwitchesError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("cannot use the control object")]
+    #[error("cannot read or change the control object")]
     Control(#[from] ControlError),
     /// The signing key cannot be read; nothing was changed.
     #[error("cannot read the signing key; nothing was changed")]
@@ -134,14 +134,14 @@ pub enum SwitchesError {
     #[error("cannot write the switches as JSON")]
     Encode(#[from] serde_json::Error),
     #[error(
-        "the switches are changed, but the receipt {receipt_id} is neither in the ledger ({ledger}) nor spooled"
+        "the switches were changed, but receipt {receipt_id} could be written neither to the ledger ({ledger}) nor to the spool"
     )]
     Receipt {
         receipt_id: Uuid,
         ledger: Box<StoreError>,
         source: SpoolError,
     },
-    #[error("cannot go on")]
+    #[error("cannot start the runtime, or write to stdout")]
     System(#[from] io::Error),
 }
 
@@ -256,7 +256,7 @@ async fn set(args: &SetArgs) -> Result<Shown, SwitchesError> {
             ledger: ledger.into(),
             source,
         })?;
-        report::note("the ledger does not answer: the receipt waits in the spool");
+        report::note("the ledger is not available: the receipt waits in the spool");
     }
     Ok(Shown {
         control: changed.after,

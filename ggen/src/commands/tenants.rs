@@ -14,10 +14,10 @@ use crate::report::Verdict;
 /// What to know of tenants.
 #[derive(Subcommand)]
 pub enum TenantsCommand {
-    /// List tenants by account, with what they hold and what is under way
+    /// List tenants by account, with their entitlements and pending work
     #[command(after_help = list::after_help())]
     List(list::ListArgs),
-    /// Show all of one tenant: state, limits, ledger, queues, last receipts
+    /// Show one tenant: state, limits, ledger, queues, last receipts
     #[command(after_help = show::after_help())]
     Show(show::ShowArgs),
 }
@@ -29,7 +29,7 @@ pub enum TenantsError {
     List(#[from] list::ListError),
     #[error(transparent)]
     Show(#[from] show::ShowError),
-    #[error("cannot continue")]
+    #[error("cannot start the runtime")]
     System(#[from] io::Error),
 }
 

@@ -28,15 +28,15 @@ Examples:
   ggen verify-archive 2026-01-31.tar.gz --public-key auditor.pub --closing 2026-01-31.closing.json \\
       --closing-checkpoint 2026-01-31.closing.checkpoint
 
-Checks every byte of the archive in one pass, without unpacking it and without a network: each receipt's form and
-signature, sequence, chain, account and time order, the Merkle root that was signed for, earlier checkpoints, the policies
-they name, the manifest and the sums. --closing also checks the receipt that closed the ledger: that this is the file it
-names, whole and unaltered; --closing-checkpoint that the seller signed for that receipt in its place. An old archive with
-its own old sidecars holds: compare its size with a checkpoint that the seller signs for you today (`ggen checkpoint`).
-A key that was rotated is followed along the archive's key trail; --key-trail adds what happened to keys since, so that
-an archive made with a stolen and revoked key shows.
-Get the public key from the seller by another way than the archive. Uses all cores.
-Exit code 0 VERIFIED, 1 NOT VERIFIED (with the first thing that is wrong), 2 could not tell.";
+Checks every byte of the archive in one pass, offline and without unpacking it: the form, signature, sequence, chain,
+account and time order of each receipt, the signed Merkle root, earlier checkpoints, the policies that receipts name, the
+manifest and the checksums. --closing also checks the receipt that closed the ledger: that this is the file it names, whole
+and unaltered. --closing-checkpoint also checks that the seller signed for that receipt in its place. An old archive with
+its own old sidecars is valid too: compare its size with a checkpoint that the seller signs today (`ggen checkpoint`).
+Rotated keys are followed along the archive's key trail; --key-trail adds what has happened to keys since, which exposes an
+archive made with a stolen and revoked key.
+Get the public key from the seller through another channel than the archive. Uses all cores.
+Exit code 0 VERIFIED, 1 NOT VERIFIED (with the first problem), 2 could not tell.";
 
 /// Arguments of `ggen verify-archive`.
 #[derive(Args)]
@@ -47,13 +47,13 @@ pub struct VerifyArchiveArgs {
     archive: PathBuf,
     #[command(flatten)]
     trust: TrustArgs,
-    /// Receipts of rotations and revocations, one a line, newer than the archive's own (`ggen keys trail`)
+    /// Receipts of key rotations and revocations, one per line, newer than the archive's own (`ggen keys trail`)
     #[arg(long, value_name = "FILE")]
     key_trail: Option<PathBuf>,
-    /// The decommission_complete receipt that stands beside the last archive of a tenant
+    /// The decommission_complete receipt stored next to the last archive of a tenant
     #[arg(long, value_name = "FILE")]
     closing: Option<PathBuf>,
-    /// The checkpoint that stands beside it
+    /// The checkpoint stored next to it
     #[arg(long, value_name = "FILE", requires = "closing")]
     closing_checkpoint: Option<PathBuf>,
 }
@@ -111,7 +111,7 @@ impl fmt::Display for VerifiedArchive {
             "  checkpoint  {}: root {}, signed by {}",
             self.origin, self.root, self.key_id
         )?;
-        writeln!(f, "  earlier     {} checkpoints hold", self.checkpoints)?;
+        writeln!(f, "  earlier     {} checkpoints match", self.checkpoints)?;
         writeln!(f, "  signed by   {}", self.key_ids.join(", "))?;
         writeln!(f, "  policies    {}", self.policies)?;
         writeln!(f, "  made at     {}", self.created_at)?;
@@ -174,8 +174,8 @@ pub fn run(args: &VerifyArchiveArgs, out: &mut Out) -> Result<Verdict, VerifyArc
     };
     if args.key_trail.is_none() && trusted.get(&verified.key_id).is_none() {
         report::note(&format!(
-            "key {} signed the archive, and only the archive's own key trail leads to it: whoever stole that key could leave \
-             its revocation out; --key-trail with the seller's trail of today shows",
+            "only the archive's own key trail leads to key {}, which signed it, and whoever stole that key could omit its \
+             revocation: check it with --key-trail and the seller's current trail",
             verified.key_id
         ));
     }

@@ -36,11 +36,11 @@ Examples:
   ggen verify-receipt --receipt receipt.json --public-key auditor.pub --proof proof.json --checkpoint checkpoint
   ggen verify-receipt --receipt-id 0198c9a2-… --account-id customer-123 --public-key auditor.pub
 
-The file holds one line of a ledger, byte for byte: canonical JSON (RFC 8785), with its signature. Its form, its values
-and its Ed25519 signature are checked. With --proof (a c2sp.org/tlog-proof@v1 text, which brings its checkpoint along, or
-JSON beside --checkpoint; see `ggen prove`) also that a signed checkpoint covers it, in its place. A receipt of a key that
-was revoked needs a proof. --key-trail leads from the key you trust to those before and after it (`ggen keys trail`, or
-keys.jsonl of an archive). --receipt-id takes receipt, key trail and proof from the live stack.
+The file holds one line of a ledger, byte for byte: canonical JSON (RFC 8785) with its signature. Checks the form, the
+values and the Ed25519 signature. --proof also checks that a signed checkpoint covers the receipt in its place: a
+c2sp.org/tlog-proof@v1 text, which includes its checkpoint, or JSON together with --checkpoint (see `ggen prove`). A receipt
+signed with a revoked key needs a proof. --key-trail leads from the key you trust to the keys before and after it (`ggen
+keys trail`, or keys.jsonl of an archive). --receipt-id takes receipt, key trail and proof from the live stack.
 {NEEDS_A_STACK}
 Exit code 0 VERIFIED, 1 NOT VERIFIED, 2 could not tell."
     )
@@ -56,18 +56,18 @@ pub struct VerifyReceiptArgs {
     /// The receipt in the live ledger, by its id
     #[arg(long, value_name = "UUID", group = "which", conflicts_with_all = ["proof", "checkpoint", "key_trail"])]
     receipt_id: Option<Uuid>,
-    /// Whose ledger the receipt must be in
+    /// The account whose ledger must have the receipt
     #[arg(long, value_name = "ID", value_parser = account_id, conflicts_with = "receipt")]
     account_id: Option<AccountId>,
     #[command(flatten)]
     trust: TrustArgs,
-    /// Receipts of rotations and revocations, one a line
+    /// Receipts of key rotations and revocations, one per line
     #[arg(long, value_name = "FILE")]
     key_trail: Option<PathBuf>,
     /// A proof that a checkpoint covers the receipt
     #[arg(long, value_name = "FILE")]
     proof: Option<PathBuf>,
-    /// The signed checkpoint that the proof is against
+    /// The signed checkpoint that the proof leads to
     #[arg(long, value_name = "FILE", requires = "proof")]
     checkpoint: Option<PathBuf>,
 }
@@ -81,7 +81,7 @@ pub enum VerifyReceiptError {
     Input(#[from] InputError),
     #[error(transparent)]
     Live(#[from] LiveError),
-    #[error("{} is a proof in JSON, which needs --checkpoint", path.display())]
+    #[error("{} is a JSON proof, which needs --checkpoint", path.display())]
     NoCheckpoint { path: PathBuf },
     #[error("cannot write the answer")]
     Write(#[from] io::Error),
@@ -98,11 +98,13 @@ enum ReceiptError {
     Checkpoint(#[from] CheckpointError),
     #[error("the proof does not hold")]
     Proof(#[from] PortableProofError),
-    #[error("the proof is against another checkpoint: expected the one given, {expected:?}, found {found:?}")]
+    #[error(
+        "the proof is against another checkpoint than the one given: expected {expected:?}, found {found:?}"
+    )]
     OtherCheckpoint { expected: String, found: String },
-    #[error("the proof is of place {expected}, the receipt says {found}")]
+    #[error("the proof is for place {expected}, the receipt says {found}")]
     Place { expected: u64, found: u64 },
-    #[error("the checkpoint is of {found:?}, expected the ledger of {expected:?}")]
+    #[error("the checkpoint is for {found:?}, expected the ledger of {expected:?}")]
     Origin { expected: String, found: String },
     #[error("the receipt says account {found:?}, expected {expected:?}")]
     Account { expected: String, found: String },
@@ -246,8 +248,8 @@ pub fn run(args: &VerifyReceiptArgs, out: &mut Out) -> Result<Verdict, VerifyRec
         Err(error) => {
             let mut rejected = Rejected::new(subject, &error);
             if matches!(error, ReceiptError::Line(LineError::NotCanonical { .. })) {
-                rejected = rejected
-                    .hint("if it was only reformatted, `jq -cS . FILE` gives the canonical line back");
+                rejected =
+                    rejected.hint("if it was only reformatted, `jq -cS . FILE` restores the canonical line");
             }
             Ok(rejected.show(out)?)
         }
@@ -291,7 +293,7 @@ async fn live(
     let keys = live.follow(trusted).await?;
     let proof = live.prove(&found.ledger, found.seq, &keys).await?;
     if proof.is_none() {
-        report::note("no checkpoint covers the receipt yet; `ggen checkpoint` signs one");
+        report::note("no checkpoint covers the receipt yet; run `ggen checkpoint`");
     }
     Ok(Evidence {
         subject: format!("receipt {receipt_id}"),

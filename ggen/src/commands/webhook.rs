@@ -36,7 +36,7 @@ Examples:
   ggen webhook verify --body created.json --headers headers.txt
   ggen webhook verify --provider github --event event.json
 
-Exit code 0 and the delivery's id if the signature holds, 1 and the reason if it does not.";
+Exit code 0 and the delivery's id if the signature is valid, 1 and the reason if it is not.";
 
 /// What to do with a webhook.
 #[derive(Subcommand)]
@@ -57,7 +57,7 @@ pub struct SignArgs {
     /// Delivery id [default: a new one]
     #[arg(long, value_name = "ID")]
     id: Option<String>,
-    /// Where --curl posts to
+    /// The URL that --curl posts to
     #[arg(long, value_name = "URL")]
     url: Option<String>,
     /// Print a curl command that posts the signed body
@@ -84,7 +84,7 @@ pub struct VerifyArgs {
 struct DeliveryArgs {
     #[command(flatten)]
     input: InputArgs,
-    /// Whose convention
+    /// The provider whose convention to use
     #[arg(long, value_parser = providers(), value_name = "PROVIDER", default_value = "standard")]
     provider: &'static Provider,
     /// Environment variable with the secret [default: the provider's, such as STANDARD_WEBHOOK_SECRET]
@@ -101,7 +101,7 @@ struct InputArgs {
     /// The raw body; `-` for stdin
     #[arg(long, value_name = "FILE")]
     body: Option<PathBuf>,
-    /// An API Gateway event (payload format 2.0) with body and headers; sign writes it anew with fresh headers
+    /// An API Gateway event (payload format 2.0) with body and headers; sign writes it with new headers
     #[arg(long, value_name = "FILE")]
     event: Option<PathBuf>,
 }
@@ -126,7 +126,7 @@ pub enum WebhookError {
         path: PathBuf,
         source: serde_json::Error,
     },
-    #[error("{} is no API Gateway event: {problem}", path.display())]
+    #[error("{} is not an API Gateway event: {problem}", path.display())]
     Event { path: PathBuf, problem: &'static str },
     #[error("{}: {line:?} is not a header", path.display())]
     Header {
@@ -136,7 +136,7 @@ pub enum WebhookError {
     },
     #[error("--body and --headers cannot both be stdin")]
     StdinTwice,
-    #[error("--at is no time")]
+    #[error("--at is not a valid time")]
     Time(#[from] jiff::Error),
     #[error("--curl with a body from stdin needs the body to be text")]
     NotText,

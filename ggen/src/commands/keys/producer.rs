@@ -18,9 +18,9 @@ pub fn help() -> String {
 Example:
   ggen keys producer --account-id customer-123
 
-Derived from the stack's producer secret, so it is good for this account only and needs no keeping. Give it to those who
-post to /tenants/customer-123/signals. When the stack's secret is put anew, the account's changes too; the one before it
-counts for a day.
+Derived from the stack's producer secret: valid for this account only, and not stored anywhere. Give it to those who post to
+/tenants/customer-123/signals. When the stack's secret changes, so does the account's; the previous one stays valid for a
+day.
 Needs PRODUCER_SECRET_ID and AWS credentials that may read that secret: the template's outputs in the cloud,
 target/local-cloud/env.sh for the local one."
         .to_owned()

@@ -32,10 +32,11 @@ pub(super) fn rotate_help() -> String {
 Example:
   ggen keys rotate --public auditor.next.pub
 
-Makes a new key that signs from now on, in steps that can each be repeated: the new key waits in the secret (AWSPENDING);
-a key_rotated receipt, signed by the old key and endorsed by the new one, goes to the system's ledger and beside the
-archives (_keys/); then the new key signs (AWSCURRENT). Functions take it up within five minutes. Nothing is signed anew:
-receipts name their key, and an auditor who trusts any one key is led to the others. Run it again if it breaks off.
+Creates a new signing key, in steps that can each be repeated: the new key waits in the secret (AWSPENDING); a key_rotated
+receipt, signed by the old key and endorsed by the new one, goes to the system's ledger and next to the archives (_keys/);
+then the new key becomes the one that signs (AWSCURRENT). Functions pick it up within five minutes. Nothing is signed
+again: receipts name their key, and the trail leads an auditor who trusts any one key to the others. If it is interrupted,
+run it again.
 {NEEDS_A_STACK}"
     )
 }
@@ -47,10 +48,10 @@ Examples:
   ggen keys revoke --key-id 89ab4c0f1e2d3c4b --reason \"laptop stolen\"
   ggen keys revoke --key-id 89ab4c0f1e2d3c4b --reason \"retired\" --from 2027-01-01T00:00:00Z
 
-For a key that was lost to somebody: first `ggen keys rotate`, then revoke the key before. What it signed and is dated from
-then on fails, with the reason; what is older holds in its place in a ledger, and not by itself. Functions keep a key for
-five minutes, and honest receipts must stay good, so a key is revoked from five minutes after it passed on at the
-earliest (the default, or now where that is later); what a thief signed before that shows by its place: in no ledger.
+For a key that was stolen: first run `ggen keys rotate`, then revoke the old key. Receipts it signed that are dated after the
+revocation fail, with the reason; older ones are valid in their place in a ledger, but not on their own. Functions keep a
+key for five minutes, and honest receipts must stay valid, so the earliest revocation is five minutes after the rotation
+(the default, or now if that is later). What a thief signed before that is in no ledger.
 {NEEDS_A_STACK}"
     )
 }
@@ -61,7 +62,7 @@ pub(super) fn trail_help() -> String {
 Example:
   ggen keys trail > keys.jsonl
 
-Writes the receipts of all rotations and revocations, one a line, for `ggen verify-receipt --key-trail`.
+Writes the receipts of all key rotations and revocations, one per line, for `ggen verify-receipt --key-trail`.
 {NEEDS_A_STACK}"
     )
 }
@@ -77,13 +78,13 @@ pub struct RotateArgs {
 /// Arguments of `ggen keys revoke`.
 #[derive(Args)]
 pub struct RevokeArgs {
-    /// The key, as receipts name it
+    /// The key's id, as in receipts
     #[arg(long, value_name = "KEY_ID")]
     key_id: String,
-    /// Why, for everybody who meets one of its signatures
+    /// Why, for anyone who finds one of its signatures
     #[arg(long, value_name = "TEXT")]
     reason: String,
-    /// From when on its signatures do not count, RFC 3339 [default: now, or five minutes after it passed on]
+    /// When its signatures stop counting, RFC 3339 [default: now, or five minutes after its rotation]
     #[arg(long, value_name = "TIME")]
     from: Option<Timestamp>,
 }
@@ -103,23 +104,23 @@ pub enum TrailCommandError {
     Store(#[from] StoreError),
     #[error("cannot publish the key trail")]
     Log(#[from] LogError),
-    #[error("receipt {receipt_id} was appended and is not found yet: run the command again in a moment")]
-    NotFound { receipt_id: Uuid },
-    #[error("key {key_id} is the one that signs: `ggen keys rotate` first, and revoke it then")]
-    Signs { key_id: String },
     #[error(
-        "key {key_id} signed until {until}, as functions keep a key for five minutes: --from must not be before that"
+        "receipt {receipt_id} was appended but is not in the index yet: run the command again in a moment"
     )]
+    NotFound { receipt_id: Uuid },
+    #[error("key {key_id} is the signing key: run `ggen keys rotate` first, then revoke it")]
+    Signs { key_id: String },
+    #[error("functions may have signed with key {key_id} until {until}: --from must not be before that")]
     TooEarly {
         key_id: String,
         /// From when on it can be revoked.
         until: Timestamp,
     },
-    #[error("key {key_id} has just passed on by another run, whose receipt is not published yet")]
+    #[error("another run has just rotated key {key_id}, and its receipt is not published yet")]
     PassedOn { key_id: String },
-    #[error("the key trail would not hold any more; nothing was written")]
+    #[error("the key trail would no longer hold; nothing was written")]
     Breaks(#[source] TrailError),
-    #[error("key {key_id} is none of this stack's: {known}")]
+    #[error("key {key_id} is not one of this stack's keys: {known}")]
     UnknownKey {
         key_id: String,
         /// Those that the trail leads to.
@@ -142,7 +143,7 @@ pub(super) struct Passed {
 impl fmt::Display for Passed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.previous_key_id {
-            Some(previous) => write!(f, "key {} signs from now on, after {previous}", self.key_id)?,
+            Some(previous) => write!(f, "key {} now signs, instead of {previous}", self.key_id)?,
             None => write!(f, "key {} is revoked", self.key_id)?,
         }
         write!(
@@ -153,7 +154,7 @@ impl fmt::Display for Passed {
         if let Some(public) = &self.public {
             write!(
                 f,
-                "\npublic key in {}: publish it, and keep the ones before",
+                "\npublic key in {}: publish it, and keep the earlier ones",
                 public.display()
             )?;
         }

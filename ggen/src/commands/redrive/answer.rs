@@ -70,14 +70,14 @@ impl Outcome {
     fn detail(self) -> &'static str {
         match self {
             Self::Returned => "on the queue again",
-            Self::AlreadyOver => "nothing left to do, its letter is removed",
-            Self::NoPlace => "no place is free to undo it; try again",
-            Self::EntitlementGone => "what it ran under is cancelled; resolve it",
-            Self::NothingToGoOnWith => "nothing is left to go on with; resolve it",
-            Self::NotASignal => "no signal of this tenant",
-            Self::NotActive => "the tenant takes no signals any more",
-            Self::Hidden => "its signal waits on the queue, or its letter is hidden; try again in a minute",
-            Self::Unknown => "neither an action nor a letter",
+            Self::AlreadyOver => "the action had ended; its letter was removed",
+            Self::NoPlace => "no place is free to roll it back; try again",
+            Self::EntitlementGone => "its entitlement was cancelled; resolve it",
+            Self::NothingToGoOnWith => "there is nothing to resume; resolve it",
+            Self::NotASignal => "not a signal of this tenant",
+            Self::NotActive => "the tenant no longer takes signals",
+            Self::Hidden => "its signal is on the queue, or its letter is hidden; try again in a minute",
+            Self::Unknown => "no such action, and no letter for it",
         }
     }
 }
@@ -128,8 +128,9 @@ impl Answer {
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_refused() && self.degraded {
-            return f
-                .write_str("REFUSED: the system is degraded, and refuses signals; try again when it is not");
+            return f.write_str(
+                "REFUSED: the system is degraded and refuses signals; try again once it has recovered",
+            );
         }
         if self.is_refused() {
             return f.write_str(&takes_no_signals(&self.account_id, self.lifecycle));
@@ -150,7 +151,7 @@ impl fmt::Display for Answer {
         if self.hidden > 0 {
             writeln!(
                 f,
-                "{} letters are hidden while somebody works on them, for a minute at the most",
+                "{} letters are hidden while another run processes them, for up to a minute",
                 self.hidden
             )?;
         }
@@ -163,7 +164,7 @@ impl fmt::Display for Answer {
             self.letters.len() - settled
         )?;
         match self.more {
-            true => f.write_str("; there are more letters: take more with --max"),
+            true => f.write_str("; there are more letters: raise --max"),
             false => Ok(()),
         }
     }
@@ -202,9 +203,9 @@ mod tests {
         answer.more = true;
         let expected = "\
 returned      a-1: on the queue again
-already over  a-2: nothing left to do, its letter is removed (complete)
-left          m-1: no signal of this tenant
-1 returned, 1 already over, 1 left; there are more letters: take more with --max";
+already over  a-2: the action had ended; its letter was removed (complete)
+left          m-1: not a signal of this tenant
+1 returned, 1 already over, 1 left; there are more letters: raise --max";
         assert_eq!(answer.to_string(), expected);
         let none = Answer {
             letters: Vec::new(),

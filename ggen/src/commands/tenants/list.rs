@@ -35,9 +35,9 @@ Examples:
   ggen tenants list --state unsettled
   ggen tenants list --format jsonl | jq -r .account_id
 
-HELD counts entitlements, RUN actions in flight, EVTS webhook events that wait; SINCE is when the lifecycle changed last. Tenants
-are found by an index, which is a moment behind; what is told of each is read from its own item. With --format json the
-answer has `tenants` and `more`, with jsonl there is one tenant a line.
+HELD counts entitlements, RUN actions in flight, EVTS waiting webhook events; SINCE is when the lifecycle last changed. The
+list comes from an index that lags by a moment; the details are read from the tenants themselves. --format json has
+`tenants` and `more`; jsonl has one tenant per line.
 {NEEDS_A_STACK}"
     )
 }
@@ -48,7 +48,7 @@ pub struct ListArgs {
     /// Only tenants in this state [default: all]
     #[arg(long, value_enum, value_name = "STATE")]
     state: Option<State>,
-    /// How many to list at most, the first by account
+    /// Most tenants to list, in order of account
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=MAX_LIMIT))]
     limit: u64,
 }
@@ -56,15 +56,15 @@ pub struct ListArgs {
 /// What the index says of a tenant.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum State {
-    /// In force, and nothing runs
+    /// Active, with no action running
     Active,
-    /// In force, and actions run
+    /// Active, with actions running
     Busy,
-    /// Between two states, or events wait
+    /// Between two states, or with events waiting
     Unsettled,
-    /// Nothing was made for it, or that was undone
+    /// Never provisioned, or rolled back
     Absent,
-    /// Archived and gone; the ledger stays
+    /// Archived and removed; its ledger is kept
     Decommissioned,
 }
 
@@ -241,7 +241,7 @@ pub async fn list(args: &ListArgs, out: &mut Out) -> Result<Verdict, ListError> 
     let listed = Listed { tenants, more };
     out.list(&listed, &listed.tenants)?;
     if more && out.format() != Some(Format::Json) {
-        report::note(&format!("there are more than {limit}: list more with --limit"));
+        report::note(&format!("there are more than {limit}: raise --limit"));
     }
     Ok(Verdict::Good)
 }

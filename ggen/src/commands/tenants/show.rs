@@ -33,12 +33,12 @@ Examples:
   ggen tenants show --account-id customer-123
   ggen tenants show --account-id customer-123 --receipts 0 --format json | jq .backlog
 
-The backlog is what the queue holds, less the actions in flight: what is hidden is in a governor's hands. Signals wait for a
-free place, for one of their entitlement, or for a poll; the age of the oldest is exact only while all places are taken. In JSON:
-backlog.lag, .waits_for (place, entitlement, poll or null), .oldest_age_seconds, .places_in_use and .places.
+The backlog is the queue's messages minus the actions in flight, since hidden messages are being processed. Signals wait for
+a free place, for a free place of their entitlement, or to be polled; the age of the oldest is exact only while all places
+are taken. In JSON: backlog.lag, .waits_for (place, entitlement, poll or null), .oldest_age_seconds, .places_in_use, .places.
 
-Shows hashes and long names cut; --format json has everything whole. Counts of queues are SQS's estimates. Exit code 1 if
-nothing was ever heard of the account.
+Hashes and long names are shortened; --format json has them in full. Queue counts are SQS estimates. Exit code 1 if the
+account is unknown.
 {NEEDS_A_STACK}"
     )
 }
@@ -49,7 +49,7 @@ pub struct ShowArgs {
     /// The tenant's account
     #[arg(long, value_name = "ID", value_parser = cloud::account_id)]
     account_id: AccountId,
-    /// How many receipts to show, the last ones
+    /// How many of the latest receipts to show
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=MAX_RECEIPTS))]
     receipts: u64,
 }
@@ -61,7 +61,7 @@ pub enum ShowError {
     Config(#[from] ConfigError),
     #[error("cannot read the tables")]
     Store(#[from] StoreError),
-    #[error("cannot read the tenant's queues; all else is shown")]
+    #[error("cannot read the tenant's queues; everything else is shown")]
     Queue(#[from] QueueError),
     #[error("cannot read receipt {seq} of account {account}")]
     Receipt {
@@ -81,11 +81,7 @@ struct NeverWas<'a> {
 
 impl fmt::Display for NeverWas<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "NOT FOUND: nothing was ever heard of account {}",
-            self.account_id
-        )
+        write!(f, "NOT FOUND: account {} is unknown", self.account_id)
     }
 }
 
