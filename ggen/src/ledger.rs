@@ -58,7 +58,7 @@ fn of(account: Option<&str>) -> String {
 }
 
 /// A receipt in its ledger.
-pub struct Found {
+pub struct FoundReceipt {
     pub ledger: LedgerId,
     pub seq: u64,
     /// Its line, without a line feed.
@@ -105,7 +105,7 @@ impl Live {
     ///
     /// # Errors
     /// [`LiveError::NoReceipt`] and [`LiveError::Several`].
-    pub async fn find(&self, receipt_id: Uuid, of: Option<&LedgerId>) -> Result<Found, LiveError> {
+    pub async fn find(&self, receipt_id: Uuid, of: Option<&LedgerId>) -> Result<FoundReceipt, LiveError> {
         let partition = of.map(LedgerId::partition);
         let places = self.store.find_receipt(receipt_id, partition.as_ref()).await?;
         let mut places = places.into_iter().filter_map(|(partition, seq)| {
@@ -122,7 +122,7 @@ impl Live {
         }
         let line = self.store.receipt(&ledger.partition(), seq).await?;
         let line = line.ok_or_else(nowhere)?;
-        Ok(Found { ledger, seq, line })
+        Ok(FoundReceipt { ledger, seq, line })
     }
 
     /// Proves a place under the latest checkpoint of its ledger that counts, out of a handful of tiles. `None` where no checkpoint
@@ -185,14 +185,14 @@ pub enum LedgerError {
 }
 
 /// Follows a ledger up to the first thing that is wrong.
-pub struct Following {
+pub struct LedgerCheck {
     keys: KeyRing,
     chain: Chain,
     /// What was signed for, by size.
     checkpoints: Vec<Checkpoint>,
 }
 
-impl Following {
+impl LedgerCheck {
     /// The ledger of an account, from its start.
     pub fn new(account_id: &str, keys: KeyRing) -> Self {
         Self {

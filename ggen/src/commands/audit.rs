@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::cloud::{self, LedgerArgs, NEEDS_A_STACK};
 use crate::evidence::{Rejected, TrustArgs};
-use crate::ledger::{Following, LedgerError, Live, LiveError};
+use crate::ledger::{LedgerCheck, LedgerError, Live, LiveError};
 use crate::out::Out;
 use crate::report::Verdict;
 
@@ -67,7 +67,7 @@ enum WrongError {
 }
 
 #[derive(Serialize)]
-struct Audited {
+struct VerifiedLedger {
     verified: bool,
     account_id: String,
     receipts: u64,
@@ -81,7 +81,7 @@ struct Audited {
     key_ids: Vec<String>,
 }
 
-impl fmt::Display for Audited {
+impl fmt::Display for VerifiedLedger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "VERIFIED: ledger of account {}", self.account_id)?;
         writeln!(f, "  receipts    {} in order, chained and signed", self.receipts)?;
@@ -130,7 +130,7 @@ async fn look(
     live: &Live,
     ledger: &LedgerId,
     keys: KeyRing,
-) -> Result<Result<Audited, WrongError>, AuditError> {
+) -> Result<Result<VerifiedLedger, WrongError>, AuditError> {
     let account_id = ledger.ledger().account_id().to_owned();
     let partition = ledger.partition();
     // Before the receipts: what is signed for or appended later may not be among them.
@@ -150,7 +150,7 @@ async fn look(
     }
     let key_ids = keys.key_ids().map(str::to_owned).collect();
     let stored = stored.into_iter().map(|(size, _, note)| (size, note));
-    let following = Following::new(&account_id, keys).with_checkpoints(&live.log.origin(ledger), stored);
+    let following = LedgerCheck::new(&account_id, keys).with_checkpoints(&live.log.origin(ledger), stored);
     let mut following = match following {
         Ok(following) => following,
         Err(error) => return Ok(Err(error.into())),
@@ -211,7 +211,7 @@ async fn look(
         // Its range was just found to be the ledger's.
         Err(_) => String::new(),
     };
-    Ok(Ok(Audited {
+    Ok(Ok(VerifiedLedger {
         verified: true,
         account_id,
         receipts: head.size,

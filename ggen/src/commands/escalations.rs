@@ -150,7 +150,7 @@ async fn read(
 }
 
 #[derive(Serialize)]
-struct Line {
+struct EscalationLine {
     account_id: AccountId,
     action_id: ActionId,
     template: String,
@@ -164,7 +164,7 @@ struct Line {
     lifecycle: Option<Lifecycle>,
 }
 
-impl Line {
+impl EscalationLine {
     fn of(found: &Escalated) -> Self {
         let action = &found.action;
         let why = action.escalation.as_ref();
@@ -204,18 +204,18 @@ const COLUMNS: [Column; 7] = [
 ];
 
 #[derive(Serialize)]
-struct Listed {
-    escalations: Vec<Line>,
+struct EscalationList {
+    escalations: Vec<EscalationLine>,
     /// Whether there are more than were asked for.
     more: bool,
 }
 
-impl fmt::Display for Listed {
+impl fmt::Display for EscalationList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.escalations.is_empty() {
             return f.write_str("no escalated actions");
         }
-        let rows: Vec<_> = self.escalations.iter().map(Line::row).collect();
+        let rows: Vec<_> = self.escalations.iter().map(EscalationLine::row).collect();
         f.write_str(table::layout(&COLUMNS, &rows, WIDTH).trim_end())
     }
 }
@@ -231,15 +231,15 @@ pub fn run(args: &EscalationsArgs, out: &mut Out) -> Result<Verdict, Escalations
 async fn list(args: &EscalationsArgs, out: &mut Out) -> Result<Verdict, EscalationsError> {
     let store = Arc::new(Store::new(&clients::load().await, Stack::from_env()?));
     let found = find(&store, args.account_id.as_ref(), None).await?;
-    let mut escalations: Vec<Line> = found.iter().map(Line::of).collect();
+    let mut escalations: Vec<EscalationLine> = found.iter().map(EscalationLine::of).collect();
     escalations.sort_by(|one, other| {
-        let key = |line: &Line| (line.since, line.account_id.clone(), line.action_id.clone());
+        let key = |line: &EscalationLine| (line.since, line.account_id.clone(), line.action_id.clone());
         key(one).cmp(&key(other))
     });
     let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
     let more = escalations.len() > limit;
     escalations.truncate(limit);
-    let listed = Listed { escalations, more };
+    let listed = EscalationList { escalations, more };
     out.list(&listed, &listed.escalations)?;
     if more && out.format() != Some(Format::Json) {
         report::note(&format!("there are more than {limit}: raise --limit"));
@@ -279,19 +279,19 @@ mod tests {
     #[test]
     fn one_line_each() {
         let escalations = vec![
-            Line::of(&escalated(Some(ActionState::TimedOut))),
-            Line::of(&escalated(None)),
+            EscalationLine::of(&escalated(Some(ActionState::TimedOut))),
+            EscalationLine::of(&escalated(None)),
         ];
         let expected = "\
 SINCE              ACCOUNT     ACTION  TEMPLATE         ERROR CODE          REDRIVE  LAST RECEIPT
 2026-11-21 17:02Z  customer-1  a-1     restart-service  ROLLBACK_EXHAUSTED  yes      00000000-0000-0000-0000-000000000002
 2026-11-21 17:02Z  customer-1  a-1     restart-service  ROLLBACK_EXHAUSTED  no       00000000-0000-0000-0000-000000000002";
-        let listed = Listed {
+        let listed = EscalationList {
             escalations,
             more: false,
         };
         assert_eq!(listed.to_string(), expected);
-        let none = Listed {
+        let none = EscalationList {
             escalations: Vec::new(),
             more: false,
         };
@@ -300,7 +300,7 @@ SINCE              ACCOUNT     ACTION  TEMPLATE         ERROR CODE          REDR
 
     #[test]
     fn nothing_is_shortened_for_programs() {
-        let line: Value = serde_json::to_value(Line::of(&escalated(None))).unwrap();
+        let line: Value = serde_json::to_value(EscalationLine::of(&escalated(None))).unwrap();
         let expected = json!({
             "account_id": "customer-1",
             "action_id": "a-1",

@@ -20,7 +20,7 @@ use serde::Deserialize;
 
 use crate::cloud::{self, LedgerArgs, NEEDS_A_STACK};
 use crate::evidence::{PublicKeyError, Rejected, trusted_keys};
-use crate::ledger::{Following, LedgerError, Live, LiveError};
+use crate::ledger::{LedgerCheck, LedgerError, Live, LiveError};
 use crate::out::{Format, Out};
 use crate::report::{self, Verdict};
 use domain::names::Partition;
@@ -112,7 +112,7 @@ pub enum ExportReceiptsError {
 
 /// Follows the ledger up to the first thing that is wrong.
 struct Audit {
-    following: Following,
+    following: LedgerCheck,
     failure: Option<LedgerError>,
 }
 
@@ -268,7 +268,7 @@ async fn export(
         Some(keys) => {
             let live = Live::of(&sdk)?;
             Some(Audit {
-                following: Following::new(account, live.follow(keys).await?),
+                following: LedgerCheck::new(account, live.follow(keys).await?),
                 failure: None,
             })
         }

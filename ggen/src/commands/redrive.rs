@@ -28,7 +28,7 @@ use jiff::Timestamp;
 use receipts::Signer;
 use uuid::Uuid;
 
-use self::answer::{Answer, Outcome, Taken};
+use self::answer::{Answer, LetterResult, Outcome};
 use crate::cloud::{self, NEEDS_A_STACK};
 use crate::out::{Format, Out};
 use crate::report::{self, Verdict};
@@ -232,7 +232,7 @@ impl Redrive<'_> {
     }
 
     /// Brings one letter back; `None` when it is not the one that was asked for.
-    async fn take(&self, queue_url: &str, letter: &Left) -> Result<Option<Taken>, RedriveError> {
+    async fn take(&self, queue_url: &str, letter: &Left) -> Result<Option<LetterResult>, RedriveError> {
         let signal = Signal::parse(&letter.body).ok();
         let signal = signal.filter(|signal| signal.account_id == self.args.account_id);
         let named = signal.as_ref().map(|signal| &signal.action_id);
@@ -245,7 +245,7 @@ impl Redrive<'_> {
             return Ok(None);
         }
         let taken = |outcome, state, receipt_id| {
-            Some(Taken {
+            Some(LetterResult {
                 message_id: Some(letter.message_id.clone()),
                 action_id: named.cloned(),
                 outcome,
@@ -332,7 +332,7 @@ impl Redrive<'_> {
                 (outcome, Some(action.state))
             }
         };
-        let told = |outcome, state| Taken {
+        let told = |outcome, state| LetterResult {
             message_id: None,
             action_id: Some(action_id.clone()),
             outcome,

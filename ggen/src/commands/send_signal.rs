@@ -112,13 +112,13 @@ struct Message<'a> {
 }
 
 #[derive(Serialize)]
-struct Sent {
+struct SentSignals {
     queue: String,
     policy_hash: String,
     action_ids: Vec<ActionId>,
 }
 
-impl fmt::Display for Sent {
+impl fmt::Display for SentSignals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ids: Vec<_> = self.action_ids.iter().map(ActionId::as_str).collect();
         f.write_str(&ids.join("\n"))
@@ -126,7 +126,7 @@ impl fmt::Display for Sent {
 }
 
 #[derive(Serialize)]
-struct NotAccepting<'a> {
+struct Refusal<'a> {
     refused: bool,
     account_id: &'a AccountId,
     /// The tenant's state; `null` when there never was one.
@@ -135,7 +135,7 @@ struct NotAccepting<'a> {
     reason: Option<&'static str>,
 }
 
-impl fmt::Display for NotAccepting<'_> {
+impl fmt::Display for Refusal<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.reason {
             Some(reason) => write!(f, "REFUSED: {} {reason}", self.account_id),
@@ -160,7 +160,7 @@ async fn send(args: &SendSignalArgs, out: &mut Out) -> Result<Verdict, SendSigna
         Some(tenant) if tenant.lifecycle == Lifecycle::Active => tenant,
         other => {
             let lifecycle = other.map(|tenant| tenant.lifecycle);
-            out.show(&NotAccepting {
+            out.show(&Refusal {
                 refused: true,
                 account_id: &args.account_id,
                 lifecycle,
@@ -176,7 +176,7 @@ async fn send(args: &SendSignalArgs, out: &mut Out) -> Result<Verdict, SendSigna
             .clone()
             .unwrap_or_else(|| held.policy.hash.clone()),
         none_or_several => {
-            out.show(&NotAccepting {
+            out.show(&Refusal {
                 refused: true,
                 account_id: &args.account_id,
                 lifecycle: Some(tenant.lifecycle),
@@ -190,7 +190,7 @@ async fn send(args: &SendSignalArgs, out: &mut Out) -> Result<Verdict, SendSigna
             return Ok(Verdict::NotGood);
         }
     };
-    let mut sent = Sent {
+    let mut sent = SentSignals {
         queue: tenant.resources.queue,
         policy_hash,
         action_ids: Vec::new(),

@@ -146,7 +146,7 @@ pub enum SwitchesError {
 }
 
 #[derive(Serialize)]
-struct Shown {
+struct SwitchesView {
     #[serde(flatten)]
     control: Control,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -155,7 +155,7 @@ struct Shown {
     receipt_id: Option<Uuid>,
 }
 
-impl fmt::Display for Shown {
+impl fmt::Display for SwitchesView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let switches = &self.control.switches;
         if self.changed == Some(false) {
@@ -195,19 +195,19 @@ pub fn run(command: &SwitchesCommand, out: &mut Out) -> Result<Verdict, Switches
     Ok(Verdict::Good)
 }
 
-async fn show() -> Result<Shown, SwitchesError> {
+async fn show() -> Result<SwitchesView, SwitchesError> {
     let bucket = config::required(config::CONTROL_BUCKET)?;
     let control = ControlStore::new(clients::s3(&clients::load().await), bucket)
         .read()
         .await?;
-    Ok(Shown {
+    Ok(SwitchesView {
         control,
         changed: None,
         receipt_id: None,
     })
 }
 
-async fn set(args: &SetArgs) -> Result<Shown, SwitchesError> {
+async fn set(args: &SetArgs) -> Result<SwitchesView, SwitchesError> {
     let stack = Stack::from_env()?;
     let (control, audit) = (
         config::required(config::CONTROL_BUCKET)?,
@@ -228,7 +228,7 @@ async fn set(args: &SetArgs) -> Result<Shown, SwitchesError> {
         })
         .await?;
     if changed.before.switches == changed.after.switches {
-        return Ok(Shown {
+        return Ok(SwitchesView {
             control: changed.after,
             changed: Some(false),
             receipt_id: None,
@@ -258,7 +258,7 @@ async fn set(args: &SetArgs) -> Result<Shown, SwitchesError> {
         })?;
         report::note("the ledger is not available: the receipt waits in the spool");
     }
-    Ok(Shown {
+    Ok(SwitchesView {
         control: changed.after,
         changed: Some(true),
         receipt_id: Some(receipt_id),

@@ -169,7 +169,7 @@ impl Proof {
 }
 
 #[derive(Serialize)]
-struct Covered {
+struct CoveringCheckpoint {
     origin: String,
     size: u64,
     root: String,
@@ -181,7 +181,7 @@ struct VerifiedReceipt {
     hash: String,
     /// The checkpoint that covers it, where that was proved.
     #[serde(skip_serializing_if = "Option::is_none")]
-    checkpoint: Option<Covered>,
+    checkpoint: Option<CoveringCheckpoint>,
     receipt: Value,
 }
 
@@ -208,7 +208,7 @@ impl fmt::Display for VerifiedReceipt {
             }
         }
         write!(f, "  {:<12} {}", "hash", self.hash)?;
-        if let Some(Covered { origin, size, root }) = &self.checkpoint {
+        if let Some(CoveringCheckpoint { origin, size, root }) = &self.checkpoint {
             write!(
                 f,
                 "\n  {:<12} {origin}: one of {size} receipts with root {root}",
@@ -335,7 +335,7 @@ fn check(evidence: Evidence) -> Result<VerifiedReceipt, ReceiptError> {
     Ok(VerifiedReceipt {
         verified: true,
         hash: receipt.hash().map_err(|source| LineError::Form { source })?,
-        checkpoint: checkpoint.map(|checkpoint| Covered {
+        checkpoint: checkpoint.map(|checkpoint| CoveringCheckpoint {
             origin: checkpoint.origin,
             size: checkpoint.size,
             root: hex::encode(checkpoint.root),

@@ -129,7 +129,7 @@ pub enum TrailCommandError {
 }
 
 #[derive(Serialize)]
-pub(super) struct Passed {
+pub(super) struct KeyChange {
     operation: &'static str,
     receipt_id: Uuid,
     seq: u64,
@@ -140,7 +140,7 @@ pub(super) struct Passed {
     public: Option<PathBuf>,
 }
 
-impl fmt::Display for Passed {
+impl fmt::Display for KeyChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.previous_key_id {
             Some(previous) => write!(f, "key {} now signs, instead of {previous}", self.key_id)?,
@@ -263,7 +263,7 @@ fn receipt_id(step: &str, key_id: &str) -> Uuid {
 ///
 /// # Errors
 /// When the stack does not answer; running it again goes on.
-pub(super) async fn rotate(args: RotateArgs) -> Result<Passed, TrailCommandError> {
+pub(super) async fn rotate(args: RotateArgs) -> Result<KeyChange, TrailCommandError> {
     // Before anything is changed: an answer that can't be written would be lost.
     if args.public.exists() {
         create(&args.public, 0o644, b"")?;
@@ -295,7 +295,7 @@ pub(super) async fn rotate(args: RotateArgs) -> Result<Passed, TrailCommandError
         // The next try writes it again.
         let _ = std::fs::remove_file(&args.public);
     })?;
-    Ok(Passed {
+    Ok(KeyChange {
         operation: "key_rotated",
         receipt_id,
         seq,
@@ -309,7 +309,7 @@ pub(super) async fn rotate(args: RotateArgs) -> Result<Passed, TrailCommandError
 ///
 /// # Errors
 /// When the key signs, is unknown, or the stack does not answer.
-pub(super) async fn revoke(args: RevokeArgs) -> Result<Passed, TrailCommandError> {
+pub(super) async fn revoke(args: RevokeArgs) -> Result<KeyChange, TrailCommandError> {
     let keyring = Keyring::open().await?;
     let signer = keyring.signer().await?;
     let key_id = args.key_id;
@@ -336,7 +336,7 @@ pub(super) async fn revoke(args: RevokeArgs) -> Result<Passed, TrailCommandError
         revoked_from,
     };
     let (seq, _) = keyring.put(&signer, receipt_id, None, payload).await?;
-    Ok(Passed {
+    Ok(KeyChange {
         operation: "key_revoked",
         receipt_id,
         seq,

@@ -83,7 +83,7 @@ impl Outcome {
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct Taken {
+pub(super) struct LetterResult {
     /// SQS's id of the letter, if there is one.
     pub(super) message_id: Option<String>,
     /// The action, unless the letter is no signal.
@@ -102,7 +102,7 @@ pub(super) struct Answer {
     pub(super) lifecycle: Option<Lifecycle>,
     /// Whether the system is degraded: signals would only be refused.
     pub(super) degraded: bool,
-    pub(super) letters: Vec<Taken>,
+    pub(super) letters: Vec<LetterResult>,
     /// Letters that somebody else was at work on.
     pub(super) hidden: u64,
     /// Whether there were more letters than were asked for.
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn answers_say_what_stays() {
-        let letter = |action_id: Option<&str>, outcome, state| Taken {
+        let letter = |action_id: Option<&str>, outcome, state| LetterResult {
             message_id: Some("m-1".to_owned()),
             action_id: action_id.map(|id| ActionId::try_from(id.to_owned()).unwrap()),
             outcome,

@@ -100,7 +100,7 @@ pub(super) fn isolation(tenant: &Tenant) -> &'static str {
 }
 
 #[derive(Serialize)]
-struct Held {
+struct HeldPlan {
     entitlement_id: String,
     sku_id: String,
     plan_type: String,
@@ -108,25 +108,25 @@ struct Held {
 }
 
 #[derive(Serialize)]
-struct Line {
+struct TenantLine {
     account_id: AccountId,
     /// What the index says.
     state: &'static str,
     lifecycle: Lifecycle,
     changed_at: Timestamp,
     generation: u64,
-    entitlements: Vec<Held>,
+    entitlements: Vec<HeldPlan>,
     /// The plan that is being provisioned.
-    provisioning: Option<Held>,
+    provisioning: Option<HeldPlan>,
     in_flight: u64,
     /// Events that wait.
     waiting_events: usize,
     isolation: &'static str,
 }
 
-impl Line {
+impl TenantLine {
     fn of(tenant: &Tenant) -> Self {
-        let held = |id: &dyn fmt::Display, held: &Entitlement| Held {
+        let held = |id: &dyn fmt::Display, held: &Entitlement| HeldPlan {
             entitlement_id: id.to_string(),
             sku_id: held.sku_id.to_string(),
             plan_type: held.plan_type.to_string(),
@@ -149,7 +149,7 @@ impl Line {
 
     /// `sku/plan` of each, once. What is particular about it comes first: an end may be cut.
     fn plans(&self) -> String {
-        let plan = |note: &str, held: &Held| format!("{note}{}/{}", held.sku_id, held.plan_type);
+        let plan = |note: &str, held: &HeldPlan| format!("{note}{}/{}", held.sku_id, held.plan_type);
         let mut plans: Vec<String> = Vec::new();
         for held in &self.entitlements {
             plans.push(match held.standing {
@@ -193,18 +193,18 @@ const COLUMNS: [Column; 9] = [
 ];
 
 #[derive(Serialize)]
-struct Listed {
-    tenants: Vec<Line>,
+struct TenantList {
+    tenants: Vec<TenantLine>,
     /// Whether there are more than were asked for.
     more: bool,
 }
 
-impl fmt::Display for Listed {
+impl fmt::Display for TenantList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.tenants.is_empty() {
             return f.write_str("no tenants");
         }
-        let rows: Vec<_> = self.tenants.iter().map(Line::row).collect();
+        let rows: Vec<_> = self.tenants.iter().map(TenantLine::row).collect();
         f.write_str(table::layout(&COLUMNS, &rows, WIDTH).trim_end())
     }
 }
@@ -230,15 +230,15 @@ pub async fn list(args: &ListArgs, out: &mut Out) -> Result<Verdict, ListError> 
         let store = Arc::clone(&store);
         async move {
             let account = cloud::load(&store, &key).await?;
-            Ok(account.tenant.as_ref().map(Line::of))
+            Ok(account.tenant.as_ref().map(TenantLine::of))
         }
     });
-    let mut tenants: Vec<Line> = tenants.await?.into_iter().flatten().collect();
+    let mut tenants: Vec<TenantLine> = tenants.await?.into_iter().flatten().collect();
     // What has moved on since the index was written is no longer what was asked for.
     tenants.retain(|tenant| args.state.is_none_or(|state| state.name() == tenant.state));
     tenants.sort_by(|one, other| one.account_id.cmp(&other.account_id));
 
-    let listed = Listed { tenants, more };
+    let listed = TenantList { tenants, more };
     out.list(&listed, &listed.tenants)?;
     if more && out.format() != Some(Format::Json) {
         report::note(&format!("there are more than {limit}: raise --limit"));
@@ -268,14 +268,14 @@ mod tests {
 
     use super::*;
 
-    fn line(account: &str, plans: &[(&str, Standing)]) -> Line {
-        let held = |plan: &str, standing| Held {
+    fn line(account: &str, plans: &[(&str, Standing)]) -> TenantLine {
+        let held = |plan: &str, standing| HeldPlan {
             entitlement_id: format!("agreement-{plan}"),
             sku_id: "marketplace-sku-456".to_owned(),
             plan_type: plan.to_owned(),
             standing,
         };
-        Line {
+        TenantLine {
             account_id: AccountId::parse(account).unwrap(),
             state: "active",
             lifecycle: Lifecycle::Active,
@@ -309,9 +309,9 @@ mod tests {
 ACCOUNT      LIFECYCLE  GEN  HELD  PLANS                                         RUN  EVTS  ISOLATION  SINCE
 customer-1   active       1     1  marketplace-sku-456/professional                2     0  pool       2026-11-21 17:02Z
 customer-22  active       1     3  marketplace-sku-456/basic, suspended: marke…    2     0  pool       2026-11-21 17:02Z";
-        let listed = Listed { tenants, more: false };
+        let listed = TenantList { tenants, more: false };
         assert_eq!(listed.to_string(), expected);
-        let none = Listed {
+        let none = TenantList {
             tenants: Vec::new(),
             more: false,
         };

@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
-use self::answer::{Lag, Queues, Shown};
+use self::answer::{Lag, Queues, TenantView};
 use crate::cloud::{self, NEEDS_A_STACK};
 use crate::out::Out;
 use crate::report::Verdict;
@@ -74,12 +74,12 @@ pub enum ShowError {
 }
 
 #[derive(Serialize)]
-struct NeverWas<'a> {
+struct UnknownAccount<'a> {
     account_id: &'a AccountId,
     known: bool,
 }
 
-impl fmt::Display for NeverWas<'_> {
+impl fmt::Display for UnknownAccount<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "NOT FOUND: account {} is unknown", self.account_id)
     }
@@ -96,7 +96,7 @@ pub async fn show(args: &ShowArgs, out: &mut Out) -> Result<Verdict, ShowError> 
     let account = cloud::load(&store, &Partition::of(&args.account_id)).await?;
     if account.tenant.is_none() && account.head.size == 0 {
         let account_id = &args.account_id;
-        out.show(&NeverWas {
+        out.show(&UnknownAccount {
             account_id,
             known: false,
         })?;
@@ -104,7 +104,7 @@ pub async fn show(args: &ShowArgs, out: &mut Out) -> Result<Verdict, ShowError> 
     }
     let receipts = last_receipts(&store, &account, args.receipts).await?;
     let now = Timestamp::now();
-    let mut shown = Shown::of(&account, &args.account_id, receipts, now);
+    let mut shown = TenantView::of(&account, &args.account_id, receipts, now);
     let asked = match &mut shown.queues {
         Some(queues) => lags(queues, &Teardown::new(&sdk)).await,
         None => Ok(()),

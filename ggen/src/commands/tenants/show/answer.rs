@@ -18,7 +18,7 @@ use serde_json::Value;
 use super::super::list::isolation;
 
 #[derive(Serialize)]
-pub(super) struct Held {
+pub(super) struct EntitlementView {
     pub(super) entitlement_id: String,
     pub(super) sku_id: String,
     pub(super) plan_type: String,
@@ -44,7 +44,7 @@ pub(super) struct Delivery {
 }
 
 #[derive(Serialize)]
-pub(super) struct Making {
+pub(super) struct ProvisioningView {
     pub(super) entitlement_id: String,
     pub(super) sku_id: String,
     pub(super) plan_type: String,
@@ -58,7 +58,7 @@ pub(super) struct Making {
 }
 
 #[derive(Serialize)]
-pub(super) struct Waiting {
+pub(super) struct WaitingEvent {
     pub(super) event: &'static str,
     /// The agreement, or else the product or plan, as far as the sender said.
     pub(super) entitlement_id: Option<String>,
@@ -109,7 +109,7 @@ pub(super) struct Queues {
 
 /// All of it, as programs read it.
 #[derive(Serialize)]
-pub(super) struct Shown {
+pub(super) struct TenantView {
     pub(super) account_id: AccountId,
     pub(super) lifecycle: Lifecycle,
     /// What the index of `ggen tenants list --state` says.
@@ -131,9 +131,9 @@ pub(super) struct Shown {
     pub(super) lease_until: Option<Timestamp>,
     pub(super) actions_completed: u64,
     pub(super) actions_failed: u64,
-    pub(super) entitlements: Vec<Held>,
-    pub(super) provisioning: Option<Making>,
-    pub(super) waiting_events: Vec<Waiting>,
+    pub(super) entitlements: Vec<EntitlementView>,
+    pub(super) provisioning: Option<ProvisioningView>,
+    pub(super) waiting_events: Vec<WaitingEvent>,
     /// The latest first.
     pub(super) cancellations: Vec<Cancellation>,
     pub(super) isolation: &'static str,
@@ -153,7 +153,7 @@ fn as_in_receipts<S: serde::Serializer>(at: &Option<Timestamp>, serializer: S) -
     }
 }
 
-impl Shown {
+impl TenantView {
     pub(super) fn of(
         account: &Account,
         account_id: &AccountId,
@@ -219,10 +219,10 @@ impl Shown {
     }
 }
 
-fn held(tenant: &Tenant, now: Timestamp) -> Vec<Held> {
+fn held(tenant: &Tenant, now: Timestamp) -> Vec<EntitlementView> {
     let month = month_of(now);
     let one = |(id, held): (&EntitlementId, &Entitlement)| {
-        Held {
+        EntitlementView {
             entitlement_id: id.to_string(),
             sku_id: held.sku_id.to_string(),
             plan_type: held.plan_type.to_string(),
@@ -246,8 +246,8 @@ fn held(tenant: &Tenant, now: Timestamp) -> Vec<Held> {
     tenant.entitlements.iter().map(one).collect()
 }
 
-fn making(saga: &Provisioning) -> Making {
-    Making {
+fn making(saga: &Provisioning) -> ProvisioningView {
+    ProvisioningView {
         entitlement_id: saga.entitlement_id.to_string(),
         sku_id: saga.entitlement.sku_id.to_string(),
         plan_type: saga.entitlement.plan_type.to_string(),
@@ -264,8 +264,8 @@ fn making(saga: &Provisioning) -> Making {
     }
 }
 
-fn waiting(deferred: &Deferred) -> Waiting {
-    Waiting {
+fn waiting(deferred: &Deferred) -> WaitingEvent {
+    WaitingEvent {
         event: deferred.event.change.name(),
         entitlement_id: deferred.event.entitlement_id.as_ref().map(ToString::to_string),
         product: product(&deferred.event),

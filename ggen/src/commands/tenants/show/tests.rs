@@ -121,9 +121,9 @@ fn account(tenant: Option<Value>, size: u64) -> Account {
     }
 }
 
-fn shown(tenant: Option<Value>, receipts: Vec<Value>) -> Shown {
+fn shown(tenant: Option<Value>, receipts: Vec<Value>) -> TenantView {
     let id = AccountId::parse("customer-123").unwrap();
-    Shown::of(&account(tenant, receipts.len() as u64), &id, receipts, at(NOW))
+    TenantView::of(&account(tenant, receipts.len() as u64), &id, receipts, at(NOW))
 }
 
 fn receipts() -> Vec<Value> {

@@ -7,7 +7,7 @@ use domain::tenant::Tables;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::answer::{Lag, Queue, Shown};
+use super::answer::{Lag, Queue, TenantView};
 use crate::table::{self, Column, WIDTH, indented, numbers, short, when, words};
 
 /// Cancellations told to people.
@@ -17,7 +17,7 @@ const INDENT: usize = 2;
 /// What stands where there is nothing.
 const NONE: &str = "-";
 
-impl Shown {
+impl TenantView {
     /// What waits, and what for.
     fn backlog(&self) -> Option<String> {
         let backlog = self.backlog?;
@@ -184,7 +184,7 @@ fn section<const N: usize>(heading: &str, columns: &[Column; N], rows: &[[String
     format!("\n{heading}\n{}", indented(&table, INDENT))
 }
 
-impl Shown {
+impl TenantView {
     fn entitlement_sections(&self) -> [String; 2] {
         let agreements: Vec<_> = (self.entitlements.iter())
             .map(|held| {
@@ -335,7 +335,7 @@ impl Shown {
     }
 }
 
-impl fmt::Display for Shown {
+impl fmt::Display for TenantView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let title = [[self.account_id.to_string()]];
         let mut text = table::layout(&[words("")], &title, WIDTH);
