@@ -137,7 +137,7 @@ fn tame(text: &str) -> String {
         .collect()
 }
 
-/// By characters, so that a text is never wider than the sum of what it is cut from.
+/// By characters, as [`cut`] takes them.
 fn width_of(text: &str) -> usize {
     text.chars().map(columns_of).sum()
 }

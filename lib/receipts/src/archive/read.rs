@@ -66,7 +66,7 @@ impl Verified {
 /// Checks a whole archive in one pass: every byte of the tar, every receipt, the chain, the policies, the sums.
 ///
 /// Memory is bounded by `limits`, whatever the archive says of itself. A good archive may still be an older or shorter
-/// one than the seller's, or the same tar packed differently: [`verify_closing`] finds that.
+/// one than the seller's, or the same tar packed differently: [`verify_closing`](super::verify_closing) finds that.
 ///
 /// # Errors
 /// [`ArchiveError`]: the first thing that is wrong, by member, receipt and rule, with both values.
