@@ -46,16 +46,18 @@ fn product(text: &str) -> (String, BTreeSet<String>) {
     let (mut code, mut tests, mut of_tests) = (String::new(), BTreeSet::new(), false);
     for line in text.lines() {
         let line = line.split("//").next().unwrap();
+        let module = line.split_once("mod ").filter(|_| of_tests);
         if line.trim() == "#[cfg(test)]" {
             of_tests = true;
-        } else if of_tests && line.trim_start().starts_with("mod ") {
-            match line.trim().strip_prefix("mod ").unwrap().strip_suffix(';') {
+        } else if let Some((_, name)) = module {
+            match name.strip_suffix(';') {
                 Some(name) => tests.insert(name.to_owned()),
                 None => break,
             };
             of_tests = false;
-        } else if !(of_tests && line.trim_start().starts_with("#[")) {
-            of_tests = false;
+        } else {
+            // An attribute between the two may have several lines; anything else ends with its first one.
+            of_tests &= !line.ends_with([';', '{']);
             code.push_str(line);
             code.push('\n');
         }
@@ -219,10 +221,12 @@ fn no_two_files_need_each_other() {
         .iter()
         .filter_map(|path| path.strip_suffix("/Cargo.toml").map(str::to_owned))
         .filter(|krate| {
-            ["lib/domain", "lib/aws", "functions/"]
+            ["lib/", "functions/", "ggen"]
                 .iter()
                 .any(|of| krate.starts_with(of))
         })
+        // A workspace of its own, which has tests only.
+        .filter(|krate| krate != "lib/receipts/oracles")
         .collect();
     assert!(crates.len() >= 10, "{crates:?}");
     let mut circles = Vec::new();
@@ -254,7 +258,7 @@ fn no_two_files_need_each_other() {
         }
     }
     assert!(
-        edges > 150,
+        edges > 300,
         "only {edges} files are needed by others: the test looks in the wrong place"
     );
     assert!(circles.is_empty(), "{}", circles.join("\n"));
