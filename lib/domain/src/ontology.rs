@@ -6,7 +6,7 @@ use crate::webhook::providers::{PROVIDERS, of_name};
 
 /// Why a policy file was refused.
 #[derive(Debug, thiserror::Error)]
-pub enum OntologyError {
+pub enum PolicyFileError {
     /// It did not compile.
     #[error(transparent)]
     Compile(#[from] CompileError),
@@ -34,7 +34,7 @@ pub enum OntologyError {
 ///
 /// # Errors
 /// When it does not compile, or an alias is not a plan id of a provider in the table.
-pub fn compile(yaml: &str) -> Result<Compiled, OntologyError> {
+pub fn compile(yaml: &str) -> Result<Compiled, PolicyFileError> {
     let compiled = policy::compile(yaml)?;
     for alias in &compiled.bundle.aliases {
         check(alias)?;
@@ -42,12 +42,12 @@ pub fn compile(yaml: &str) -> Result<Compiled, OntologyError> {
     Ok(compiled)
 }
 
-fn check(alias: &Alias) -> Result<(), OntologyError> {
+fn check(alias: &Alias) -> Result<(), PolicyFileError> {
     let name = alias.provider.as_str();
     let row = of_name(name).and_then(|provider| Some((provider.name, provider.plan_ids.as_ref()?)));
     let Some((provider, plan_ids)) = row else {
         let named = PROVIDERS.iter().filter(|provider| provider.plan_ids.is_some());
-        return Err(OntologyError::Provider {
+        return Err(PolicyFileError::Provider {
             name: name.to_owned(),
             known: named.map(|provider| provider.name).collect(),
         });
@@ -55,7 +55,7 @@ fn check(alias: &Alias) -> Result<(), OntologyError> {
     if (plan_ids.accepts)(&alias.plan_id) {
         Ok(())
     } else {
-        Err(OntologyError::PlanId {
+        Err(PolicyFileError::PlanId {
             plan_id: alias.plan_id.clone(),
             provider,
             form: plan_ids.form,

@@ -20,21 +20,15 @@ pub struct Bundle {
     pub format: u32,
     /// Version of the compiler that wrote it.
     pub compiler: String,
-    /// The SKU.
     pub sku_id: String,
-    /// The plan within the SKU.
     pub plan_type: String,
-    /// Version of the policy.
     pub version: Version,
     /// Hash of the ontology it was compiled from.
     pub ontology_hash: String,
-    /// What marketplaces call the plan, sorted.
     pub aliases: Vec<Alias>,
-    /// Whether tenants share tables.
     pub isolation: Isolation,
-    /// What a tenant may use.
     pub quota: Quota,
-    /// The actions, sorted by template.
+    /// Sorted by template.
     pub actions: Vec<ActionSpec>,
     /// The schema Σ, as Cedar schema text.
     pub cedar_schema: String,
@@ -48,10 +42,8 @@ pub struct Bundle {
 pub struct PolicyText {
     /// Its id, also its `@id`: `permit:<template>` or the approval rule's own.
     pub id: String,
-    /// For people: why it stands.
     pub description: String,
     /// Templates it decides on, sorted.
     pub actions: Vec<String>,
-    /// Cedar policy text.
     pub text: String,
 }

@@ -22,47 +22,25 @@ pub(crate) const ACTION: &str = "Action";
 /// The context attribute that holds a request's parameters.
 pub(crate) const PARAMETERS: &str = "parameters";
 
-/// A bundle's Cedar text is not usable.
+/// A bundle's Cedar text cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CedarError {
-    /// The schema does not parse.
     #[error("Cedar schema is not valid: {0}")]
     Schema(#[source] Box<CedarSchemaError>),
-    /// A policy does not parse.
     #[error("Cedar policy {id:?} does not parse: {source}")]
-    Policy {
-        /// The policy.
-        id: String,
-        /// Where it fails.
-        source: Box<ParseErrors>,
-    },
+    Policy { id: String, source: Box<ParseErrors> },
     /// A policy's `@id` is not the id it is listed under.
-    #[error("Cedar policy {id:?} carries another @id")]
-    OtherId {
-        /// The id it is listed under.
-        id: String,
-    },
-    /// Two policies share an id.
-    #[error("Cedar policy {id:?} can not join the set: {source}")]
-    Set {
-        /// The policy.
-        id: String,
-        /// Why not.
-        source: Box<PolicySetError>,
-    },
-    /// The policies do not fit the schema.
+    #[error("Cedar policy {id:?} has a different @id")]
+    OtherId { id: String },
+    #[error("cannot add Cedar policy {id:?} to the set: {source}")]
+    Set { id: String, source: Box<PolicySetError> },
+    /// Strict validation found problems.
     #[error("Cedar policies do not fit their schema: {}", problems.join("; "))]
-    Mismatch {
-        /// What strict validation found.
-        problems: Vec<String>,
-    },
-    /// An entity type's own name does not parse.
+    Mismatch { problems: Vec<String> },
     #[error("Cedar entity type {name:?} is not valid: {source}")]
     EntityType {
-        /// The name.
         name: &'static str,
-        /// Why not.
         source: Box<ParseErrors>,
     },
 }
@@ -83,7 +61,7 @@ pub(crate) fn schema_text(actions: &[ActionSpec]) -> String {
             let optional = if spec.required() { "" } else { "?" };
             format!("{}{optional}: {}", quoted(name), cedar_type(spec))
         });
-        let record = fields.collect::<Vec<_>>().join(", ");
+        let record = joined(fields, ", ");
         _ = write!(
             text,
             "action {} appliesTo {{\n  principal: [{TENANT}],\n  resource: [{PLAN}],\n  \
@@ -126,7 +104,7 @@ fn permit(action: &ActionSpec, plan: &str) -> PolicyText {
             format!("(if {} then {bounds} else true)", has(name))
         })
     });
-    let bounds = bounds.collect::<Vec<_>>().join(" &&\n  ");
+    let bounds = joined(bounds, " &&\n  ");
     if !bounds.is_empty() {
         _ = write!(text, " when {{\n  {bounds}\n}}");
     }
@@ -139,7 +117,7 @@ fn permit(action: &ActionSpec, plan: &str) -> PolicyText {
     }
 }
 
-/// The bounds Cedar checks. It can not measure a string, so `max_length` stays with the enforcer's schema check.
+/// The bounds Cedar checks. It cannot measure a string, so `max_length` stays with the enforcer's schema check.
 fn bounds(name: &str, spec: &ParameterSpec) -> Option<String> {
     let value = value(name);
     match spec {
@@ -150,11 +128,7 @@ fn bounds(name: &str, spec: &ParameterSpec) -> Option<String> {
             one_of: Some(choices),
             ..
         } => {
-            let choices = choices
-                .iter()
-                .map(|choice| quoted(choice))
-                .collect::<Vec<_>>()
-                .join(", ");
+            let choices = joined(choices.iter().map(|choice| quoted(choice)), ", ");
             Some(format!("[{choices}].contains({value})"))
         }
         ParameterSpec::String { one_of: None, .. } | ParameterSpec::Boolean { .. } => None,
@@ -163,18 +137,8 @@ fn bounds(name: &str, spec: &ParameterSpec) -> Option<String> {
 
 /// `forbid … unless`: whatever does not show that the conditions hold, a missing parameter included, is denied.
 fn forbid(rule: &ApprovalRule) -> PolicyText {
-    let actions = rule
-        .actions
-        .iter()
-        .map(|template| action_literal(template))
-        .collect::<Vec<_>>()
-        .join(", ");
-    let conditions = rule
-        .require
-        .iter()
-        .map(condition_text)
-        .collect::<Vec<_>>()
-        .join(" &&\n  ");
+    let actions = joined(rule.actions.iter().map(|template| action_literal(template)), ", ");
+    let conditions = joined(rule.require.iter().map(condition_text), " &&\n  ");
     let text = format!(
         "@id({})\nforbid (\n  principal,\n  action in [{actions}],\n  resource\n) unless {{\n  {conditions}\n}};",
         quoted(&rule.id),
@@ -194,7 +158,7 @@ fn condition_text(condition: &Condition) -> String {
         Requirement::AtLeast(bound) => format!("{value} >= {bound}"),
         Requirement::Equals(literal) => format!("{value} == {}", literal_text(literal)),
         Requirement::OneOf(literals) => {
-            let literals = literals.iter().map(literal_text).collect::<Vec<_>>().join(", ");
+            let literals = joined(literals.iter().map(literal_text), ", ");
             format!("[{literals}].contains({value})")
         }
     };
@@ -219,6 +183,10 @@ fn literal_text(literal: &Literal) -> String {
         Literal::Integer(value) => value.to_string(),
         Literal::String(value) => quoted(value),
     }
+}
+
+fn joined(parts: impl Iterator<Item = String>, separator: &str) -> String {
+    parts.collect::<Vec<_>>().join(separator)
 }
 
 /// A Cedar string literal: printable ASCII as it is, everything else as `\u{…}`.

@@ -12,13 +12,12 @@ use crate::ontology::{Ontology, OntologyError};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Compiled {
-    /// The bundle.
     pub bundle: Bundle,
     /// Its canonical JSON; what is stored.
     pub bytes: Vec<u8>,
     /// Lower-case hex SHA-256 of the bytes: the policy hash of receipts and signals.
     pub hash: String,
-    /// [`Ontology::hash`] of what was compiled.
+    /// [`Ontology::hash`] of the policy file.
     pub ontology_hash: String,
 }
 
@@ -26,23 +25,15 @@ pub struct Compiled {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CompileError {
-    /// The policy file was refused.
     #[error(transparent)]
     Ontology(#[from] OntologyError),
-    /// The generated Cedar failed its own check. A defect of the compiler, told instead of shipped.
-    #[error("compiled policy was refused: {0}")]
+    /// The generated Cedar failed its own check: a defect of the compiler.
+    #[error("compiled policy is not valid: {0}")]
     Cedar(#[from] CedarError),
-    /// The bundle could not be written as canonical JSON.
-    #[error("writing the bundle as canonical JSON: {0}")]
+    #[error("cannot write the bundle as canonical JSON: {0}")]
     Canonical(#[source] serde_json::Error),
-    /// The bundle is larger than [`MAX_BUNDLE_BYTES`].
     #[error("compiled policy of {bytes} bytes is larger than the {limit} an enforcer reads")]
-    TooLarge {
-        /// Its size.
-        bytes: usize,
-        /// The limit.
-        limit: usize,
-    },
+    TooLarge { bytes: usize, limit: usize },
 }
 
 /// Compiles a policy file to a bundle whose policies are strictly valid against its schema.

@@ -3,13 +3,14 @@
 //! The shapes here hold whatever YAML of the right outline can hold; `check` turns each into its normal form or tells
 //! where it is wrong. Nothing outside this file sees an unchecked value.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use semver::Version;
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::{DuplicateKeyPolicy, MergeKeyPolicy};
 
-use crate::canonical::MAX_INTEGER;
+use crate::canonical::{INTEGERS, MAX_INTEGER};
 use crate::decision::RESERVED_RULE_IDS;
 use crate::ontology::{
     ActionSpec, Alias, ApprovalRule, Condition, DEFAULT_MAX_LENGTH, FieldError, Isolation,
@@ -71,7 +72,7 @@ struct ParameterEntry {
     maximum: Option<i64>,
     #[serde(default, deserialize_with = "present")]
     one_of: Option<Vec<String>>,
-    max_length: Option<u64>,
+    max_length: Option<u32>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -116,14 +117,14 @@ fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     Vec::deserialize(deserializer).map(Some)
 }
 
-type Checked<T> = Result<T, OntologyError>;
+type Result<T, E = OntologyError> = std::result::Result<T, E>;
 
 impl Ontology {
     /// Reads a policy file.
     ///
     /// # Errors
-    /// When the text is too large, is not YAML of this shape, or a field is wrong; the first problem found is told.
-    pub fn parse(yaml: &str) -> Result<Self, OntologyError> {
+    /// When the text is too large, is not YAML of this shape, or a field is wrong; reports the first problem found.
+    pub fn parse(yaml: &str) -> Result<Self> {
         if yaml.len() > MAX_ONTOLOGY_BYTES {
             return Err(OntologyError::TooLarge {
                 bytes: yaml.len(),
@@ -131,9 +132,7 @@ impl Ontology {
             });
         }
         let document = serde_saphyr::from_str_with_options(yaml, yaml_options());
-        check(document.map_err(|source| OntologyError::Yaml {
-            source: Box::new(source),
-        })?)
+        check(document.map_err(|source| OntologyError::Yaml(Box::new(source)))?)
     }
 }
 
@@ -166,117 +165,83 @@ fn yaml_options() -> serde_saphyr::Options {
     }
 }
 
-fn check(document: Document) -> Checked<Ontology> {
+fn check(document: Document) -> Result<Ontology> {
     let sku_id = name("sku_id", document.sku_id)?;
     let plan_type = name("plan_type", document.plan_type)?;
-    let version = version(&document.version)?;
+    let version = Version::parse(&document.version).map_err(|error| {
+        let (value, reason) = (document.version.clone(), error.to_string());
+        at("version", FieldError::Version { value, reason })
+    })?;
     let aliases = document.aliases.map_or(Ok(Vec::new()), aliases)?;
-    let quota = quota(document.quota)?;
-    let actions = actions(document.actions)?;
+    let QuotaEntry {
+        monthly_actions,
+        concurrent_actions,
+    } = document.quota;
+    in_range("quota.monthly_actions", monthly_actions, 1..=MAX_INTEGER)?;
+    in_range("quota.concurrent_actions", concurrent_actions, 1..=MAX_INTEGER)?;
+    let template = |action: &ActionSpec| (action.template.clone(), action.template.clone());
+    let actions = distinct(
+        "actions",
+        ".template",
+        document.actions,
+        MAX_ENTRIES,
+        action,
+        template,
+    )?;
     let rules = document
         .rules
         .map_or(Ok(Vec::new()), |entries| rules(entries, &actions))?;
-    let mut ontology = Ontology {
+    Ok(Ontology {
         sku_id,
         plan_type,
         version,
         aliases,
         isolation: document.isolation,
-        quota,
-        actions: actions.into_values().collect(),
+        quota: Quota {
+            monthly_actions,
+            concurrent_actions,
+        },
+        actions,
         rules,
-    };
-    ontology.aliases.sort();
-    ontology.rules.sort_by(|a, b| a.id.cmp(&b.id));
-    Ok(ontology)
-}
-
-fn quota(entry: QuotaEntry) -> Checked<Quota> {
-    let QuotaEntry {
-        monthly_actions,
-        concurrent_actions,
-    } = entry;
-    limit("quota.monthly_actions", monthly_actions)?;
-    limit("quota.concurrent_actions", concurrent_actions)?;
-    Ok(Quota {
-        monthly_actions,
-        concurrent_actions,
     })
 }
 
-fn version(text: &str) -> Checked<Version> {
-    Version::parse(text).map_err(|error| {
-        at(
-            "version",
-            FieldError::Version {
-                value: text.to_owned(),
-                reason: error.to_string(),
-            },
-        )
-    })
-}
-
-fn aliases(entries: Vec<AliasEntry>) -> Checked<Vec<Alias>> {
-    filled("aliases", entries.len(), MAX_ENTRIES)?;
-    let mut seen = BTreeSet::new();
-    let mut aliases = Vec::with_capacity(entries.len());
-    for (index, AliasEntry { provider, plan_id }) in entries.into_iter().enumerate() {
-        let provider = ProviderName::try_from(provider)
-            .map_err(|problem| at(format!("aliases[{index}].provider"), problem))?;
-        let place = format!("aliases[{index}].plan_id");
+fn aliases(entries: Vec<AliasEntry>) -> Result<Vec<Alias>> {
+    let alias = |place: &str, AliasEntry { provider, plan_id }| {
+        let provider =
+            ProviderName::try_from(provider).map_err(|problem| at(format!("{place}.provider"), problem))?;
         let plain = plan_id
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-        if !plain || plan_id.is_empty() || plan_id.len() > 64 {
-            return Err(at(place, FieldError::PlanId { value: plan_id }));
-        }
-        let alias = Alias { provider, plan_id };
-        unique(&mut seen, alias.clone(), &place, &alias.plan_id)?;
-        aliases.push(alias);
-    }
-    Ok(aliases)
+        ensure(
+            plain && (1..=64).contains(&plan_id.len()),
+            format!("{place}.plan_id"),
+            || FieldError::PlanId(plan_id.clone()),
+        )?;
+        Ok(Alias { provider, plan_id })
+    };
+    let key = |alias: &Alias| (alias.clone(), alias.plan_id.clone());
+    distinct("aliases", ".plan_id", entries, MAX_ENTRIES, alias, key)
 }
 
-/// Keyed by template, which is also the order they are kept in.
-fn actions(entries: Vec<ActionEntry>) -> Checked<BTreeMap<String, ActionSpec>> {
-    filled("actions", entries.len(), MAX_ENTRIES)?;
-    let mut actions = BTreeMap::new();
-    for (index, entry) in entries.into_iter().enumerate() {
-        let place = format!("actions[{index}]");
-        let action = action(&place, entry)?;
-        let template = action.template.clone();
-        if actions.insert(template.clone(), action).is_some() {
-            return Err(at(
-                format!("{place}.template"),
-                FieldError::Duplicate { value: template },
-            ));
-        }
-    }
-    Ok(actions)
-}
-
-fn action(place: &str, entry: ActionEntry) -> Checked<ActionSpec> {
+fn action(place: &str, entry: ActionEntry) -> Result<ActionSpec> {
     let template = name(format!("{place}.template"), entry.template)?;
     let description = description(format!("{place}.description"), &entry.description)?;
     let tier = Tier::try_from(entry.tier).map_err(|problem| at(format!("{place}.tier"), problem))?;
     let handler = path(format!("{place}.handler"), entry.handler)?;
     let rollback = path(format!("{place}.rollback"), entry.rollback)?;
-    if rollback == handler {
-        return Err(at(format!("{place}.rollback"), FieldError::RollbackIsHandler));
-    }
-    at_most(
-        &format!("{place}.parameters"),
-        entry.parameters.len(),
-        MAX_PARAMETERS,
-    )?;
+    ensure(rollback != handler, format!("{place}.rollback"), || {
+        FieldError::RollbackIsHandler
+    })?;
+    let place = format!("{place}.parameters");
+    at_most(&place, entry.parameters.len(), MAX_PARAMETERS)?;
     let mut parameters = BTreeMap::new();
     for (parameter, entry) in entry.parameters {
-        let place = format!("{place}.parameters.{parameter}");
-        if !is_name(&parameter, b'_') {
-            return Err(at(place, FieldError::ParameterName { value: parameter }));
-        }
-        let spec = parameter_spec(&place, entry)?;
-        parameters.insert(parameter, spec);
+        let place = format!("{place}.{parameter}");
+        ensure(is_name(&parameter, b'_'), &place, || {
+            FieldError::ParameterName(parameter.clone())
+        })?;
+        parameters.insert(parameter, parameter_spec(&place, entry)?);
     }
     Ok(ActionSpec {
         template,
@@ -288,7 +253,7 @@ fn action(place: &str, entry: ActionEntry) -> Checked<ActionSpec> {
     })
 }
 
-fn parameter_spec(place: &str, entry: ParameterEntry) -> Checked<ParameterSpec> {
+fn parameter_spec(place: &str, entry: ParameterEntry) -> Result<ParameterSpec> {
     let ParameterEntry {
         r#type,
         required,
@@ -297,200 +262,194 @@ fn parameter_spec(place: &str, entry: ParameterEntry) -> Checked<ParameterSpec> 
         one_of,
         max_length,
     } = entry;
-    let inapplicable = |field: &str, present: bool, subject: &'static str| match present {
-        true => Err(at(
-            format!("{place}.{field}"),
-            FieldError::DoesNotApply { subject },
-        )),
-        false => Ok(()),
+    let (subject, applicable): (_, &[&str]) = match r#type {
+        ParameterType::Integer => ("an integer", &["minimum", "maximum"]),
+        ParameterType::String if one_of.is_some() => ("a string with one_of", &["one_of"]),
+        ParameterType::String => ("a string", &["max_length"]),
+        ParameterType::Boolean => ("a boolean", &[]),
     };
-    match r#type {
+    for (field, written) in [
+        ("minimum", minimum.is_some()),
+        ("maximum", maximum.is_some()),
+        ("one_of", one_of.is_some()),
+        ("max_length", max_length.is_some()),
+    ] {
+        let applies = !written || applicable.contains(&field);
+        ensure(applies, format!("{place}.{field}"), || {
+            FieldError::DoesNotApply(subject)
+        })?;
+    }
+    Ok(match r#type {
         ParameterType::Integer => {
-            inapplicable("one_of", one_of.is_some(), "an integer")?;
-            inapplicable("max_length", max_length.is_some(), "an integer")?;
-            let minimum = integer(format!("{place}.minimum"), minimum.unwrap_or(-MAX_INTEGER))?;
-            let maximum = integer(format!("{place}.maximum"), maximum.unwrap_or(MAX_INTEGER))?;
-            if minimum > maximum {
-                return Err(at(place, FieldError::Range { minimum, maximum }));
-            }
-            Ok(ParameterSpec::Integer {
+            let minimum = minimum.unwrap_or(-MAX_INTEGER);
+            let maximum = maximum.unwrap_or(MAX_INTEGER);
+            in_range(format!("{place}.minimum"), minimum, INTEGERS)?;
+            in_range(format!("{place}.maximum"), maximum, INTEGERS)?;
+            ensure(minimum <= maximum, place, || FieldError::Range {
+                minimum,
+                maximum,
+            })?;
+            ParameterSpec::Integer {
                 required,
                 minimum,
                 maximum,
-            })
+            }
         }
         ParameterType::String => {
-            inapplicable("minimum", minimum.is_some(), "a string")?;
-            inapplicable("maximum", maximum.is_some(), "a string")?;
-            inapplicable(
-                "max_length",
-                max_length.is_some() && one_of.is_some(),
-                "a string with one_of",
+            let max_length = max_length.unwrap_or(DEFAULT_MAX_LENGTH);
+            in_range(
+                format!("{place}.max_length"),
+                max_length,
+                1..=LARGEST_MAX_LENGTH.into(),
             )?;
-            let max_length = length(&format!("{place}.max_length"), max_length)?;
-            let one_of = one_of
-                .map(|texts| choices(&format!("{place}.one_of"), texts))
-                .transpose()?;
-            Ok(ParameterSpec::String {
+            let one_of = one_of.map(|texts| choices(&format!("{place}.one_of"), texts));
+            ParameterSpec::String {
                 required,
                 max_length,
-                one_of,
-            })
+                one_of: one_of.transpose()?,
+            }
         }
-        ParameterType::Boolean => {
-            inapplicable("minimum", minimum.is_some(), "a boolean")?;
-            inapplicable("maximum", maximum.is_some(), "a boolean")?;
-            inapplicable("one_of", one_of.is_some(), "a boolean")?;
-            inapplicable("max_length", max_length.is_some(), "a boolean")?;
-            Ok(ParameterSpec::Boolean { required })
-        }
-    }
+        ParameterType::Boolean => ParameterSpec::Boolean { required },
+    })
 }
 
-fn choices(place: &str, texts: Vec<String>) -> Checked<Vec<String>> {
-    filled(place, texts.len(), MAX_PARAMETERS)?;
-    let mut seen = BTreeSet::new();
-    for (index, choice) in texts.into_iter().enumerate() {
-        let place = format!("{place}[{index}]");
-        text(&place, &choice, DEFAULT_MAX_LENGTH as usize)?;
-        let value = format!("{choice:?}");
-        unique(&mut seen, choice, &place, &value)?;
-    }
-    Ok(seen.into_iter().collect())
+fn choices(place: &str, texts: Vec<String>) -> Result<Vec<String>> {
+    let choice =
+        |place: &str, choice: String| text(place, &choice, DEFAULT_MAX_LENGTH as usize).map(|()| choice);
+    let key = |choice: &String| (choice.clone(), format!("{choice:?}"));
+    distinct(place, "", texts, MAX_PARAMETERS, choice, key)
 }
 
-fn rules(entries: Vec<RuleEntry>, actions: &BTreeMap<String, ActionSpec>) -> Checked<Vec<ApprovalRule>> {
-    filled("rules", entries.len(), MAX_ENTRIES)?;
-    let mut seen = BTreeSet::new();
-    let mut rules = Vec::with_capacity(entries.len());
-    for (index, entry) in entries.into_iter().enumerate() {
-        let place = format!("rules[{index}]");
-        let rule = rule(&place, entry, actions)?;
-        unique(&mut seen, rule.id.clone(), &format!("{place}.id"), &rule.id)?;
-        rules.push(rule);
-    }
-    Ok(rules)
+fn rules(entries: Vec<RuleEntry>, actions: &[ActionSpec]) -> Result<Vec<ApprovalRule>> {
+    let rule = |place: &str, entry| rule(place, entry, actions);
+    let key = |rule: &ApprovalRule| (rule.id.clone(), rule.id.clone());
+    distinct("rules", ".id", entries, MAX_ENTRIES, rule, key)
 }
 
-fn rule(place: &str, entry: RuleEntry, actions: &BTreeMap<String, ActionSpec>) -> Checked<ApprovalRule> {
+fn rule(place: &str, entry: RuleEntry, actions: &[ActionSpec]) -> Result<ApprovalRule> {
     let id = name(format!("{place}.id"), entry.id)?;
-    if RESERVED_RULE_IDS.contains(&id.as_str()) {
-        return Err(at(format!("{place}.id"), FieldError::Reserved { value: id }));
-    }
+    let reserved = RESERVED_RULE_IDS.contains(&id.as_str());
+    ensure(!reserved, format!("{place}.id"), || {
+        FieldError::Reserved(id.clone())
+    })?;
     let description = description(format!("{place}.description"), &entry.description)?;
 
-    filled(&format!("{place}.actions"), entry.actions.len(), MAX_ENTRIES)?;
-    let mut templates = BTreeSet::new();
-    let mut governed = Vec::new();
-    for (index, template) in entry.actions.into_iter().enumerate() {
-        let place = format!("{place}.actions[{index}]");
-        match actions.get(&template) {
-            Some(action) => governed.push(action),
-            None => return Err(at(place, FieldError::UnknownTemplate { template })),
-        }
-        unique(&mut templates, template.clone(), &place, &template)?;
-    }
+    let governed: Vec<&ActionSpec> = entry
+        .actions
+        .iter()
+        .filter_map(|template| actions.iter().find(|action| action.template == *template))
+        .collect();
+    let template = |place: &str, template: String| {
+        let known = governed.iter().any(|action| action.template == template);
+        ensure(known, place, || FieldError::UnknownTemplate(template.clone()))?;
+        Ok(template)
+    };
+    let key = |template: &String| (template.clone(), template.clone());
+    let actions = distinct(
+        &format!("{place}.actions"),
+        "",
+        entry.actions.clone(),
+        MAX_ENTRIES,
+        template,
+        key,
+    )?;
 
-    filled(&format!("{place}.require"), entry.require.len(), MAX_ENTRIES)?;
-    let mut require = BTreeSet::new();
-    for (index, entry) in entry.require.into_iter().enumerate() {
-        let place = format!("{place}.require[{index}]");
-        let condition = condition(&place, entry)?;
+    let condition = |place: &str, entry| {
+        let condition = condition(place, entry)?;
         for action in &governed {
-            resolve(&place, &condition, action)?;
+            resolve(place, &condition, action)?;
         }
-        unique(&mut require, condition, &place, "the same condition")?;
-    }
-    let actions = templates.into_iter().collect();
+        Ok(condition)
+    };
+    let key = |condition: &Condition| (condition.clone(), "the same condition".to_owned());
+    let require = distinct(
+        &format!("{place}.require"),
+        "",
+        entry.require,
+        MAX_ENTRIES,
+        condition,
+        key,
+    )?;
     Ok(ApprovalRule {
         id,
         description,
         actions,
-        require: require.into_iter().collect(),
+        require,
     })
 }
 
-fn condition(place: &str, entry: ConditionEntry) -> Checked<Condition> {
-    let one_of = entry
-        .one_of
-        .map(|literals| literal_choices(&format!("{place}.one_of"), literals))
-        .transpose()?;
-    let mut written = [
+fn condition(place: &str, entry: ConditionEntry) -> Result<Condition> {
+    let key = |literal: &Literal| (literal.clone(), literal.to_string());
+    let one_of = entry.one_of.map(|literals| {
+        let place = format!("{place}.one_of");
+        distinct(
+            &place,
+            "",
+            literals,
+            MAX_PARAMETERS,
+            |_, literal| Ok(literal),
+            key,
+        )
+    });
+    let mut written: Vec<Requirement> = [
         entry.at_most.map(Requirement::AtMost),
         entry.at_least.map(Requirement::AtLeast),
         entry.equals.map(Requirement::Equals),
-        one_of.map(Requirement::OneOf),
+        one_of.transpose()?.map(Requirement::OneOf),
     ]
     .into_iter()
-    .flatten();
-    match (written.next(), written.count()) {
-        (Some(requirement), 0) => Ok(Condition {
+    .flatten()
+    .collect();
+    let count = written.len();
+    match written.pop() {
+        Some(requirement) if count == 1 => Ok(Condition {
             parameter: entry.parameter,
             requirement,
         }),
-        (first, rest) => {
-            let count = rest + usize::from(first.is_some());
-            Err(at(place, FieldError::Requirements { count }))
-        }
+        _ => Err(at(place, FieldError::Requirements(count))),
     }
-}
-
-fn literal_choices(place: &str, literals: Vec<Literal>) -> Checked<Vec<Literal>> {
-    filled(place, literals.len(), MAX_PARAMETERS)?;
-    let mut seen = BTreeSet::new();
-    for (index, literal) in literals.into_iter().enumerate() {
-        let value = literal.to_string();
-        unique(&mut seen, literal, &format!("{place}[{index}]"), &value)?;
-    }
-    Ok(seen.into_iter().collect())
 }
 
 /// Every value a condition names must be one the parameter can have: a rule nothing can meet, or a choice nothing can
 /// take, is a mistake in the policy and not a way to forbid an action.
-fn resolve(place: &str, condition: &Condition, action: &ActionSpec) -> Checked<()> {
-    let Condition {
-        parameter,
-        requirement,
-    } = condition;
-    let template = &action.template;
+fn resolve(place: &str, condition: &Condition, action: &ActionSpec) -> Result<()> {
+    let (parameter, template) = (&condition.parameter, &action.template);
     let Some(spec) = action.parameters.get(parameter) else {
-        let problem = FieldError::UnknownParameter {
-            template: template.clone(),
-            parameter: parameter.clone(),
-        };
+        let (template, parameter) = (template.clone(), parameter.clone());
+        let problem = FieldError::UnknownParameter { template, parameter };
         return Err(at(format!("{place}.parameter"), problem));
     };
-    let (field, refused) = match requirement {
+    let (field, refused) = match &condition.requirement {
         // Named values must be possible; a bound must leave something, and may be wider than the parameter's own.
-        Requirement::Equals(literal) => ("equals", (!spec.accepts(literal)).then(|| literal.clone())),
+        Requirement::Equals(literal) => ("equals", (!spec.accepts(literal)).then(|| literal.to_string())),
         Requirement::OneOf(literals) => (
             "one_of",
-            literals.iter().find(|literal| !spec.accepts(literal)).cloned(),
+            literals
+                .iter()
+                .find(|literal| !spec.accepts(literal))
+                .map(Literal::to_string),
         ),
         Requirement::AtMost(bound) => {
+            in_range(format!("{place}.at_most"), *bound, INTEGERS)?;
             let met = matches!(spec, ParameterSpec::Integer { minimum, .. } if bound >= minimum);
-            ("at_most", (!met).then_some(Literal::Integer(*bound)))
+            ("at_most", (!met).then(|| bound.to_string()))
         }
         Requirement::AtLeast(bound) => {
+            in_range(format!("{place}.at_least"), *bound, INTEGERS)?;
             let met = matches!(spec, ParameterSpec::Integer { maximum, .. } if bound <= maximum);
-            ("at_least", (!met).then_some(Literal::Integer(*bound)))
+            ("at_least", (!met).then(|| bound.to_string()))
         }
     };
-    if let Requirement::AtMost(bound) | Requirement::AtLeast(bound) = requirement {
-        integer(format!("{place}.{field}"), *bound)?;
-    }
-    match refused {
-        None => Ok(()),
-        Some(value) => {
-            let problem = FieldError::Impossible {
-                value: value.to_string(),
-                parameter: parameter.clone(),
-                template: template.clone(),
-                accepts: spec.to_string(),
-            };
-            Err(at(format!("{place}.{field}"), problem))
-        }
-    }
+    refused.map_or(Ok(()), |value| {
+        let (parameter, template) = (parameter.clone(), template.clone());
+        let problem = FieldError::Impossible {
+            value,
+            parameter,
+            template,
+            accepts: spec.to_string(),
+        };
+        Err(at(format!("{place}.{field}"), problem))
+    })
 }
 
 fn at(place: impl Into<String>, problem: FieldError) -> OntologyError {
@@ -500,105 +459,74 @@ fn at(place: impl Into<String>, problem: FieldError) -> OntologyError {
     }
 }
 
-fn name(place: impl Into<String>, value: String) -> Checked<String> {
-    if is_name(&value, b'-') {
-        Ok(value)
-    } else {
-        Err(at(place, FieldError::Name { value }))
-    }
+fn ensure(valid: bool, place: impl Into<String>, problem: impl FnOnce() -> FieldError) -> Result<()> {
+    if valid { Ok(()) } else { Err(at(place, problem())) }
+}
+
+fn name(place: impl Into<String>, value: String) -> Result<String> {
+    ensure(is_name(&value, b'-'), place, || FieldError::Name(value.clone()))?;
+    Ok(value)
 }
 
 /// Handlers are reached below a base URL, so a path must not be able to leave it or carry a query.
-fn path(place: String, value: String) -> Checked<String> {
+fn path(place: String, value: String) -> Result<String> {
     let segment = |segment: &str| {
         !matches!(segment, "" | "." | "..")
             && segment
                 .bytes()
                 .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
     };
-    let valid = value.len() <= MAX_PATH
-        && value
-            .strip_prefix('/')
-            .is_some_and(|rest| rest.split('/').all(segment));
-    if valid {
-        Ok(value)
-    } else {
-        Err(at(place, FieldError::Path { value }))
-    }
+    let below = value.strip_prefix('/');
+    let valid = value.len() <= MAX_PATH && below.is_some_and(|rest| rest.split('/').all(segment));
+    ensure(valid, place, || FieldError::Path(value.clone()))?;
+    Ok(value)
 }
 
 /// A description is one line; how the author broke it in the file means nothing.
-fn description(place: String, value: &str) -> Checked<String> {
+fn description(place: String, value: &str) -> Result<String> {
     let one_line = value.split_whitespace().collect::<Vec<_>>().join(" ");
     text(&place, &one_line, MAX_DESCRIPTION)?;
     Ok(one_line)
 }
 
-fn text(place: &str, value: &str, limit: usize) -> Checked<()> {
+fn text(place: &str, value: &str, limit: usize) -> Result<()> {
     let valid = !value.is_empty() && value.chars().count() <= limit && !value.contains(char::is_control);
-    if valid {
-        Ok(())
-    } else {
-        Err(at(place, FieldError::Text { limit }))
-    }
+    ensure(valid, place, || FieldError::Text { limit })
 }
 
-fn length(place: &str, value: Option<u64>) -> Checked<u32> {
-    let Some(value) = value else {
-        return Ok(DEFAULT_MAX_LENGTH);
-    };
-    match u32::try_from(value) {
-        Ok(length @ 1..=LARGEST_MAX_LENGTH) => Ok(length),
-        _ => Err(at(
-            place,
-            FieldError::MaxLength {
-                value,
-                limit: LARGEST_MAX_LENGTH,
-            },
-        )),
-    }
+fn in_range(place: impl Into<String>, value: impl Into<i128>, range: RangeInclusive<i64>) -> Result<()> {
+    let (value, (minimum, maximum)) = (value.into(), range.into_inner());
+    let within = (minimum.into()..=maximum.into()).contains(&value);
+    ensure(within, place, || FieldError::OutOfRange {
+        value: value.to_string(),
+        minimum,
+        maximum,
+    })
 }
 
-fn limit(place: &str, value: u64) -> Checked<()> {
-    if (1..=MAX_INTEGER.unsigned_abs()).contains(&value) {
-        Ok(())
-    } else {
-        Err(at(place, FieldError::Limit { value }))
-    }
+fn at_most(place: &str, count: usize, limit: usize) -> Result<()> {
+    ensure(count <= limit, place, || FieldError::TooMany { count, limit })
 }
 
-fn integer(place: String, value: i64) -> Checked<i64> {
-    if (-MAX_INTEGER..=MAX_INTEGER).contains(&value) {
-        Ok(value)
-    } else {
-        Err(at(place, FieldError::Integer { value }))
+/// Checks each entry of a list and sorts them by their keys. A list that is written has entries, and no key twice:
+/// `key` gives it with how it is shown, `field` where in the entry it is written.
+fn distinct<E, T, K: Ord>(
+    place: &str,
+    field: &str,
+    entries: Vec<E>,
+    limit: usize,
+    check: impl Fn(&str, E) -> Result<T>,
+    key: impl Fn(&T) -> (K, String),
+) -> Result<Vec<T>> {
+    ensure(!entries.is_empty(), place, || FieldError::Empty)?;
+    at_most(place, entries.len(), limit)?;
+    let mut distinct = BTreeMap::new();
+    for (index, entry) in entries.into_iter().enumerate() {
+        let place = format!("{place}[{index}]");
+        let entry = check(&place, entry)?;
+        let (key, shown) = key(&entry);
+        let first = distinct.insert(key, entry).is_none();
+        ensure(first, place + field, || FieldError::Duplicate(shown))?;
     }
-}
-
-fn filled(place: &str, count: usize, limit: usize) -> Checked<()> {
-    if count == 0 {
-        return Err(at(place, FieldError::Empty));
-    }
-    at_most(place, count, limit)
-}
-
-fn at_most(place: &str, count: usize, limit: usize) -> Checked<()> {
-    if count > limit {
-        Err(at(place, FieldError::TooMany { count, limit }))
-    } else {
-        Ok(())
-    }
-}
-
-fn unique<T: Ord>(seen: &mut BTreeSet<T>, item: T, place: &str, value: &str) -> Checked<()> {
-    if seen.insert(item) {
-        Ok(())
-    } else {
-        Err(at(
-            place,
-            FieldError::Duplicate {
-                value: value.to_owned(),
-            },
-        ))
-    }
+    Ok(distinct.into_values().collect())
 }

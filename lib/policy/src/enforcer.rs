@@ -12,7 +12,7 @@ use cedar_policy::{
 use serde_json::{Map, Value};
 
 use crate::bundle::{BUNDLE_FORMAT, Bundle, MAX_BUNDLE_BYTES};
-use crate::canonical::{MAX_INTEGER, sha256_hex};
+use crate::canonical::{INTEGERS, MAX_INTEGER, sha256_hex};
 use crate::cedar::{self, CedarError};
 use crate::decision::{Decision, EVALUATION_ERROR, PARAMETER_SCHEMA, UNKNOWN_ACTION, permit_id};
 use crate::ontology::{ActionSpec, Literal, ParameterSpec, within_length};
@@ -34,42 +34,21 @@ pub struct Enforcer {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BundleError {
-    /// Larger than [`MAX_BUNDLE_BYTES`].
     #[error("bundle of {bytes} bytes is larger than the {limit} allowed")]
-    TooLarge {
-        /// Its size.
-        bytes: usize,
-        /// The limit.
-        limit: usize,
-    },
-    /// Not JSON of a bundle's shape.
-    #[error("bundle is not readable: {0}")]
+    TooLarge { bytes: usize, limit: usize },
+    #[error("cannot read the bundle: {0}")]
     Json(#[source] serde_json::Error),
-    /// Of another format than this enforcer's.
-    #[error("bundle has format {found}, this enforcer reads {expected}")]
-    Format {
-        /// The bundle's.
-        found: u32,
-        /// [`BUNDLE_FORMAT`].
-        expected: u32,
-    },
-    /// Not the canonical form of what it says.
+    #[error("bundle has format {found}, but this enforcer reads format {expected}")]
+    Format { found: u32, expected: u32 },
     #[error("bundle is not canonical JSON (RFC 8785)")]
     NotCanonical,
-    /// Its actions are not sorted, or one stands twice.
+    /// Its actions are not sorted, or one is listed twice.
     #[error("bundle's actions are out of order at {template:?}")]
-    Actions {
-        /// The first out of order.
-        template: String,
-    },
-    /// An action without the `permit` its bounds stand in.
+    Actions { template: String },
+    /// An action has no `permit` to hold its bounds.
     #[error("bundle has no policy {id:?}")]
-    NoPermit {
-        /// The policy missing.
-        id: String,
-    },
-    /// Its Cedar text is not usable.
-    #[error("bundle's policies are not usable: {0}")]
+    NoPermit { id: String },
+    #[error("cannot use the bundle's policies: {0}")]
     Cedar(#[from] CedarError),
 }
 
@@ -276,9 +255,7 @@ fn literal(spec: &ParameterSpec, value: &Value) -> Option<Literal> {
     match (spec, value) {
         (ParameterSpec::Integer { .. }, Value::Number(number)) => {
             let value = number.as_i64()?;
-            (-MAX_INTEGER..=MAX_INTEGER)
-                .contains(&value)
-                .then_some(Literal::Integer(value))
+            INTEGERS.contains(&value).then_some(Literal::Integer(value))
         }
         (ParameterSpec::String { max_length, .. }, Value::String(text)) => {
             within_length(text, *max_length).then(|| Literal::String(text.clone()))

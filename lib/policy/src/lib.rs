@@ -31,4 +31,4 @@ pub use ontology::{
     ActionSpec, Alias, ApprovalRule, Condition, FieldError, Isolation, Literal, Ontology, OntologyError,
     ParameterSpec, ProviderName, Quota, Requirement, Tier,
 };
-pub use upgrade::{Compatibility, QuotaChange, UpgradeRefused, UpgradeSummary, check_upgrade};
+pub use upgrade::{Compatibility, CompatibilityError, QuotaChange, UpgradeSummary, check_upgrade};

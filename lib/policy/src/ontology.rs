@@ -33,13 +33,11 @@ pub struct Ontology {
     pub version: Version,
     /// What marketplaces call this plan, sorted.
     pub aliases: Vec<Alias>,
-    /// Whether tenants share tables.
     pub isolation: Isolation,
-    /// What a tenant of this plan may use.
     pub quota: Quota,
-    /// The actions, sorted by template.
+    /// Sorted by template.
     pub actions: Vec<ActionSpec>,
-    /// The approval rules, sorted by id.
+    /// Sorted by id.
     pub rules: Vec<ApprovalRule>,
 }
 
@@ -47,7 +45,6 @@ pub struct Ontology {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Alias {
-    /// The marketplace.
     pub provider: ProviderName,
     /// The plan's id there, `[A-Za-z0-9._-]{1,64}`.
     pub plan_id: String,
@@ -59,7 +56,6 @@ pub struct Alias {
 pub struct ProviderName(String);
 
 impl ProviderName {
-    /// The name used in policy files and registry keys.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -73,7 +69,7 @@ impl TryFrom<String> for ProviderName {
         if is_name(&value, b'-') {
             Ok(Self(value))
         } else {
-            Err(FieldError::Name { value })
+            Err(FieldError::Name(value))
         }
     }
 }
@@ -105,7 +101,6 @@ pub enum Isolation {
 pub struct Quota {
     /// Actions started in one calendar month.
     pub monthly_actions: u64,
-    /// Actions running at one time.
     pub concurrent_actions: u64,
 }
 
@@ -129,9 +124,7 @@ pub enum Tier {
 pub struct ActionSpec {
     /// The name signals ask for, `[a-z][a-z0-9-]{0,63}`.
     pub template: String,
-    /// For people: what it does.
     pub description: String,
-    /// How much it can break.
     pub tier: Tier,
     /// Path below the handler's base URL that runs it.
     pub handler: String,
@@ -145,18 +138,12 @@ pub struct ActionSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
 pub enum ParameterSpec {
-    /// A whole number.
     Integer {
-        /// Whether a request must carry it.
         required: bool,
-        /// Smallest value.
         minimum: i64,
-        /// Largest value.
         maximum: i64,
     },
-    /// A text.
     String {
-        /// Whether a request must carry it.
         required: bool,
         /// Longest text, in characters (Unicode scalar values).
         max_length: u32,
@@ -164,9 +151,7 @@ pub enum ParameterSpec {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         one_of: Option<Vec<String>>,
     },
-    /// `true` or `false`.
     Boolean {
-        /// Whether a request must carry it.
         required: bool,
     },
 }
@@ -177,7 +162,6 @@ pub enum ParameterSpec {
 pub struct ApprovalRule {
     /// Its name in decisions and receipts, `[a-z][a-z0-9-]{0,63}`.
     pub id: String,
-    /// For people: why it stands.
     pub description: String,
     /// Templates it applies to, sorted.
     pub actions: Vec<String>,
@@ -190,7 +174,6 @@ pub struct ApprovalRule {
 pub struct Condition {
     /// The parameter; every action of the rule declares it.
     pub parameter: String,
-    /// What its value must meet.
     #[serde(flatten)]
     pub requirement: Requirement,
 }
@@ -199,11 +182,8 @@ pub struct Condition {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Requirement {
-    /// An integer no larger than this.
     AtMost(i64),
-    /// An integer no smaller than this.
     AtLeast(i64),
-    /// Exactly this value.
     Equals(Literal),
     /// One of these values, sorted, all of one type.
     OneOf(Vec<Literal>),
@@ -213,11 +193,8 @@ pub enum Requirement {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(untagged, expecting = "expected a whole number, a text, or true or false")]
 pub enum Literal {
-    /// `true` or `false`.
     Boolean(bool),
-    /// A whole number.
     Integer(i64),
-    /// A text.
     String(String),
 }
 
@@ -225,30 +202,18 @@ pub enum Literal {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OntologyError {
-    /// The file is larger than [`MAX_ONTOLOGY_BYTES`].
     #[error("policy of {bytes} bytes is larger than the {limit} allowed")]
-    TooLarge {
-        /// Its size.
-        bytes: usize,
-        /// The limit.
-        limit: usize,
-    },
+    TooLarge { bytes: usize, limit: usize },
     /// Not YAML of the expected shape; the message carries line and column.
-    #[error("policy is not readable: {source}")]
-    Yaml {
-        /// What the reader found, and where.
-        source: Box<serde_saphyr::Error>,
-    },
-    /// A field holds what it must not.
+    #[error("cannot read the policy: {0}")]
+    Yaml(#[source] Box<serde_saphyr::Error>),
     #[error("{place}: {problem}")]
     Field {
         /// Path of the field, such as `actions[0].parameters.replicas.minimum`; lists count from 0.
         place: String,
-        /// What is wrong with it.
         problem: FieldError,
     },
-    /// The ontology could not be written as canonical JSON.
-    #[error("writing the ontology as canonical JSON: {0}")]
+    #[error("cannot write the ontology as canonical JSON: {0}")]
     Canonical(#[source] serde_json::Error),
 }
 
@@ -256,142 +221,53 @@ pub enum OntologyError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FieldError {
-    /// Not `[a-z][a-z0-9-]{0,63}`.
-    #[error("{value:?} is not a name: a lower-case letter, then up to 63 of a-z, 0-9 and -")]
-    Name {
-        /// What was written.
-        value: String,
-    },
-    /// Not `[a-z][a-z0-9_]{0,63}`.
-    #[error("{value:?} is not a parameter name: a lower-case letter, then up to 63 of a-z, 0-9 and _")]
-    ParameterName {
-        /// What was written.
-        value: String,
-    },
-    /// A name decisions use for themselves.
-    #[error("{value:?} is reserved for decisions the enforcer makes itself")]
-    Reserved {
-        /// What was written.
-        value: String,
-    },
-    /// Not a semantic version.
+    #[error("{0:?} is not a name: a lower-case letter, then up to 63 of a-z, 0-9 and -")]
+    Name(String),
+    #[error("{0:?} is not a parameter name: a lower-case letter, then up to 63 of a-z, 0-9 and _")]
+    ParameterName(String),
+    #[error("{0:?} is reserved for the enforcer's own decisions")]
+    Reserved(String),
     #[error("{value:?} is not a semantic version such as 1.4.0: {reason}")]
-    Version {
-        /// What was written.
-        value: String,
-        /// Why not.
-        reason: String,
-    },
-    /// Not `[A-Za-z0-9._-]{1,64}`.
-    #[error("{value:?} is not a plan id: 1 to 64 of A-Z, a-z, 0-9, ., _ and -")]
-    PlanId {
-        /// What was written.
-        value: String,
-    },
-    /// Written twice where it may stand once.
-    #[error("{value} stands here twice")]
-    Duplicate {
-        /// What was written.
-        value: String,
-    },
-    /// A list without entries.
-    #[error("is an empty list; leave it out or fill it")]
+    Version { value: String, reason: String },
+    #[error("{0:?} is not a plan id: 1 to 64 of A-Z, a-z, 0-9, ., _ and -")]
+    PlanId(String),
+    #[error("{0} is listed twice")]
+    Duplicate(String),
+    #[error("is empty: add an entry or leave the field out")]
     Empty,
-    /// More entries than allowed.
     #[error("has {count} entries, more than the {limit} allowed")]
-    TooMany {
-        /// How many.
-        count: usize,
-        /// How many at most.
-        limit: usize,
-    },
-    /// A limit of 0 or above 2^53 − 1.
-    #[error("{value} is not a limit: 1 to 9007199254740991")]
-    Limit {
-        /// What was written.
-        value: u64,
-    },
-    /// Not a tier.
-    #[error("{value} is not a tier: 0 observes, 1 is reversible, 2 needs a deterministic match")]
-    Tier {
-        /// What was written.
-        value: u64,
-    },
-    /// Not an absolute path.
-    #[error(
-        "{value:?} is not a path such as /actions/restart: segments of letters, digits, . _ - after each /"
-    )]
-    Path {
-        /// What was written.
+    TooMany { count: usize, limit: usize },
+    /// What other JSON readers would round is out of every range.
+    #[error("{value} is out of range: {minimum} to {maximum}")]
+    OutOfRange {
         value: String,
-    },
-    /// An action that undoes itself with itself.
-    #[error("is the same path as the handler; undoing must not act again")]
-    RollbackIsHandler,
-    /// Text that is empty, too long or has control characters.
-    #[error("must be 1 to {limit} characters without control characters")]
-    Text {
-        /// Longest accepted.
-        limit: usize,
-    },
-    /// A bound the parameter's type does not have.
-    #[error("does not apply to {subject}")]
-    DoesNotApply {
-        /// What it was written for.
-        subject: &'static str,
-    },
-    /// An integer other JSON readers would round.
-    #[error("{value} is outside -9007199254740991 to 9007199254740991")]
-    Integer {
-        /// What was written.
-        value: i64,
-    },
-    /// `minimum` above `maximum`.
-    #[error("minimum {minimum} is above maximum {maximum}")]
-    Range {
-        /// As written.
         minimum: i64,
-        /// As written.
         maximum: i64,
     },
-    /// Not a usable length.
-    #[error("{value} is not a length: 1 to {limit}")]
-    MaxLength {
-        /// What was written.
-        value: u64,
-        /// Largest accepted.
-        limit: u32,
-    },
-    /// A rule names an action the policy does not have.
-    #[error("no action has template {template:?}")]
-    UnknownTemplate {
-        /// What was written.
-        template: String,
-    },
-    /// A rule names a parameter one of its actions does not have.
+    #[error("{0} is not a tier: 0 observes, 1 is reversible, 2 needs a deterministic match")]
+    Tier(u64),
+    #[error("{0:?} is not a path such as /actions/restart: segments of letters, digits, . _ - after each /")]
+    Path(String),
+    #[error("is the handler's own path; a rollback needs a path of its own")]
+    RollbackIsHandler,
+    #[error("must be 1 to {limit} characters, none of them control characters")]
+    Text { limit: usize },
+    #[error("does not apply to {0}")]
+    DoesNotApply(&'static str),
+    #[error("minimum {minimum} is above maximum {maximum}")]
+    Range { minimum: i64, maximum: i64 },
+    #[error("no action has the template {0:?}")]
+    UnknownTemplate(String),
     #[error("action {template:?} has no parameter {parameter:?}")]
-    UnknownParameter {
-        /// The action.
-        template: String,
-        /// What was written.
-        parameter: String,
-    },
-    /// A condition with no requirement, or more than one.
-    #[error("needs exactly one of at_most, at_least, equals and one_of, not {count}")]
-    Requirements {
-        /// How many it has.
-        count: usize,
-    },
-    /// A requirement its parameter can not be compared with, or can never meet.
-    #[error("{value} is no value that parameter {parameter:?} of action {template:?} can have: {accepts}")]
+    UnknownParameter { template: String, parameter: String },
+    #[error("needs exactly one of at_most, at_least, equals and one_of, but has {0}")]
+    Requirements(usize),
+    /// A requirement its parameter cannot be compared with, or can never meet.
+    #[error("parameter {parameter:?} of action {template:?} does not accept {value}: it must be {accepts}")]
     Impossible {
-        /// What was written.
         value: String,
-        /// The parameter.
         parameter: String,
-        /// The action.
         template: String,
-        /// What the parameter accepts.
         accepts: String,
     },
 }
@@ -400,7 +276,7 @@ impl Ontology {
     /// Lower-case hex SHA-256 of the ontology's canonical JSON (RFC 8785): equal for files that mean the same.
     ///
     /// # Errors
-    /// Only if the ontology can not be written as JSON.
+    /// Only if the ontology cannot be written as JSON.
     pub fn hash(&self) -> Result<String, OntologyError> {
         let bytes = serde_json_canonicalizer::to_vec(self).map_err(OntologyError::Canonical)?;
         Ok(sha256_hex(&bytes))
@@ -427,7 +303,7 @@ impl TryFrom<u64> for Tier {
             0 => Ok(Self::Observe),
             1 => Ok(Self::Reversible),
             2 => Ok(Self::Deterministic),
-            value => Err(FieldError::Tier { value }),
+            level => Err(FieldError::Tier(level)),
         }
     }
 }
@@ -446,16 +322,6 @@ impl ParameterSpec {
             Self::Integer { required, .. } | Self::String { required, .. } | Self::Boolean { required } => {
                 *required
             }
-        }
-    }
-
-    /// The type as policies write it.
-    #[must_use]
-    pub fn type_name(&self) -> &'static str {
-        match self {
-            Self::Integer { .. } => "integer",
-            Self::String { .. } => "string",
-            Self::Boolean { .. } => "boolean",
         }
     }
 

@@ -23,9 +23,7 @@ pub enum Compatibility {
 pub struct UpgradeSummary {
     /// The version replaced; none when the plan had no policy.
     pub previous_version: Option<Version>,
-    /// The version deployed.
     pub version: Version,
-    /// Templates that are new.
     pub added: Vec<String>,
     /// Templates whose action, bounds or rules differ. A rule that gains or loses an action counts for all of its
     /// actions.
@@ -36,65 +34,43 @@ pub struct UpgradeSummary {
     pub quota_change: Option<QuotaChange>,
 }
 
-/// A quota that differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct QuotaChange {
-    /// Before.
     pub previous: Quota,
-    /// After.
     pub next: Quota,
 }
 
 /// The next bundle may not be deployed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum UpgradeRefused {
-    /// It is for another SKU or plan.
-    #[error("policy is for {next}, the one in place for {previous}")]
-    OtherPlan {
-        /// `<sku>/<plan>` in place.
-        previous: String,
-        /// `<sku>/<plan>` offered.
-        next: String,
-    },
-    /// Its version is not above the one in place (SemVer 2.0.0 section 11, so build metadata does not count).
-    #[error("policy version {next} is not greater than {previous}, the one in place")]
-    VersionNotGreater {
-        /// In place.
-        previous: Version,
-        /// Offered.
-        next: Version,
-    },
-    /// It lacks actions tenants have.
+pub enum CompatibilityError {
+    /// The plans are `<sku>/<plan>`.
+    #[error("policy is for {next}, but the one in force is for {previous}")]
+    OtherPlan { previous: String, next: String },
+    /// Precedence is SemVer 2.0.0 section 11's, so build metadata does not count.
+    #[error("policy version {next} is not greater than {previous}, the version in force")]
+    VersionNotGreater { previous: Version, next: Version },
     #[error("policy {next} removes {}, which tenants of {previous} may be using", templates.join(", "))]
     TemplatesRemoved {
-        /// Version in place.
         previous: Version,
-        /// Version offered.
         next: Version,
-        /// What is missing, sorted.
+        /// Sorted.
         templates: Vec<String>,
     },
-    /// It would move tenants' tables.
     #[error("policy changes isolation from {previous} to {next}, which would move tenants' records")]
-    IsolationChanged {
-        /// In place.
-        previous: Isolation,
-        /// Offered.
-        next: Isolation,
-    },
+    IsolationChanged { previous: Isolation, next: Isolation },
 }
 
-/// Compares the bundle in place with the one to deploy.
+/// Compares the bundle in force with the one to deploy.
 ///
 /// # Errors
 /// When tenants could lose what they have: an action, their tables, or the order of versions.
-pub fn check_upgrade(previous: Option<&Bundle>, next: &Bundle) -> Result<Compatibility, UpgradeRefused> {
+pub fn check_upgrade(previous: Option<&Bundle>, next: &Bundle) -> Result<Compatibility, CompatibilityError> {
     let Some(previous) = previous else {
         return Ok(Compatibility::Compatible(summary(None, next)));
     };
     if (&previous.sku_id, &previous.plan_type) != (&next.sku_id, &next.plan_type) {
-        return Err(UpgradeRefused::OtherPlan {
+        return Err(CompatibilityError::OtherPlan {
             previous: plan_name(previous),
             next: plan_name(next),
         });
@@ -105,7 +81,7 @@ pub fn check_upgrade(previous: Option<&Bundle>, next: &Bundle) -> Result<Compati
     }
     if next.version.cmp_precedence(&previous.version).is_le() {
         let (previous, next) = (previous.version.clone(), next.version.clone());
-        return Err(UpgradeRefused::VersionNotGreater { previous, next });
+        return Err(CompatibilityError::VersionNotGreater { previous, next });
     }
     let (before, after) = (decided(previous), decided(next));
     let removed: Vec<String> = before
@@ -115,14 +91,14 @@ pub fn check_upgrade(previous: Option<&Bundle>, next: &Bundle) -> Result<Compati
         .collect();
     if !removed.is_empty() {
         let (previous, next) = (previous.version.clone(), next.version.clone());
-        return Err(UpgradeRefused::TemplatesRemoved {
+        return Err(CompatibilityError::TemplatesRemoved {
             previous,
             next,
             templates: removed,
         });
     }
     if previous.isolation != next.isolation {
-        return Err(UpgradeRefused::IsolationChanged {
+        return Err(CompatibilityError::IsolationChanged {
             previous: previous.isolation,
             next: next.isolation,
         });

@@ -411,10 +411,10 @@ fn bundles_that_do_not_load() {
     let good = compiled(PROFESSIONAL);
     let text = String::from_utf8(good.bytes.clone()).unwrap();
     let not_canonical = "bundle is not canonical JSON (RFC 8785)";
-    refused(b"", "bundle is not readable");
+    refused(b"", "cannot read the bundle");
     refused(b"{}", "missing field `format`");
-    refused(&good.bytes[..good.bytes.len() - 1], "bundle is not readable");
-    refused(format!("{text}x").as_bytes(), "bundle is not readable");
+    refused(&good.bytes[..good.bytes.len() - 1], "cannot read the bundle");
+    refused(format!("{text}x").as_bytes(), "cannot read the bundle");
     refused(format!("{text}\n").as_bytes(), not_canonical);
     refused(text.replacen(':', ": ", 1).as_bytes(), not_canonical);
     refused(
@@ -448,12 +448,12 @@ fn bundles_that_do_not_load() {
         "bundle of 1048577 bytes is larger than the 1048576 allowed",
     );
     // Deep nesting ends in an error, not in the stack.
-    refused("[".repeat(1_000_000).as_bytes(), "bundle is not readable");
-    refused(&[0xff, 0xfe], "bundle is not readable");
+    refused("[".repeat(1_000_000).as_bytes(), "cannot read the bundle");
+    refused(&[0xff, 0xfe], "cannot read the bundle");
 
     refused(
         &rewritten(|bundle| bundle.format = 2),
-        "bundle has format 2, this enforcer reads 1",
+        "bundle has format 2, but this enforcer reads format 1",
     );
     refused(
         &rewritten(|bundle| bundle.actions.reverse()),
@@ -492,21 +492,21 @@ fn bundles_that_do_not_load() {
     );
     refused(
         &rewritten(|bundle| bundle.cedar_policies[0].id = "permit:all".to_owned()),
-        "Cedar policy \"permit:all\" carries another @id",
+        "Cedar policy \"permit:all\" has a different @id",
     );
     refused(
         &rewritten(|bundle| {
             let twice = bundle.cedar_policies[0].clone();
             bundle.cedar_policies.push(twice);
         }),
-        "can not join the set",
+        "cannot add Cedar policy",
     );
     refused(
         &rewritten(|bundle| {
             let text = &mut bundle.cedar_policies[3].text;
             *text = text.replace("replicas", "replica");
         }),
-        "carries another @id",
+        "has a different @id",
     );
     refused(
         &rewritten(|bundle| {

@@ -61,8 +61,7 @@ fn names() {
          0-9 and _",
     );
     for reserved in ["parameter-schema", "evaluation-error", "unknown-action"] {
-        let expected =
-            format!("rules[1].id: {reserved:?} is reserved for decisions the enforcer makes itself");
+        let expected = format!("rules[1].id: {reserved:?} is reserved for the enforcer's own decisions");
         check("id: dry-only", &format!("id: {reserved}"), &expected);
     }
 }
@@ -83,7 +82,7 @@ fn values() {
     }
     assert!(Ontology::parse(&edited(RICH, "\"435\"", &"a".repeat(64))).is_ok());
     for value in ["0", "9007199254740992"] {
-        let problem = format!("{value} is not a limit: 1 to 9007199254740991");
+        let problem = format!("{value} is out of range: 1 to 9007199254740991");
         check(
             "monthly_actions: 9007199254740991",
             &format!("monthly_actions: {value}"),
@@ -124,22 +123,22 @@ fn values() {
     check(
         "/rollbacks/move",
         "/actions/move",
-        "actions[1].rollback: is the same path as the handler; undoing must not act again",
+        "actions[1].rollback: is the handler's own path; a rollback needs a path of its own",
     );
     check(
         "description: Looks.",
         "description: \" \"",
-        "actions[0].description: must be 1 to 1000 characters without control characters",
+        "actions[0].description: must be 1 to 1000 characters, none of them control characters",
     );
     check(
         "description: Looks.",
         "description: \"a\\u0007\"",
-        "actions[0].description: must be 1 to 1000 characters without control characters",
+        "actions[0].description: must be 1 to 1000 characters, none of them control characters",
     );
     check(
         "\"a\", \"ü\"]",
         "\"\"]",
-        "actions[1].parameters.in.one_of[1]: must be 1 to 256 characters without control characters",
+        "actions[1].parameters.in.one_of[1]: must be 1 to 256 characters, none of them control characters",
     );
 }
 
@@ -156,7 +155,9 @@ fn parameters() {
             check(
                 "any_number: { type: integer }",
                 &format!("any_number: {{ type: integer, {field}: {value} }}"),
-                &format!("{at}.any_number.{field}: {value} is outside -9007199254740991 to 9007199254740991"),
+                &format!(
+                    "{at}.any_number.{field}: {value} is out of range: -9007199254740991 to 9007199254740991"
+                ),
             );
         }
         check(
@@ -194,14 +195,14 @@ fn parameters() {
         check(
             "max_length: 3",
             &format!("max_length: {value}"),
-            &format!("{at}.note.max_length: {value} is not a length: 1 to 4096"),
+            &format!("{at}.note.max_length: {value} is out of range: 1 to 4096"),
         );
     }
 }
 
 #[test]
 fn lists() {
-    let empty = "is an empty list; leave it out or fill it";
+    let empty = "is empty: add an entry or leave the field out";
     check(
         "[\"b \\\"quoted\\\" \\\\ back\", \"a\", \"ü\"]",
         "[]",
@@ -229,37 +230,37 @@ fn lists() {
     check(
         "plan_id: \"99\"",
         "plan_id: \"435\"",
-        "aliases[1].plan_id: 435 stands here twice",
+        "aliases[1].plan_id: 435 is listed twice",
     );
     check(
         "template: shift",
         "template: move",
-        "actions[2].template: move stands here twice",
+        "actions[2].template: move is listed twice",
     );
     check(
         "\"a\", \"ü\"]",
         "\"a\", \"a\"]",
-        "actions[1].parameters.in.one_of[2]: \"a\" stands here twice",
+        "actions[1].parameters.in.one_of[2]: \"a\" is listed twice",
     );
     check(
         "[shift, move]",
         "[shift, move, shift]",
-        "rules[0].actions[2]: shift stands here twice",
+        "rules[0].actions[2]: shift is listed twice",
     );
     check(
         "[2, 0, 1]",
         "[2, 0, 2]",
-        "rules[0].require[2].one_of[2]: 2 stands here twice",
+        "rules[0].require[2].one_of[2]: 2 is listed twice",
     );
     check(
         "id: dry-only",
         "id: small-steps",
-        "rules[1].id: small-steps stands here twice",
+        "rules[1].id: small-steps is listed twice",
     );
     check(
         "at_least: -2",
         "at_most: 2",
-        "rules[0].require[1]: the same condition stands here twice",
+        "rules[0].require[1]: the same condition is listed twice",
     );
 
     let many: Vec<String> = (0..101)
@@ -280,7 +281,7 @@ fn references() {
     check(
         "[shift, move]",
         "[shift, fly]",
-        "rules[0].actions[1]: no action has template \"fly\"",
+        "rules[0].actions[1]: no action has the template \"fly\"",
     );
     check(
         "parameter: dry, equals: true",
@@ -300,35 +301,61 @@ fn references() {
             "parameter: steps, at_least: -2",
             to,
             &format!(
-                "rules[0].require[1]: needs exactly one of at_most, at_least, equals and one_of, not {count}"
+                "rules[0].require[1]: needs exactly one of at_most, at_least, equals and one_of, but has {count}"
             ),
         );
     }
-    let steps = "is no value that parameter \"steps\" of action";
-    for (from, to, expected) in [
-        ("at_most: 2", "at_most: -6", format!("rules[0].require[0].at_most: -6 {steps} \"shift\" can have: an integer from 0 to 3")),
-        ("at_least: -2", "at_least: 4", format!("rules[0].require[1].at_least: 4 {steps} \"shift\" can have: an integer from 0 to 3")),
-        ("[2, 0, 1]", "[2, -1]", format!("rules[0].require[2].one_of: -1 {steps} \"shift\" can have: an integer from 0 to 3")),
-        ("one_of: [2, 0, 1]", "equals: \"2\"", format!("rules[0].require[2].equals: \"2\" {steps} \"shift\" can have: an integer from 0 to 3")),
+    let shift = |value: &str| {
+        format!(
+            "parameter \"steps\" of action \"shift\" does not accept {value}: it must be an integer from 0 to 3"
+        )
+    };
+    let note = |value: &str| {
+        format!(
+            "parameter \"note\" of action \"move\" does not accept {value}: it must be a string of at most 3 characters"
+        )
+    };
+    let dry = "parameter \"dry\" of action \"move\" does not accept 1: it must be true or false";
+    for (from, to, at, expected) in [
+        (
+            "at_most: 2",
+            "at_most: -6",
+            "rules[0].require[0].at_most",
+            shift("-6"),
+        ),
+        (
+            "at_least: -2",
+            "at_least: 4",
+            "rules[0].require[1].at_least",
+            shift("4"),
+        ),
+        ("[2, 0, 1]", "[2, -1]", "rules[0].require[2].one_of", shift("-1")),
+        (
+            "one_of: [2, 0, 1]",
+            "equals: \"2\"",
+            "rules[0].require[2].equals",
+            shift("\"2\""),
+        ),
         (
             "parameter: dry, equals: true",
             "parameter: dry, equals: 1",
-            "rules[1].require[0].equals: 1 is no value that parameter \"dry\" of action \"move\" can have: true or false".to_owned(),
+            "rules[1].require[0].equals",
+            dry.to_owned(),
         ),
         (
             "parameter: dry, equals: true",
             "parameter: note, at_most: 1",
-            "rules[1].require[0].at_most: 1 is no value that parameter \"note\" of action \"move\" can have: a string \
-             of at most 3 characters".to_owned(),
+            "rules[1].require[0].at_most",
+            note("1"),
         ),
         (
             "parameter: dry, equals: true",
             "parameter: note, equals: long",
-            "rules[1].require[0].equals: \"long\" is no value that parameter \"note\" of action \"move\" can have: a \
-             string of at most 3 characters".to_owned(),
+            "rules[1].require[0].equals",
+            note("\"long\""),
         ),
     ] {
-        check(from, to, &expected);
+        check(from, to, &format!("{at}: {expected}"));
     }
 }
 
@@ -415,8 +442,8 @@ fn shape() {
         }
     }
     refused(&format!("{RICH}---\nsku_id: b\n"), "multiple YAML documents");
-    refused("", "policy is not readable");
-    refused("just text", "policy is not readable");
+    refused("", "cannot read the policy");
+    refused("just text", "cannot read the policy");
     refused(
         &" ".repeat(256 * 1024 + 1),
         "policy of 262145 bytes is larger than the 262144 allowed",
@@ -424,7 +451,7 @@ fn shape() {
     // An unfinished line is not "none".
     refused(
         &format!("{}rules:", PROFESSIONAL.split("rules:").next().unwrap()),
-        "rules: is an empty list",
+        "rules: is empty",
     );
 }
 
@@ -453,7 +480,7 @@ fn alias_bombs_do_not_grow() {
             vec![format!("*{of}"); 9].join(",")
         ));
     }
-    refused(&format!("{bomb}{RICH}"), "policy is not readable");
+    refused(&format!("{bomb}{RICH}"), "cannot read the policy");
 }
 
 /// Whatever the file holds, reading it ends in an answer.

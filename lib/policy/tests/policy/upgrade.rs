@@ -92,12 +92,12 @@ fn refusals() {
     refused(
         PROFESSIONAL_NEXT,
         PROFESSIONAL,
-        "policy version 1.0.0 is not greater than 1.1.0, the one in place",
+        "policy version 1.0.0 is not greater than 1.1.0, the version in force",
     );
     refused(
         PROFESSIONAL,
         &edited(PROFESSIONAL, "monthly_actions: 10000", "monthly_actions: 1"),
-        "policy version 1.0.0 is not greater than 1.0.0, the one in place",
+        "policy version 1.0.0 is not greater than 1.0.0, the version in force",
     );
     for (version, lower) in [
         ("2.3.4-rc.1+build.2", true),
@@ -112,7 +112,7 @@ fn refusals() {
     refused(
         PROFESSIONAL,
         BASIC,
-        "policy is for github-marketplace/basic, the one in place for marketplace-sku-456/professional",
+        "policy is for github-marketplace/basic, but the one in force is for marketplace-sku-456/professional",
     );
     refused(
         PROFESSIONAL,
@@ -121,7 +121,7 @@ fn refusals() {
             "plan_type: professional",
             "plan_type: enterprise",
         ),
-        "policy is for marketplace-sku-456/enterprise, the one in place for marketplace-sku-456/professional",
+        "policy is for marketplace-sku-456/enterprise, but the one in force is for marketplace-sku-456/professional",
     );
     refused(
         PROFESSIONAL,
