@@ -47,19 +47,28 @@ help:            ## this list
 
 setup: $(VENV)/.installed  ## the Python side of the project, into .venv
 
-$(VENV)/.installed: infra/local/requirements.txt
-	$(call step,Python packages into .venv)
+.PHONY: present
+present:
 	command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing: install Python 3.11 or newer" >&2; exit 2; }
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "make: $(PYTHON) is too old: Python 3.11 or newer is needed (PYTHON=… chooses one)" >&2; exit 2; }
 	command -v cargo >/dev/null || { echo "make: cargo is missing: install Rust from https://rustup.rs" >&2; exit 2; }
+
+$(VENV)/.installed: infra/local/requirements.txt | present
+	$(call step,Python packages into .venv)
 	$(PYTHON) -m venv .venv
-	$(VENV)/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(VENV)/python -m pip install --quiet --no-compile --disable-pip-version-check -r $<
 	touch $@
 
-build: setup     ## functions and ggen, as run and test use them
-	$(call step,functions and ggen (profile local))
+build: present   ## functions and ggen, as run and test use them
+	$(call step,functions and ggen (profile local): about six minutes on two cores the first time; cargo counts the crates)
+	$(MAKE) --jobs 2 setup compile
 	cargo lambda build --profile local --compiler cargo --output-format zip $(DEPLOYED)
+
+# Beside the Python packages, as each takes its time. cargo-lambda, one of them, then has nothing left but to pack.
+.PHONY: compile
+compile:
+	cargo build --profile local $(DEPLOYED)
 
 run: build       ## the life of a tenant on a local cloud, then stays up until Ctrl-C
 	@PORT="$(or $(PORT),4566)" ONCE="$(ONCE)" $(VENV)/python infra/local/story.py

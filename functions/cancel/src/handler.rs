@@ -79,10 +79,7 @@ enum Ordered {
     /// A tenant leaves.
     Tenant(Order),
     /// A queue, and what goes with it, is nobody's.
-    Orphan {
-        /// The queue's name.
-        orphan: String,
-    },
+    Orphan { orphan: String },
 }
 
 /// Why an order could not be carried out yet. It comes back through the queue.
@@ -91,10 +88,8 @@ pub enum OrderError {
     /// The message is not an order.
     #[error("message is not a decommission order")]
     Form(#[from] serde_json::Error),
-    /// The signing key is not available.
     #[error(transparent)]
     Secrets(#[from] SecretsError),
-    /// The tables did not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A queue or mapping could not be looked at or deleted.
@@ -114,10 +109,7 @@ pub enum OrderError {
     },
     /// Nobody knows whose queue this was: a person must look.
     #[error("no tenant is known for queue {queue}")]
-    Ownerless {
-        /// The queue's name.
-        queue: String,
-    },
+    Ownerless { queue: String },
     /// The ledger's log could not be read, or contradicts the ledger.
     #[error("the ledger's checkpoints")]
     Log(#[from] LogError),

@@ -78,10 +78,7 @@ pub enum OrderError {
     What,
     /// Not where an invocation stopped.
     #[error("`after` is {found:?}, which no ledger has as its partition")]
-    After {
-        /// What it is.
-        found: String,
-    },
+    After { found: String },
 }
 
 impl TryFrom<Asked> for Order {
@@ -116,7 +113,6 @@ impl TryFrom<Asked> for Order {
 pub enum Answer {
     /// A ledger's checkpoint.
     One {
-        /// The ledger's origin.
         ledger: String,
         /// Receipts it is over.
         size: u64,
@@ -129,7 +125,6 @@ pub enum Answer {
     },
     /// A ledger that contradicts what was signed for it: nothing is signed.
     Refused {
-        /// The ledger's origin.
         ledger: String,
         /// In what it does, with both values.
         refused: String,
@@ -166,7 +161,6 @@ const SECOND_CHANCES: Duration = Duration::from_secs(120);
 /// Why a checkpoint could not be signed. Asking again goes on.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// The signing key is not available.
     #[error("the signing key is not available")]
     Secrets(#[from] SecretsError),
     /// The ledgers could not be listed.

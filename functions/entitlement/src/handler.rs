@@ -45,7 +45,6 @@ pub struct Entitlement {
 /// Why `entitlement` cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A variable is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The governor's ARN is not one.
@@ -56,7 +55,6 @@ pub enum StartError {
 /// A request to go on with what an earlier run left: `{"resume": {"account_id": …}}`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 struct Resume {
-    /// Whose tenant.
     account_id: AccountId,
     /// Whether what an active tenant needs is looked for, and made where it is missing.
     #[serde(default)]

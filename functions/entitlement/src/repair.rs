@@ -17,7 +17,6 @@ use crate::saga::Provisioner;
 /// Why a tenant could not be repaired. The next sweep asks again.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RepairError {
-    /// The tables did not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A queue or mapping could not be made.
@@ -28,10 +27,7 @@ pub(crate) enum RepairError {
     Table(#[from] TableError),
     /// A table of its own is gone, and with it what only a backup can bring back.
     #[error("table {table} of the tenant's own is gone; restore it from its backup")]
-    TableLost {
-        /// Which table.
-        table: String,
-    },
+    TableLost { table: String },
 }
 
 impl Provisioner {

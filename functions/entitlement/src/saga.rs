@@ -27,16 +27,13 @@ const READY_SECONDS: i64 = 600;
 pub(crate) enum Made {
     /// The entitlement is in force.
     Active {
-        /// The account as it now is.
         account: Box<Account>,
         /// The answer to the delivery that asked.
         record: DeliveryRecord,
     },
     /// A step failed, and everything is undone.
     Undone {
-        /// The account as it now is.
         account: Box<Account>,
-        /// Which step.
         step: &'static str,
         /// The answer to the delivery that asked; `None` when it should be posted again.
         record: Option<DeliveryRecord>,
@@ -48,13 +45,11 @@ pub(crate) enum Made {
 /// Why a saga stands where it is. It is taken up again.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MakeError {
-    /// The tables did not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Something that was asked for is not ready yet: no failure, it only takes its time.
     #[error("{}: {source}", step.name())]
     NotYet {
-        /// Which step.
         step: Step,
         /// What is not ready.
         #[source]
@@ -63,9 +58,7 @@ pub(crate) enum MakeError {
     /// What was made could not be unmade yet.
     #[error("undoing {}: {source}", step.name())]
     Undo {
-        /// Which step.
         step: Step,
-        /// Why.
         #[source]
         source: StepError,
     },
@@ -80,10 +73,8 @@ pub(crate) enum StepError {
     /// A table.
     #[error(transparent)]
     Table(#[from] TableError),
-    /// The enforcer.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// The governor.
     #[error(transparent)]
     Governor(#[from] InvokeError),
     /// The governor answered that it cannot work.

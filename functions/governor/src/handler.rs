@@ -66,10 +66,8 @@ pub struct Governor {
 /// Why a batch, or a part of it, goes back to the queue.
 #[derive(Debug, thiserror::Error)]
 pub enum BatchError {
-    /// The tables did not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The registry did not answer.
     #[error(transparent)]
     Registry(#[from] RegistryError),
     /// A secret is not available.
@@ -80,10 +78,7 @@ pub enum BatchError {
     Spool(#[from] SpoolError),
     /// Nobody knows whose queue this is.
     #[error("no tenant is known for queue {queue}")]
-    Ownerless {
-        /// The queue's name.
-        queue: String,
-    },
+    Ownerless { queue: String },
     /// An action could not take an event: a bug, told instead of hidden.
     #[error(transparent)]
     Illegal(#[from] action::IllegalTransition),
@@ -98,10 +93,7 @@ pub enum BatchError {
     Lost(String),
     /// What a decision needs did not come in time, while actions had ended whose outcomes were to be written.
     #[error("{what} did not answer within {} s", ANSWER.as_secs())]
-    Slow {
-        /// What.
-        what: &'static str,
-    },
+    Slow { what: &'static str },
 }
 
 impl BatchError {
@@ -125,7 +117,6 @@ impl BatchError {
 /// A request to look whether a tenant's governor can work.
 #[derive(Debug, Deserialize)]
 struct Boot {
-    /// Whose.
     account_id: AccountId,
     /// The enforcer that will decide.
     policy_hash: String,

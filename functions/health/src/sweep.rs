@@ -109,7 +109,6 @@ pub struct Swept {
     orphans: Vec<String>,
     /// What there was no room or time for; the next sweeps take it up.
     left: usize,
-    /// What went wrong.
     errors: Vec<String>,
 }
 

@@ -38,9 +38,7 @@ pub struct Proposal {
 pub enum Answer {
     /// It is in force.
     Upgraded {
-        /// The enforcer's hash.
         policy_hash: String,
-        /// Its version.
         policy_version: String,
         /// Tenants that were re-pinned.
         governors_updated: u64,
@@ -51,14 +49,12 @@ pub enum Answer {
     },
     /// It was in force already, for every tenant.
     Unchanged {
-        /// The enforcer's hash.
         policy_hash: String,
         /// The system ledger's receipt.
         receipts: Vec<serde_json::Value>,
     },
     /// It was refused; what was in force stays.
     Refused {
-        /// Why.
         reason: String,
         /// The system ledger's receipt.
         receipts: Vec<serde_json::Value>,
@@ -68,13 +64,10 @@ pub enum Answer {
 /// Why a proposal could not be carried out. Proposing it again goes on.
 #[derive(Debug, thiserror::Error)]
 pub enum UpgradeError {
-    /// The registry did not answer.
     #[error("the policy registry is not available")]
     Registry(#[from] RegistryError),
-    /// The tables did not answer.
     #[error("the tables are not available")]
     Store(#[from] StoreError),
-    /// The signing key is not available.
     #[error("the signing key is not available")]
     Secrets(#[from] SecretsError),
 }

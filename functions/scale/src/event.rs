@@ -21,7 +21,6 @@ pub(crate) struct Asked {
 /// An alarm about a queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Alarm {
-    /// The queue's name.
     pub(crate) queue: String,
     /// Whether it is on; else it went off, or has too few data.
     pub(crate) on: bool,
@@ -36,7 +35,6 @@ pub(crate) enum Event {
     Alarms(Vec<Alarm>, Asked),
     /// Give a tenant this base.
     Set {
-        /// The customer.
         account_id: AccountId,
         /// Actions at one time.
         concurrency: u64,
@@ -54,16 +52,10 @@ pub enum EventError {
     Unknown,
     /// An alarm's metric is no queue's.
     #[error("alarm {alarm:?} has no metric with the dimension {QUEUE_NAME}")]
-    NoQueue {
-        /// The alarm's name.
-        alarm: String,
-    },
+    NoQueue { alarm: String },
     /// An alarm's state is none.
     #[error("alarm {alarm:?} says no state, expected ALARM, OK or INSUFFICIENT_DATA")]
-    NoState {
-        /// The alarm's name.
-        alarm: String,
-    },
+    NoState { alarm: String },
     /// What SNS brought is not JSON.
     #[error("the message that SNS brought is not JSON, expected a CloudWatch alarm")]
     Message(#[source] serde_json::Error),
@@ -72,10 +64,7 @@ pub enum EventError {
     AccountId(#[source] IdError),
     /// The concurrency is none.
     #[error("`concurrency` is {found}, expected a whole number from 1 on")]
-    Concurrency {
-        /// What it is.
-        found: String,
-    },
+    Concurrency { found: String },
     /// `trial_seconds` or `idle_seconds` is not a number of seconds.
     #[error("`trial_seconds` and `idle_seconds`, where given, are whole numbers of seconds")]
     Seconds(#[source] serde_json::Error),

@@ -76,7 +76,6 @@ pub struct Report {
     ignored: Vec<String>,
     /// Tenants that there was no room or time for; the next runs look at them.
     left: usize,
-    /// What went wrong.
     errors: Vec<String>,
 }
 
@@ -170,7 +169,6 @@ pub enum Wished {
     Scaled {
         /// Before and after.
         concurrency: Concurrency,
-        /// The receipt.
         receipt: Value,
         /// Why the mapping is not paced yet.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -185,7 +183,6 @@ pub enum Wished {
     Refused {
         /// What they say.
         reason: String,
-        /// The receipt.
         receipt: Value,
     },
     /// There is no such tenant.
@@ -206,10 +203,8 @@ pub enum ScaleError {
     /// The mode is not known.
     #[error("the control object cannot be read")]
     Control(#[from] ControlError),
-    /// The signing key is not available.
     #[error("the signing key is not available")]
     Secrets(#[from] SecretsError),
-    /// The tables did not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The queue did not answer.

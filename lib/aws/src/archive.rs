@@ -35,7 +35,6 @@ const ARCHIVE_TYPE: &str = "application/gzip";
 /// Why a ledger could not be archived.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// The ledger could not be read.
     #[error("reading the ledger")]
     Ledger(#[from] StoreError),
     /// The ledger's checkpoint could not be issued, or its earlier ones not be read.
@@ -56,11 +55,8 @@ pub enum ArchiveError {
     /// It failed, and its parts are still in the bucket, until the bucket's lifecycle rule removes them.
     #[error("upload {upload_id} of s3://{bucket}/{key} was begun and could not be aborted: {detail}")]
     NotAborted {
-        /// Which bucket.
         bucket: String,
-        /// Which object.
         key: String,
-        /// Which upload.
         upload_id: String,
         /// What the SDK said about the abort.
         detail: String,
@@ -89,7 +85,6 @@ impl ArchiveError {
 /// An archive in the audit bucket.
 #[derive(Debug, Clone)]
 pub struct Archived {
-    /// Name of the object.
     pub key: String,
     /// Version of the object, where the bucket keeps versions.
     pub version: Option<String>,
@@ -100,11 +95,9 @@ pub struct Archived {
 /// A message that nobody could settle, as it is kept.
 #[derive(Debug, Serialize)]
 pub struct DeadLetter<'a> {
-    /// SQS's id of it.
     pub message_id: &'a str,
     /// When it was put on the tenant's queue, in milliseconds since 1970, as SQS says.
     pub sent_at_ms: Option<&'a str>,
-    /// What it says.
     pub body: &'a str,
 }
 

@@ -21,13 +21,10 @@ const DAY_SECONDS: i64 = 24 * 3600;
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} of s3://{bucket}/{key}: {detail}")]
 pub struct AuditError {
-    /// Which operation.
     pub operation: &'static str,
-    /// Which bucket.
     pub bucket: String,
     /// Which object, or which prefix was listed.
     pub key: String,
-    /// What the SDK said.
     pub detail: String,
 }
 
@@ -43,7 +40,6 @@ pub(crate) enum Put {
 /// A version of an object.
 #[derive(Debug, Clone)]
 pub(crate) struct Kept {
-    /// Name of the object.
     pub(crate) key: String,
     /// Which version, where the bucket keeps versions.
     version: Option<String>,

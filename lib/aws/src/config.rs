@@ -18,25 +18,19 @@ pub enum ConfigError {
     /// The variable has a value that makes no sense.
     #[error("environment variable {name} is {found:?}, expected {expected}")]
     Invalid {
-        /// The variable.
         name: &'static str,
-        /// What it must be.
         expected: &'static str,
-        /// What it is.
         found: String,
     },
     /// The variable is no list of networks.
     #[error("environment variable {name} lists something else than networks: {source}")]
     Networks {
-        /// The variable.
         name: &'static str,
-        /// What.
         source: NetworksError,
     },
     /// The variable names an address that may not be called.
     #[error("environment variable {name} is refused: {source}")]
     Target {
-        /// The variable.
         name: &'static str,
         /// Why; without the address, which may hold a password.
         source: TargetError,

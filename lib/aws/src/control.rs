@@ -17,31 +17,22 @@ const ATTEMPTS: u32 = 8;
 /// Why the control object could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// A call failed.
     #[error("{operation} of s3://{bucket}/{KEY}: {detail}")]
     Call {
-        /// Which operation.
         operation: &'static str,
-        /// Which bucket.
         bucket: String,
-        /// What the SDK said.
         detail: String,
     },
     /// The object is not of its form.
     #[error("s3://{bucket}/{KEY} is not a control object")]
     Form {
-        /// Which bucket.
         bucket: String,
-        /// What is wrong with it.
         #[source]
         source: serde_json::Error,
     },
     /// Others changed it, every time.
     #[error("s3://{bucket}/{KEY} was changed by others during {ATTEMPTS} attempts")]
-    Contended {
-        /// Which bucket.
-        bucket: String,
-    },
+    Contended { bucket: String },
 }
 
 /// The control object.

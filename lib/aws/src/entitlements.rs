@@ -42,14 +42,12 @@ pub struct Order {
 pub enum Taken {
     /// Done, ignored, refused or kept for later.
     Answered {
-        /// The answer.
         record: DeliveryRecord,
         /// When what may run at once changed: the id of the tenant's mapping, and its pace now.
         pace: Option<(String, Pace)>,
     },
     /// Something has to be made: the account with the intent. `fresh` when it was recorded just now.
     Begun {
-        /// The account as it now is.
         account: Box<Account>,
         /// Whether nobody can have begun to make it.
         fresh: bool,
@@ -81,9 +79,7 @@ impl From<EventError> for Problem {
 
 /// Carries out events.
 pub struct Entitlements {
-    /// The tables.
     pub store: Store,
-    /// The policies.
     pub registry: Registry,
     messages: Messages,
     decommission_queue: String,

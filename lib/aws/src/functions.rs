@@ -17,9 +17,7 @@ use crate::clients::explain;
 #[derive(Debug, thiserror::Error)]
 #[error("asking function {function} to run: {detail}")]
 pub struct InvokeError {
-    /// Which function.
     pub function: String,
-    /// What went wrong.
     pub detail: String,
 }
 

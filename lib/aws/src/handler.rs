@@ -47,7 +47,6 @@ pub struct ClientError(#[from] reqwest::Error);
 /// What a handler is asked for.
 #[derive(Debug, Clone, Serialize)]
 pub struct Call {
-    /// Which action.
     pub action_id: String,
     /// For whom.
     pub account_id: String,

@@ -27,7 +27,6 @@ pub struct Request {
 /// A refusal, as its caller reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// HTTP status.
     pub status: u16,
     /// Short and the same for every occurrence.
     pub title: &'static str,

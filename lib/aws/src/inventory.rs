@@ -23,14 +23,11 @@ const MAPPINGS_PAGE: i32 = 100;
 /// Why what there is could not be listed.
 #[derive(Debug, thiserror::Error)]
 pub enum InventoryError {
-    /// A call failed.
     #[error("{operation} for {name}: {detail}")]
     Call {
-        /// Which operation.
         operation: &'static str,
         /// What was asked for.
         name: String,
-        /// What the SDK said.
         detail: String,
     },
     /// Tables could not be listed.

@@ -36,13 +36,11 @@ pub enum LogError {
     /// The audit bucket did not answer.
     #[error(transparent)]
     Audit(#[from] AuditError),
-    /// The ledger could not be read.
     #[error("reading the ledger")]
     Store(#[from] StoreError),
     /// The key trail does not hold.
     #[error("the key trail in s3://{bucket}/{prefix} is not good", prefix = names::KEYS_PREFIX)]
     Trail {
-        /// Which bucket.
         bucket: String,
         /// Which line, and why.
         #[source]
@@ -51,9 +49,7 @@ pub enum LogError {
     /// An object of the key trail that is there already, and other than what was to be put.
     #[error("s3://{bucket}/{key} has another receipt already, expected {expected}, found {found}")]
     KeyTrail {
-        /// Which bucket.
         bucket: String,
-        /// Which object.
         key: String,
         /// The receipt to put.
         expected: String,
@@ -62,22 +58,13 @@ pub enum LogError {
     },
     /// An object that is not text.
     #[error("s3://{bucket}/{key} is not UTF-8")]
-    Text {
-        /// Which bucket.
-        bucket: String,
-        /// Which object.
-        key: String,
-    },
+    Text { bucket: String, key: String },
     /// The ledger has no receipts, so that there is nothing to sign for.
     #[error("the ledger {ledger} has no receipts, and an empty ledger has no checkpoint")]
-    Empty {
-        /// Its origin.
-        ledger: String,
-    },
+    Empty { ledger: String },
     /// A head whose Merkle range is not one of its size.
     #[error("the head of {ledger} can't be signed for")]
     Head {
-        /// The ledger's origin.
         ledger: String,
         /// What does not fit.
         #[source]
@@ -86,7 +73,6 @@ pub enum LogError {
     /// A tile is missing or not good.
     #[error("the tiles of {ledger}")]
     Tile {
-        /// The ledger's origin.
         ledger: String,
         /// Which tile, and what is wrong.
         #[source]
@@ -95,11 +81,8 @@ pub enum LogError {
     /// A stored checkpoint that does not hold, or one that can't be made.
     #[error("the checkpoint s3://{bucket}/{key} is not good")]
     Checkpoint {
-        /// Which bucket.
         bucket: String,
-        /// Which object.
         key: String,
-        /// Why.
         #[source]
         source: CheckpointError,
     },
@@ -108,17 +91,13 @@ pub enum LogError {
         "the checkpoint s3://{bucket}/{key} is signed by key {key_id}, which the key trail does not lead to"
     )]
     UnknownKey {
-        /// Which bucket.
         bucket: String,
-        /// Which object.
         key: String,
-        /// The key.
         key_id: String,
     },
     /// The table has fewer receipts than it must have: than its own head says, or than are to be signed for.
     #[error("the table has {found} receipts of {ledger}, expected {expected}")]
     Short {
-        /// The ledger's origin.
         ledger: String,
         /// Receipts there must be.
         expected: u64,
@@ -131,7 +110,6 @@ pub enum LogError {
          the table's head has {size} receipts with root {root}"
     )]
     RolledBack {
-        /// The ledger's origin.
         ledger: String,
         /// Receipts that were signed for.
         signed_size: u64,
@@ -147,7 +125,6 @@ pub enum LogError {
         "the ledger {ledger} has forked at {size} receipts: {what} has the root {expected}, found {found}"
     )]
     Forked {
-        /// The ledger's origin.
         ledger: String,
         /// Receipts in both.
         size: u64,

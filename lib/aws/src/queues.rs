@@ -34,22 +34,16 @@ const DELETING: &str = "Deleting";
 /// Why a queue or mapping could not be handled.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
-    /// A call failed.
     #[error("{operation} for {name}: {detail}")]
     Call {
-        /// Which operation.
         operation: &'static str,
-        /// Which queue or mapping.
         name: String,
-        /// What the SDK said.
         detail: String,
     },
     /// The answer lacks what the API promises.
     #[error("{operation} for {name} answered without {what}")]
     Answer {
-        /// Which operation.
         operation: &'static str,
-        /// Which queue or mapping.
         name: String,
         /// What is missing.
         what: &'static str,
@@ -405,9 +399,7 @@ impl Feeds {
 /// A message left on a queue.
 #[derive(Debug, Clone)]
 pub struct Left {
-    /// SQS's id of it.
     pub message_id: String,
-    /// What it says.
     pub body: String,
     /// Handle by which it is deleted.
     pub receipt_handle: String,

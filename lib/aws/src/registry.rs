@@ -19,59 +19,40 @@ use crate::clients::explain;
 /// Why the registry could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// A call failed.
     #[error("{operation} of s3://{bucket}/{key}: {detail}")]
     Call {
-        /// Which operation.
         operation: &'static str,
-        /// Which bucket.
         bucket: String,
-        /// Which object.
         key: String,
-        /// What the SDK said.
         detail: String,
     },
     /// An index object is not of its form.
     #[error("registry object {key} is not an index entry")]
     Index {
-        /// Which object.
         key: String,
-        /// What is wrong with it.
         #[source]
         source: serde_json::Error,
     },
     /// No enforcer of that hash is stored.
     #[error("registry has no enforcer {hash}")]
-    Missing {
-        /// Which hash.
-        hash: String,
-    },
+    Missing { hash: String },
     /// An enforcer's bytes are not what their name says, or not an enforcer.
     #[error("enforcer {hash} cannot be loaded")]
     Bundle {
-        /// Which hash.
         hash: String,
-        /// What is wrong with it.
         #[source]
         source: BundleError,
     },
     /// An enforcer's SKU or plan is none.
     #[error("enforcer {hash} has a SKU or plan that cannot be one")]
     Name {
-        /// Which hash.
         hash: String,
-        /// What is wrong with it.
         #[source]
         source: IdError,
     },
     /// An enforcer's bytes do not hash to its name.
     #[error("enforcer stored as {expected} hashes to {found}")]
-    Hash {
-        /// The name.
-        expected: String,
-        /// The hash.
-        found: String,
-    },
+    Hash { expected: String, found: String },
 }
 
 impl RegistryError {
@@ -92,9 +73,7 @@ impl RegistryError {
 /// Which enforcer a SKU and plan have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexEntry {
-    /// The product.
     pub sku_id: String,
-    /// The plan.
     pub plan_type: String,
     /// Version of the policy.
     pub policy_version: String,

@@ -30,45 +30,27 @@ const PENDING: &str = "AWSPENDING";
 pub enum SecretsError {
     /// Secrets Manager did not answer with it.
     #[error("reading secret {id}: {detail}")]
-    Read {
-        /// Which secret.
-        id: String,
-        /// What the SDK said.
-        detail: String,
-    },
+    Read { id: String, detail: String },
     /// Secrets Manager did not do what was asked.
     #[error("{operation} of secret {id}: {detail}")]
     Change {
-        /// Which operation.
         operation: &'static str,
-        /// Which secret.
         id: String,
-        /// What the SDK said.
         detail: String,
     },
     /// It has no text.
     #[error("secret {id} has no text value yet; put one with `aws secretsmanager put-secret-value`")]
-    Empty {
-        /// Which secret.
-        id: String,
-    },
+    Empty { id: String },
     /// It is not a webhook secret.
     #[error("secret {id}: {source}")]
     Webhook {
-        /// Which secret.
         id: String,
-        /// What is wrong with it.
         #[source]
         source: SecretError,
     },
     /// It is not a signing key.
     #[error("secret {id} is not an Ed25519 private key in PKCS#8 PEM: {detail}")]
-    Key {
-        /// Which secret.
-        id: String,
-        /// What is wrong with it.
-        detail: String,
-    },
+    Key { id: String, detail: String },
 }
 
 /// Reads secrets and keeps them for a while.

@@ -14,16 +14,11 @@ use crate::clients::explain;
 /// Why the spool could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
-    /// A call failed.
     #[error("{operation} of s3://{bucket}/{key}: {detail}")]
     Call {
-        /// Which operation.
         operation: &'static str,
-        /// Which bucket.
         bucket: String,
-        /// Which object.
         key: String,
-        /// What the SDK said.
         detail: String,
     },
     /// A receipt could not be written as canonical bytes.
@@ -31,12 +26,7 @@ pub enum SpoolError {
     Form(#[from] FormError),
     /// An object is not text.
     #[error("s3://{bucket}/{key} is not UTF-8")]
-    Text {
-        /// Which bucket.
-        bucket: String,
-        /// Which object.
-        key: String,
-    },
+    Text { bucket: String, key: String },
 }
 
 /// The spool.

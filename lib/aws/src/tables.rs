@@ -20,22 +20,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Why a table could not be made or deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
-    /// A call failed.
     #[error("{operation} of table {table}: {detail}")]
     Call {
-        /// Which operation.
         operation: &'static str,
-        /// Which table.
         table: String,
-        /// What the SDK said.
         detail: String,
     },
     /// It is not ready yet.
     #[error("table {table} was not ready after {} s", READY_WITHIN.as_secs())]
-    NotReady {
-        /// Which table.
-        table: String,
-    },
+    NotReady { table: String },
 }
 
 /// Which of a tenant's own tables.

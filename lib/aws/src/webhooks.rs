@@ -33,11 +33,9 @@ pub struct Webhooks {
 /// A delivery that is authentic, and what it says.
 #[derive(Debug)]
 pub struct Delivery {
-    /// Who sent it.
     pub provider: &'static Provider,
     /// Which one it is.
     pub id: DeliveryId,
-    /// What it says.
     pub said: WebhookEvent,
 }
 

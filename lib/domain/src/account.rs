@@ -14,14 +14,10 @@ pub const MAX_PLAN_ID_CHARS: usize = 128;
 pub enum IdError {
     /// The identifier has no characters.
     #[error("{what} is empty")]
-    Empty {
-        /// Which identifier.
-        what: &'static str,
-    },
+    Empty { what: &'static str },
     /// The identifier is longer than allowed.
     #[error("{what} has {found} characters, more than {limit}")]
     TooLong {
-        /// Which identifier.
         what: &'static str,
         /// Characters found.
         found: usize,
@@ -31,7 +27,6 @@ pub enum IdError {
     /// The identifier holds a control character, which no ledger line may carry.
     #[error("{what} holds the control character U+{code:04X}")]
     Control {
-        /// Which identifier.
         what: &'static str,
         /// Code point found.
         code: u32,

@@ -138,14 +138,12 @@ pub struct Escalation {
     pub error_code: String,
     /// Where it goes on when it is redriven; none when there is nothing to go on with.
     pub resume: Option<ActionState>,
-    /// When.
     pub at: Timestamp,
 }
 
 /// An action as the table holds it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Action {
-    /// Which action.
     pub action_id: ActionId,
     /// Template of the policy it runs.
     pub template: String,
@@ -184,18 +182,13 @@ pub struct Action {
 pub enum ActionEvent {
     /// The gate said no.
     Refused {
-        /// Why.
         code: RefusalCode,
-        /// For people.
         detail: Option<String>,
         /// Rules that decided, when policy did.
         rules: Vec<String>,
     },
     /// The gate sent it to a person.
-    Routed {
-        /// Why.
-        code: RouteCode,
-    },
+    Routed { code: RouteCode },
     /// A governor claimed it.
     Claimed,
     /// The handler answered 2xx.
@@ -227,17 +220,9 @@ pub enum ActionEvent {
         error_code: &'static str,
     },
     /// A person has it taken up again.
-    Redriven {
-        /// Who.
-        by: String,
-    },
+    Redriven { by: String },
     /// A person has dealt with it.
-    Resolved {
-        /// Who.
-        by: String,
-        /// How.
-        note: String,
-    },
+    Resolved { by: String, note: String },
 }
 
 /// An event that has no meaning in a state.
@@ -246,7 +231,6 @@ pub enum ActionEvent {
 pub struct IllegalTransition {
     /// Where the action stands.
     pub state: ActionState,
-    /// What happened.
     pub event: ActionEvent,
 }
 

@@ -57,7 +57,6 @@ impl LetThrough {
 /// The gate's answer about one signal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admission {
-    /// What it says.
     pub verdict: Verdict,
     /// The entitlement the signal is for, when that can be told.
     pub entitlement: Option<EntitlementId>,

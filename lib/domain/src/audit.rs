@@ -33,13 +33,9 @@ pub enum ActionError {
         "receipt {receipt_id} at place {seq}: action {action_id:?} was final before; expected no `{found}` after that"
     )]
     AfterTheEnd {
-        /// The receipt.
         receipt_id: Uuid,
-        /// Its place.
         seq: u64,
-        /// The action.
         action_id: String,
-        /// The receipt's operation.
         found: &'static str,
     },
     /// An undo that undoes another receipt than the action's last one, or nothing.
@@ -48,11 +44,8 @@ pub enum ActionError {
         expected.map_or_else(|| "of a receipt about it".to_owned(), |id| id.to_string())
     )]
     Undone {
-        /// The receipt.
         receipt_id: Uuid,
-        /// Its place.
         seq: u64,
-        /// The action.
         action_id: String,
         /// The last receipt about the action, if there is one that can be undone.
         expected: Option<Uuid>,
@@ -64,13 +57,9 @@ pub enum ActionError {
         "receipt {receipt_id} at place {seq}: expected action {action_id:?} to be escalated before `{found}`"
     )]
     NotEscalated {
-        /// The receipt.
         receipt_id: Uuid,
-        /// Its place.
         seq: u64,
-        /// The action.
         action_id: String,
-        /// The receipt's operation.
         found: &'static str,
     },
     /// Begun, and never brought to an end.
@@ -78,41 +67,25 @@ pub enum ActionError {
         "action {action_id:?} has no final receipt: expected one soon after receipt {receipt_id} `{found}` at place {seq}"
     )]
     Open {
-        /// The last receipt about it.
         receipt_id: Uuid,
-        /// Its place.
         seq: u64,
-        /// The action.
         action_id: String,
-        /// The receipt's operation.
         found: &'static str,
     },
     /// Final in the table, and the ledger does not say how.
     #[error(
         "action {action_id:?} is {found} in the table: expected a final receipt in the ledger, found none"
     )]
-    Unreceipted {
-        /// The action.
-        action_id: String,
-        /// Its state.
-        found: String,
-    },
+    Unreceipted { action_id: String, found: String },
     /// Final in the ledger, and not in the table.
     #[error(
         "action {action_id:?} has a final receipt in the ledger: expected a final state in the table, found {found}"
     )]
-    NotFinal {
-        /// The action.
-        action_id: String,
-        /// Its state.
-        found: String,
-    },
+    NotFinal { action_id: String, found: String },
     /// Claimed or begun long ago, and nobody finished it.
     #[error("action {action_id:?} is {found} in the table since {since}: expected an end within {} s", patience().as_secs())]
     Stuck {
-        /// The action.
         action_id: String,
-        /// Its state.
         found: String,
         /// When its claim ended.
         since: Timestamp,

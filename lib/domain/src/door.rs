@@ -16,9 +16,12 @@
 //! The gate is asked as the governor asks it, and the governor has the last word: what has to wait and what goes to a person
 //! is let in.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
+use percent_encoding::percent_decode_str;
 use policy::decision::{PARAMETER_SCHEMA, is_permit};
 use receipts::receipt::{Draft, Payload};
 use serde::Deserialize;
@@ -47,15 +50,10 @@ const TEMPLATE_CHARS: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Way {
     /// `POST /tenants/{account_id}/signals`: an action is asked for.
-    Ask {
-        /// Of which tenant.
-        account_id: AccountId,
-    },
+    Ask { account_id: AccountId },
     /// `GET /tenants/{account_id}/actions/{action_id}`: how does an action stand?
     Tell {
-        /// Whose.
         account_id: AccountId,
-        /// Which.
         action_id: ActionId,
     },
 }
@@ -68,16 +66,10 @@ pub enum WayError {
     Path,
     /// Another method is meant.
     #[error("this path takes {allowed} only")]
-    Method {
-        /// Which.
-        allowed: &'static str,
-    },
+    Method { allowed: &'static str },
     /// A part of the path is not percent-encoded UTF-8.
     #[error("{part} in the path is not percent-encoded UTF-8")]
-    Encoding {
-        /// Which part.
-        part: &'static str,
-    },
+    Encoding { part: &'static str },
     /// The account id in the path is none.
     #[error("in the path: {0}")]
     Account(#[from] IdError),
@@ -122,24 +114,15 @@ fn account_id(encoded: &str) -> Result<AccountId, WayError> {
     Ok(AccountId::parse(decoded("the account id", encoded)?)?)
 }
 
-/// Percent-decoding (RFC 3986, section 2.1) that forgives nothing.
+/// Percent-decoding (RFC 3986, section 2.1) that forgives nothing: the crate leaves a stray percent sign as it is.
 fn decoded(part: &'static str, text: &str) -> Result<String, WayError> {
-    let wrong = || WayError::Encoding { part };
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, behind)) = rest.split_first() {
-        rest = behind;
-        if *first != b'%' {
-            bytes.push(*first);
-            continue;
-        }
-        let (digits, behind) = rest.split_first_chunk::<2>().ok_or_else(wrong)?;
-        let mut byte = [0];
-        hex::decode_to_slice(digits, &mut byte).map_err(|_| wrong())?;
-        bytes.extend(byte);
-        rest = behind;
-    }
-    String::from_utf8(bytes).map_err(|_| wrong())
+    let digits = |encoded: &str| {
+        let digits = encoded.bytes().take(2).filter(u8::is_ascii_hexdigit);
+        digits.count() == 2
+    };
+    let whole = text.split('%').skip(1).all(digits);
+    let decoded = percent_decode_str(text).decode_utf8().ok().filter(|_| whole);
+    decoded.map(Cow::into_owned).ok_or(WayError::Encoding { part })
 }
 
 /// What a producer posts.
@@ -148,7 +131,6 @@ fn decoded(part: &'static str, text: &str) -> Result<String, WayError> {
 pub struct Posted {
     /// Template of the policy to run.
     pub template: String,
-    /// The template's parameters.
     #[serde(default)]
     pub parameters: Map<String, Value>,
     /// Names the action; the delivery does otherwise.
@@ -166,7 +148,6 @@ pub struct Posted {
 /// A request for an action, from somebody who may ask.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Asked {
-    /// Of which tenant.
     pub account_id: AccountId,
     /// The sender's id of the delivery.
     pub delivery_id: String,
@@ -274,7 +255,6 @@ pub enum Again {
 /// How a refusal is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reply {
-    /// HTTP status.
     pub status: u16,
     /// Short and the same for every occurrence.
     pub title: &'static str,
@@ -287,7 +267,6 @@ pub struct Reply {
 /// A refusal at the door.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// Why.
     pub code: Code,
     /// Rules that decided, when policy did.
     pub rules: Vec<String>,
@@ -434,7 +413,6 @@ pub enum Step {
     Send(Box<Sending>),
     /// Say no.
     Refuse {
-        /// Why.
         refusal: Refusal,
         /// Whether the tenant has a ledger that takes a receipt of it.
         on_record: bool,
@@ -469,7 +447,6 @@ pub fn put_on_record(account: &Account, refusal: &Draft) -> Plan {
 /// What goes on the queue.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sending {
-    /// The message.
     pub signal: Signal,
     /// Where to.
     pub queue_url: String,

@@ -92,9 +92,7 @@ pub struct PolicyPin {
 /// What a plan is here: its policy, and what that allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
-    /// The product.
     pub sku_id: SkuId,
-    /// The plan.
     pub plan_type: PlanType,
     /// The enforcer in force for it.
     pub policy: PolicyPin,
@@ -107,9 +105,7 @@ pub struct Offer {
 /// One agreement in force.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entitlement {
-    /// The product.
     pub sku_id: SkuId,
-    /// The plan.
     pub plan_type: PlanType,
     /// Where the customer wants it.
     pub region: String,

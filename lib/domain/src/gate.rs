@@ -113,7 +113,6 @@ pub enum EntitlementFacts<'a> {
     None,
     /// More than one fits.
     Several,
-    /// This one.
     One(HeldFacts<'a>),
 }
 
@@ -148,7 +147,6 @@ pub enum PolicyAnswer {
     Deny {
         /// Rules that decided.
         rules: Vec<String>,
-        /// For people.
         detail: Option<String>,
     },
 }
@@ -177,11 +175,9 @@ pub enum Verdict {
     Execute,
     /// Say no.
     Refuse {
-        /// Why.
         code: RefusalCode,
         /// Rules that decided, when policy did.
         rules: Vec<String>,
-        /// For people.
         detail: Option<String>,
     },
     /// Send it to a person.

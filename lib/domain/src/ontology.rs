@@ -13,7 +13,6 @@ pub enum PolicyFileError {
     /// An alias names a provider that is not there, or has no plan ids.
     #[error("aliases: {name:?} is not a provider with plan ids of its own; known: {}", known.join(", "))]
     Provider {
-        /// The name as written.
         name: String,
         /// Providers that an alias may name.
         known: Vec<&'static str>,

@@ -68,7 +68,6 @@ impl Step {
 /// The delivery that asked, so that whoever finishes can keep its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeliveryRef {
-    /// Who sent it.
     pub provider: String,
     /// The sender's id of the delivery.
     pub delivery_id: String,
@@ -87,9 +86,7 @@ impl DeliveryRef {
 /// Why and where provisioning failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// The step.
     pub step: Step,
-    /// What it said.
     pub reason: String,
     /// Whether the same request would fail again.
     pub lasting: bool,

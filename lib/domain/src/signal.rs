@@ -25,7 +25,6 @@ pub struct Signal {
     pub entitlement_id: Option<EntitlementId>,
     /// Template of the policy to run.
     pub template: String,
-    /// The template's parameters.
     #[serde(default)]
     pub parameters: Map<String, Value>,
     /// SHA-256 of the enforcer the producer believes in, lower hex.
@@ -85,7 +84,6 @@ impl From<ActionId> for String {
 pub struct SignalError {
     /// Path of the field, `.` for the whole message.
     pub field: String,
-    /// What the JSON reader said.
     #[source]
     pub source: serde_json::Error,
 }

@@ -298,7 +298,6 @@ impl Resource {
 /// What there should be of one tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expected {
-    /// Whose.
     pub account_id: AccountId,
     /// Its queue, after which everything of it is named.
     pub queue: String,
@@ -387,11 +386,9 @@ impl Found {
 /// What should be there and is not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
-    /// Whose.
     pub account_id: AccountId,
     /// The tenant's queue.
     pub queue: String,
-    /// What.
     pub resources: Vec<Resource>,
 }
 

@@ -27,9 +27,7 @@ pub const BUSY: &str = "busy";
 /// An event that is carried out later: the tenant is between two states, or it takes effect later, or a step failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deferred {
-    /// What happened.
     pub event: EntitlementEvent,
-    /// The delivery that brought it.
     pub asked: DeliveryRef,
     /// When it came.
     pub received_at: Timestamp,
@@ -44,7 +42,6 @@ pub struct Deferred {
 /// A tenant as the table holds it: an account's entitlements, and what was made for them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tenant {
-    /// The customer.
     pub account_id: AccountId,
     /// Where it stands.
     pub lifecycle: Lifecycle,
@@ -93,7 +90,6 @@ pub struct Tenant {
 /// old, as a queue hands out old signals first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastClaim {
-    /// When.
     pub at: Timestamp,
     /// When the oldest of the claimed signals was put on the queue.
     pub sent_at: Timestamp,
@@ -102,7 +98,6 @@ pub struct LastClaim {
 /// Which entitlement a signal is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Selected<'a> {
-    /// This one.
     One(&'a EntitlementId, &'a Entitlement),
     /// None fits what it names.
     None,

@@ -128,7 +128,6 @@ impl Plan {
 /// The answer to a delivery, before its receipt is sealed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeliveryPlan {
-    /// The delivery's key.
     pub key: String,
     /// SHA-256 of its body.
     pub body_sha256: String,
@@ -185,7 +184,6 @@ pub struct Committed {
 /// What was answered to a delivery, kept so that a repeat gets the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeliveryRecord {
-    /// The delivery's key.
     pub key: String,
     /// SHA-256 of the body that was answered.
     pub body_sha256: String,

@@ -9,8 +9,6 @@ pub mod provider;
 pub mod providers;
 pub mod signature;
 
-use sha2::{Digest, Sha256};
-
 /// Largest webhook body accepted, in bytes (256 KiB).
 pub const MAX_BODY_BYTES: usize = 256 * 1024;
 
@@ -32,7 +30,7 @@ impl DeliveryId {
         Self {
             provider,
             id: id.to_owned(),
-            body_sha256: hex_digest(&Sha256::digest(body).into()),
+            body_sha256: receipts::sha256_hex(body),
         }
     }
 
@@ -41,22 +39,4 @@ impl DeliveryId {
     pub fn key(&self) -> String {
         format!("{}#{}", self.provider, self.id)
     }
-}
-
-/// Lower hex of a digest, eight digits at a time: `hex::encode` writes single characters, which shows in the CPU of a
-/// webhook.
-fn hex_digest(digest: &[u8; 32]) -> String {
-    let mut text = Vec::with_capacity(64);
-    for word in digest.as_chunks().0 {
-        // One nibble to a byte, the first one uppermost.
-        let mut nibbles = u64::from(u32::from_be_bytes(*word));
-        nibbles = (nibbles | nibbles << 16) & 0x0000_ffff_0000_ffff;
-        nibbles = (nibbles | nibbles << 8) & 0x00ff_00ff_00ff_00ff;
-        nibbles = (nibbles | nibbles << 4) & 0x0f0f_0f0f_0f0f_0f0f;
-        // Sixes carry out of the nibbles from ten on, whose digits are letters.
-        let letters = ((nibbles + 0x0606_0606_0606_0606) >> 4) & 0x0101_0101_0101_0101;
-        let digits = nibbles + 0x3030_3030_3030_3030 + letters * u64::from(b'a' - b'9' - 1);
-        text.extend_from_slice(&digits.to_be_bytes());
-    }
-    String::from_utf8(text).unwrap_or_else(|_| hex::encode(digest))
 }

@@ -195,12 +195,7 @@ pub enum TargetError {
     Tail,
     /// An address that is neither public nor listed.
     #[error("{address} is {block}, and in no network that HANDLER_NETWORKS lists")]
-    Address {
-        /// The address.
-        address: IpAddr,
-        /// What it is.
-        block: &'static str,
-    },
+    Address { address: IpAddr, block: &'static str },
 }
 
 /// Why a call was not made.
@@ -209,7 +204,6 @@ pub enum Forbidden {
     /// A name that resolves to nothing that may be called.
     #[error("{name} resolves to {address}, which is {block}, and in no network that HANDLER_NETWORKS lists")]
     Address {
-        /// The name.
         name: String,
         /// What it resolved to, the last of several.
         address: IpAddr,

@@ -32,9 +32,7 @@ pub const DEFERRED_SECONDS: i64 = 7 * 24 * 3600;
 /// An event, with what the registry says of the plan and product it names.
 #[derive(Debug, Clone)]
 pub struct Heard<'a> {
-    /// What happened.
     pub event: &'a EntitlementEvent,
-    /// The delivery that brought it.
     pub asked: &'a DeliveryRef,
     /// When it came.
     pub received_at: Timestamp,
@@ -64,7 +62,6 @@ pub struct Surroundings<'a> {
 pub enum Decision {
     /// Nothing changes, but perhaps what is remembered of cancellations.
     Ignore {
-        /// Why.
         reason: String,
         /// The tenant afterwards, when something is remembered.
         tenant: Option<Box<Tenant>>,
@@ -73,21 +70,16 @@ pub enum Decision {
     Refuse {
         /// Which step could not be done.
         step: &'static str,
-        /// Why.
         reason: String,
     },
     /// It is kept, and carried out later.
     Defer {
         /// The tenant with the event among those that wait.
         tenant: Box<Tenant>,
-        /// What is put on record.
         payload: Payload,
     },
     /// It cannot even be kept: the sender has to come back.
-    Busy {
-        /// Why.
-        reason: String,
-    },
+    Busy { reason: String },
     /// What it asks for is under way: go on with it.
     Resume,
     /// Something has to be made first: the tenant with the saga's intent.
@@ -96,7 +88,6 @@ pub enum Decision {
     Commit {
         /// The tenant afterwards.
         tenant: Box<Tenant>,
-        /// What is put on record.
         payload: Payload,
         /// The enforcer in force.
         policy_hash: Option<String>,

@@ -60,7 +60,6 @@ pub enum Asked {
     Malformed {
         /// Id under which the refusal is kept: the message's own.
         action_id: ActionId,
-        /// What is wrong with it.
         detail: String,
     },
 }
@@ -356,7 +355,6 @@ pub struct Over<'a> {
 /// A signal in hand, not decided yet or waiting for a place.
 #[derive(Debug, Clone, Copy)]
 pub struct InHand<'a> {
-    /// The message.
     pub message: &'a Message,
     /// Id of the receipt that deciding it leaves.
     pub receipt_id: Uuid,

@@ -17,9 +17,7 @@ use crate::webhook::providers::PROVIDERS;
 /// An event to be carried out.
 #[derive(Debug, Clone)]
 pub struct Task {
-    /// What happened.
     pub event: EntitlementEvent,
-    /// The delivery that brought it.
     pub asked: DeliveryRef,
     /// When it came.
     pub received_at: Timestamp,
@@ -88,16 +86,10 @@ pub struct LookedUp {
 pub enum ApplyError {
     /// The delivery id came before with another body.
     #[error("delivery {delivery_id} was answered before with another body")]
-    DeliveryReused {
-        /// The delivery.
-        delivery_id: String,
-    },
+    DeliveryReused { delivery_id: String },
     /// The account can take no event now: its sender has to come back.
     #[error("{reason}")]
-    Busy {
-        /// Why.
-        reason: String,
-    },
+    Busy { reason: String },
 }
 
 /// What became of an event.

@@ -68,7 +68,6 @@ pub fn note_archived_actions(account: &Account, actions: &ArchivedActions) -> Pl
 /// An archive of everything, with which a ledger can be closed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Closing<'a> {
-    /// Whose ledger.
     pub account_id: &'a AccountId,
     /// When the marketplace cancelled.
     pub requested_at: Timestamp,

@@ -22,7 +22,6 @@ pub struct DeadLetter {
     pub action_id: ActionId,
     /// The signal, or what is wrong with it.
     signal: Result<Signal, String>,
-    /// Id of the receipt that it leaves.
     receipt_id: Uuid,
 }
 

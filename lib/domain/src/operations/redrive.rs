@@ -11,13 +11,11 @@ use crate::transaction::{Account, Plan};
 /// A person asks for an action to go on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Redrive<'a> {
-    /// Which action.
     pub action_id: &'a ActionId,
     /// What its dead letter says, if it has one.
     pub signal: Option<&'a Signal>,
     /// Who asks.
     pub by: &'a str,
-    /// Id of the receipt of it.
     pub receipt_id: Uuid,
 }
 

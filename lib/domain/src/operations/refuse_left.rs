@@ -20,7 +20,6 @@ pub struct LeftSignal {
     pub template: String,
     /// Why it is refused.
     pub detail: String,
-    /// Id of the receipt that it leaves.
     pub receipt_id: Uuid,
 }
 

@@ -12,11 +12,9 @@ use crate::transaction::{Account, Keys, Plan};
 pub struct Resolution<'a> {
     /// About which action.
     pub action_id: &'a ActionId,
-    /// Who.
     pub by: &'a str,
     /// What was done about it.
     pub note: &'a str,
-    /// Id of the receipt of it.
     pub receipt_id: Uuid,
 }
 

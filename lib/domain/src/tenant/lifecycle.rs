@@ -83,7 +83,6 @@ impl TenantEvent {
 pub struct IllegalTransition {
     /// Where the tenant stands.
     pub state: Lifecycle,
-    /// What happened.
     pub event: TenantEvent,
 }
 

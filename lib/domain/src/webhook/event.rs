@@ -11,7 +11,6 @@ use crate::account::{AccountId, EntitlementId, PlanType, SkuId};
 pub enum PlanReference {
     /// Our own SKU and plan.
     Canonical {
-        /// The product.
         sku_id: SkuId,
         /// The plan of the product.
         plan_type: PlanType,
@@ -84,7 +83,6 @@ impl Change {
 /// One event about one entitlement of one account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EntitlementEvent {
-    /// The customer.
     pub account_id: AccountId,
     /// The sender's id of the agreement, where it gives one. Without it the entitlement is known by its SKU.
     pub entitlement_id: Option<EntitlementId>,
@@ -107,7 +105,6 @@ pub enum WebhookEvent {
     Ignored {
         /// Whose ledger says so; the control plane's own when no account is named.
         account_id: Option<AccountId>,
-        /// Why.
         reason: String,
     },
 }

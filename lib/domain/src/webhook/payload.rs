@@ -21,7 +21,6 @@ pub enum PayloadError {
     Field {
         /// Path of the field, `.` for the whole body.
         field: String,
-        /// What the JSON reader said.
         #[source]
         source: serde_json::Error,
     },

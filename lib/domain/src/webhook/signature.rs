@@ -73,17 +73,12 @@ pub enum SignatureError {
     /// A header is not of its form.
     #[error("header {header} {problem}")]
     Malformed {
-        /// Which header.
         header: &'static str,
-        /// What is wrong with it.
         problem: &'static str,
     },
     /// The timestamp is too far from our clock.
     #[error("header {header} is more than {TOLERANCE_SECONDS} s from now")]
-    Stale {
-        /// Which header.
-        header: &'static str,
-    },
+    Stale { header: &'static str },
     /// No signature fits.
     #[error("no signature matches")]
     NoMatch,
