@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use benches::percentile;
 use domain::account::{AccountId, EntitlementId, PlanType, SkuId};
-use domain::entitlement::decide::{Heard, Surroundings, decide};
+use domain::entitlement::decide::{EventContext, Surroundings, decide};
 use domain::entitlement::{Entitlement, EventOrder, Isolation, Offer};
 use domain::entitlement::{PolicyPin, Quota};
 use domain::provisioning::DeliveryRef;
@@ -135,7 +135,7 @@ fn measure(body: &[u8], times: usize) -> [f64; 4] {
             delivery_id: delivery.id,
             body_sha256: delivery.body_sha256,
         };
-        let heard = Heard {
+        let heard = EventContext {
             event: &event,
             asked: &asked,
             received_at: now,

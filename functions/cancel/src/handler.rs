@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aws::archive::{ArchiveError, Archived, Archives, DeadLetter};
 use aws::config::{self, ConfigError, Stack};
-use aws::entitlements::{Entitlements, Order, Taken};
+use aws::entitlements::{DecommissionOrder, Entitlements, TaskOutcome};
 use aws::functions::Functions;
 use aws::http::{self, Problem, Request};
 use aws::log::{Log, LogError};
@@ -77,14 +77,14 @@ pub struct Cancel {
 #[serde(untagged)]
 enum Ordered {
     /// A tenant leaves.
-    Tenant(Order),
+    Tenant(DecommissionOrder),
     /// A queue, and what goes with it, is nobody's.
     Orphan { orphan: String },
 }
 
 /// Why an order could not be carried out yet. It comes back through the queue.
 #[derive(Debug, thiserror::Error)]
-pub enum OrderError {
+pub enum DecommissionError {
     /// The message is not an order.
     #[error("message is not a decommission order")]
     Form(#[from] serde_json::Error),
@@ -235,9 +235,9 @@ impl Cancel {
         let task = Task::delivered(event, asked, now);
         match self.entitlements.take(&signer, &task, now).await? {
             // A mapping of a tenant that lives on follows its plans at the next repair: this function may not change it.
-            Taken::Answered { record, .. } => Ok(record),
+            TaskOutcome::Answered { record, .. } => Ok(record),
             // A cancellation begins nothing, and does not wait before it is kept.
-            Taken::Begun { .. } | Taken::Waits => {
+            TaskOutcome::Begun { .. } | TaskOutcome::Waits => {
                 Err(Problem::unavailable("the account is being changed; retry later"))
             }
         }
@@ -275,14 +275,14 @@ impl Cancel {
         response
     }
 
-    async fn carry_out(&self, body: &str) -> Result<(), OrderError> {
+    async fn carry_out(&self, body: &str) -> Result<(), DecommissionError> {
         match serde_json::from_str(body)? {
             Ordered::Tenant(order) => Box::pin(self.decommission(&order)).await,
             Ordered::Orphan { orphan } => Box::pin(self.remove_orphan(&orphan)).await,
         }
     }
 
-    async fn decommission(&self, order: &Order) -> Result<(), OrderError> {
+    async fn decommission(&self, order: &DecommissionOrder) -> Result<(), DecommissionError> {
         let store = self.store();
         let partition = Partition::of(&order.account_id);
         let account = store.load(&partition, &Keys::default()).await?;
@@ -300,7 +300,7 @@ impl Cancel {
                 return self.close_again(order, &partition, &account.head).await;
             }
             state @ (Lifecycle::Absent | Lifecycle::Provisioning | Lifecycle::Active) => {
-                return Err(OrderError::State(state));
+                return Err(DecommissionError::State(state));
             }
         }
         let signer = self.signer().await?;
@@ -371,11 +371,11 @@ impl Cancel {
                 Err(CloseError::Store(e)) => return Err(e.into()),
                 Err(CloseError::Archive(e)) => return Err(e.into()),
                 Err(CloseError::Refused(decommission::CloseError::State(state))) => {
-                    return Err(OrderError::State(state));
+                    return Err(DecommissionError::State(state));
                 }
             }
         }
-        Err(OrderError::Moving)
+        Err(DecommissionError::Moving)
     }
 
     /// Has what waited for the end of the tenant carried out now; the sweep does it otherwise.
@@ -396,11 +396,12 @@ impl Cancel {
         &self,
         signer: &Signer,
         partition: &Partition,
-        order: &Order,
-    ) -> Result<(), OrderError> {
+        order: &DecommissionOrder,
+    ) -> Result<(), DecommissionError> {
         let store = self.store();
         let keys = Keys::default();
-        let end = |account: &Account, _| Ok::<_, OrderError>((decommission::end_own_tables(account), ()));
+        let end =
+            |account: &Account, _| Ok::<_, DecommissionError>((decommission::end_own_tables(account), ()));
         let (committed, ()) = store.transact(signer, partition, &keys, None, end).await?;
         if decommission::own_tables(&committed.account).is_none() {
             return Ok(());
@@ -416,7 +417,7 @@ impl Cancel {
             .await?;
         store.bring_home(partition, tables).await?;
         let note = |account: &Account, _| {
-            Ok::<_, OrderError>((decommission::note_archived_actions(account, &actions), ()))
+            Ok::<_, DecommissionError>((decommission::note_archived_actions(account, &actions), ()))
         };
         store.transact(signer, partition, &keys, None, note).await?;
         Ok(())
@@ -424,9 +425,9 @@ impl Cancel {
 
     /// Takes away a queue, its dead-letter queue, mapping and tables that are no living tenant's. What stands on the queue
     /// is refused on record first.
-    async fn remove_orphan(&self, queue: &str) -> Result<(), OrderError> {
+    async fn remove_orphan(&self, queue: &str) -> Result<(), DecommissionError> {
         let Some(partition) = self.store().queue_owner(queue).await? else {
-            return Err(OrderError::Ownerless {
+            return Err(DecommissionError::Ownerless {
                 queue: queue.to_owned(),
             });
         };
@@ -488,7 +489,7 @@ impl Cancel {
             repair: format!("removed {}", removed.join(", ")),
         };
         let draft = Draft::new(Uuid::now_v7(), account_id.as_str(), payload, Timestamp::now());
-        let record = |_: &Account, _| Ok::<_, OrderError>((Plan::append(draft.clone()), ()));
+        let record = |_: &Account, _| Ok::<_, DecommissionError>((Plan::append(draft.clone()), ()));
         self.store()
             .transact(&signer, &partition, &Keys::default(), None, record)
             .await?;
@@ -496,7 +497,12 @@ impl Cancel {
     }
 
     /// The run that closed the ledger may have ended before its closing receipt and checkpoint stood beside the archive.
-    async fn close_again(&self, order: &Order, partition: &Partition, head: &Head) -> Result<(), OrderError> {
+    async fn close_again(
+        &self,
+        order: &DecommissionOrder,
+        partition: &Partition,
+        head: &Head,
+    ) -> Result<(), DecommissionError> {
         let bucket = format!("s3://{}/", self.archives.bucket());
         let mut end = head.size;
         // Of this generation the last one is meant, and few receipts can come behind it.
@@ -524,7 +530,7 @@ impl Cancel {
 
     /// Waits until no action is in flight and the queue is empty: the governor finishes what runs and refuses the rest.
     /// False when the time was over before.
-    async fn drain(&self, partition: &Partition, tenant: &Tenant) -> Result<bool, OrderError> {
+    async fn drain(&self, partition: &Partition, tenant: &Tenant) -> Result<bool, DecommissionError> {
         let deadline = Instant::now() + DRAIN;
         let mut quiet = 0;
         loop {
@@ -548,7 +554,7 @@ impl Cancel {
     }
 
     /// Ends, on record, every action that did not end in its time: its claim is void, so nobody can finish it later.
-    async fn abandon(&self, signer: &Signer, partition: &Partition) -> Result<(), OrderError> {
+    async fn abandon(&self, signer: &Signer, partition: &Partition) -> Result<(), DecommissionError> {
         let (mut unfinished, mut pages) = (Vec::new(), Pages::default());
         while let Some(actions) = pages
             .next(async |after| self.store().actions(partition, after).await)
@@ -568,7 +574,7 @@ impl Cancel {
             };
             let group: Vec<_> = group.iter().map(|id| (id.clone(), Uuid::now_v7())).collect();
             let give_up = |account: &Account, now| {
-                Ok::<_, OrderError>((abandon::abandon(account, &group, "DECOMMISSIONED", now)?, ()))
+                Ok::<_, DecommissionError>((abandon::abandon(account, &group, "DECOMMISSIONED", now)?, ()))
             };
             let (committed, ()) = self
                 .store()
@@ -593,7 +599,7 @@ impl Cancel {
         leaving: &Leaving<'_>,
         queue_url: &str,
         letters: Letters,
-    ) -> Result<(), OrderError> {
+    ) -> Result<(), DecommissionError> {
         let hidden = Instant::now() + HIDDEN;
         loop {
             let left = self.teardown.receive(queue_url).await?;
@@ -608,7 +614,7 @@ impl Cancel {
                         .waiting
                         .saturating_add(backlog.in_flight)
                         .saturating_add(backlog.delayed);
-                    return Err(OrderError::NotDrained { waiting });
+                    return Err(DecommissionError::NotDrained { waiting });
                 }
                 continue;
             }
@@ -642,7 +648,7 @@ impl Cancel {
                 ..Keys::default()
             };
             let refuse = |account: &Account, now| {
-                Ok::<_, OrderError>((
+                Ok::<_, DecommissionError>((
                     refuse_left::refuse_left(account, leaving.account_id, &signals, now),
                     (),
                 ))
@@ -662,7 +668,7 @@ impl Cancel {
         &self,
         signer: &Signer,
         partition: &Partition,
-        order: &Order,
+        order: &DecommissionOrder,
         archived: &Archived,
     ) -> Result<(u64, String, Head, bool), CloseError> {
         let receipt_id = Uuid::now_v7();
@@ -711,7 +717,7 @@ enum Letters {
     Dead,
 }
 
-impl OrderError {
+impl DecommissionError {
     /// Whether the ledger is not the one that was signed for: a person must look, and until then nothing is deleted.
     fn is_fork(&self) -> bool {
         match self {

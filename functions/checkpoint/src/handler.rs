@@ -33,7 +33,7 @@ const NAMED: usize = 50;
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "Asked")]
+#[serde(try_from = "CheckpointRequest")]
 pub enum Order {
     /// A checkpoint of this ledger.
     One(LedgerId),
@@ -55,7 +55,7 @@ pub struct Walk {
 /// An order as it comes and goes.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Asked {
+struct CheckpointRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     account_id: Option<AccountId>,
     #[serde(default)]
@@ -81,10 +81,10 @@ pub enum OrderError {
     After { found: String },
 }
 
-impl TryFrom<Asked> for Order {
+impl TryFrom<CheckpointRequest> for Order {
     type Error = OrderError;
 
-    fn try_from(asked: Asked) -> Result<Self, OrderError> {
+    fn try_from(asked: CheckpointRequest) -> Result<Self, OrderError> {
         match (asked.account_id, asked.system, asked.all) {
             (Some(account_id), false, false) => Ok(Self::One(LedgerId::Customer(account_id))),
             (None, true, false) => Ok(Self::One(LedgerId::System)),
@@ -266,7 +266,7 @@ impl Checkpoints {
     }
 
     async fn all(&self, signer: Arc<Signer>, walk: Walk) -> Result<Answer, CheckpointError> {
-        let mut going = Going {
+        let mut going = Round {
             log: &self.issuer.log,
             report: Report {
                 failed_count: walk.failed,
@@ -320,12 +320,12 @@ impl Checkpoints {
         let mut report = going.report;
         if !whole {
             report.after = after.map(|ledger| ledger.partition().to_string());
-            let rest = Asked {
+            let rest = CheckpointRequest {
                 all: true,
                 after: report.after.clone(),
                 failed: report.failed_count,
                 budget_seconds: Some(walk.budget_seconds),
-                ..Asked::default()
+                ..CheckpointRequest::default()
             };
             self.functions.invoke_later(&self.function, &rest).await?;
         }
@@ -351,7 +351,7 @@ impl Checkpoints {
 
 impl Checkpoints {
     /// A ledger that has a log and no head any more was taken out of the table.
-    async fn look_for_lost(&self, going: &mut Going<'_>) -> Result<(), CheckpointError> {
+    async fn look_for_lost(&self, going: &mut Round<'_>) -> Result<(), CheckpointError> {
         let mut lost: BTreeSet<String> = self.issuer.log.segments().await?.into_iter().collect();
         let mut after = None;
         loop {
@@ -379,13 +379,13 @@ impl Checkpoints {
 type Ended = Result<(LedgerId, Result<Issued, LogError>), JoinError>;
 
 /// A way through the ledgers, half gone.
-struct Going<'a> {
+struct Round<'a> {
     log: &'a Log,
     report: Report,
     again: Vec<(LedgerId, LogError)>,
 }
 
-impl Going<'_> {
+impl Round<'_> {
     fn settle(&mut self, ended: Option<Ended>) {
         match ended {
             None => {}
@@ -483,12 +483,12 @@ mod tests {
     #[test]
     fn what_is_left_to_do_is_an_order() {
         for ledger in [customer("c"), customer("_system"), LedgerId::System] {
-            let rest = Asked {
+            let rest = CheckpointRequest {
                 all: true,
                 after: Some(ledger.partition().to_string()),
                 failed: 3,
                 budget_seconds: Some(60),
-                ..Asked::default()
+                ..CheckpointRequest::default()
             };
             let event = serde_json::to_string(&rest).unwrap();
             check(&event, Ok(walk(Some(ledger), 3, 60)));

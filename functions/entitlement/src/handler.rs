@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use aws::clients;
 use aws::config::{self, ConfigError, Stack};
-use aws::entitlements::{Entitlements, Taken};
+use aws::entitlements::{Entitlements, TaskOutcome};
 use aws::functions::Functions;
 use aws::http::{self, Problem, Request};
 use aws::queues::{Messages, QueueError, TenantQueues};
@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tracing::{error, info, warn};
 
-use crate::saga::{Made, MakeError, Provisioner};
+use crate::saga::{Provisioner, SagaError, SagaOutcome};
 
 /// How long one request goes on to carry out events that wait.
 const BUDGET: Duration = Duration::from_secs(15);
@@ -188,14 +188,14 @@ impl Entitlement {
         now: Timestamp,
     ) -> Result<Option<DeliveryRecord>, Problem> {
         let (account, fresh) = match self.provisioner.entitlements.take(signer, task, now).await? {
-            Taken::Answered { record, pace } => {
+            TaskOutcome::Answered { record, pace } => {
                 let (account, change) = (task.event.account_id.as_str(), task.event.change.name());
                 info!(account, change, status = record.status, "answered");
                 self.pace(pace).await;
                 return Ok(Some(record));
             }
-            Taken::Waits => return Ok(None),
-            Taken::Begun { account, fresh } => (*account, fresh),
+            TaskOutcome::Waits => return Ok(None),
+            TaskOutcome::Begun { account, fresh } => (*account, fresh),
         };
         let made = Box::pin(self.provisioner.make(signer, account, fresh)).await;
         let made = match made {
@@ -203,24 +203,24 @@ impl Entitlement {
             Err(e) => return self.not_made(task, &e),
         };
         let waiting = match &made {
-            Made::Active { account, .. } | Made::Undone { account, .. } => account
+            SagaOutcome::Active { account, .. } | SagaOutcome::Undone { account, .. } => account
                 .tenant
                 .as_ref()
                 .is_some_and(|tenant| !tenant.deferred.is_empty()),
-            Made::ByAnother(_) => false,
+            SagaOutcome::ByAnother(_) => false,
         };
         let answer = match made {
-            Made::Active { record, .. } => {
+            SagaOutcome::Active { record, .. } => {
                 info!(account = task.event.account_id.as_str(), "entitlement active");
                 Ok(Some(record))
             }
-            Made::ByAnother(record) => record.map(Some).ok_or_else(|| {
+            SagaOutcome::ByAnother(record) => record.map(Some).ok_or_else(|| {
                 Problem::unavailable("another delivery changed the account meanwhile; retry later")
             }),
-            Made::Undone {
+            SagaOutcome::Undone {
                 record: Some(record), ..
             } => Ok(Some(record)),
-            Made::Undone {
+            SagaOutcome::Undone {
                 record: None, step, ..
             } => Err(Problem::unavailable(format!(
                 "provisioning failed at {step} and is undone; retry later"
@@ -241,7 +241,7 @@ impl Entitlement {
     }
 
     /// The intent is on record, and is gone on with by the sweep: a sender that posts again may as well.
-    fn not_made(&self, task: &Task, error: &MakeError) -> Result<Option<DeliveryRecord>, Problem> {
+    fn not_made(&self, task: &Task, error: &SagaError) -> Result<Option<DeliveryRecord>, Problem> {
         error!(error = %error, "provisioning goes on with the next delivery or the sweep");
         if task.waited || resends(&task.asked.provider) {
             return Err(Problem::unavailable(
@@ -293,7 +293,7 @@ impl Entitlement {
             // What stands still holds up nothing else of the account.
             match Box::pin(self.provisioner.make(&signer, account, false)).await {
                 Ok(_) => {}
-                Err(e @ MakeError::NotYet { .. }) => info!(%partition, error = %e, "not ready yet"),
+                Err(e @ SagaError::NotYet { .. }) => info!(%partition, error = %e, "not ready yet"),
                 Err(e) => stuck = Some(e),
             }
         }

@@ -24,7 +24,7 @@ use uuid::Uuid;
 const READY_SECONDS: i64 = 600;
 
 /// What came of a saga.
-pub(crate) enum Made {
+pub(crate) enum SagaOutcome {
     /// The entitlement is in force.
     Active {
         account: Box<Account>,
@@ -44,7 +44,7 @@ pub(crate) enum Made {
 
 /// Why a saga stands where it is. It is taken up again.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum MakeError {
+pub(crate) enum SagaError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Something that was asked for is not ready yet: no failure, it only takes its time.
@@ -123,19 +123,19 @@ impl Provisioner {
     /// Makes what the account's intent names and commits the outcome, or undoes all of it.
     ///
     /// # Errors
-    /// [`MakeError`] when neither end was reached: the intent stays, and whoever comes next goes on.
+    /// [`SagaError`] when neither end was reached: the intent stays, and whoever comes next goes on.
     pub(crate) async fn make(
         &self,
         signer: &Signer,
         account: Account,
         fresh: bool,
-    ) -> Result<Made, MakeError> {
+    ) -> Result<SagaOutcome, SagaError> {
         let under_way = account
             .tenant
             .as_ref()
             .and_then(|tenant| Some((tenant, tenant.provisioning.as_ref()?)));
         let Some((tenant, saga)) = under_way.map(|(tenant, saga)| (tenant.clone(), saga.clone())) else {
-            return Ok(Made::ByAnother(account.delivery));
+            return Ok(SagaOutcome::ByAnother(account.delivery));
         };
         let partition = account.partition.clone();
         let failure = match &saga.failure {
@@ -144,7 +144,7 @@ impl Provisioner {
                 Ok(resources) => match self.activate(signer, account, &saga, resources.as_ref()).await {
                     Ok(Some((account, record))) => {
                         let account = Box::new(account);
-                        return Ok(Made::Active { account, record });
+                        return Ok(SagaOutcome::Active { account, record });
                     }
                     Ok(None) => return self.after_another(signer, &partition, &tenant, &saga).await,
                     Err(e) => Failure {
@@ -155,7 +155,7 @@ impl Provisioner {
                     },
                 },
                 Err((step, source)) if source.is_slow() && still_early(&saga) => {
-                    return Err(MakeError::NotYet { step, source });
+                    return Err(SagaError::NotYet { step, source });
                 }
                 Err((step, e)) => Failure {
                     step,
@@ -270,7 +270,7 @@ impl Provisioner {
         partition: &Partition,
         tenant: &Tenant,
         saga: &Provisioning,
-    ) -> Result<Made, MakeError> {
+    ) -> Result<SagaOutcome, SagaError> {
         let mut undone = Vec::new();
         let back = self.back(tenant, saga, &mut undone).await;
         if let Err(e) = back {
@@ -304,7 +304,7 @@ impl Provisioner {
         tenant: &Tenant,
         saga: &Provisioning,
         undone: &mut Vec<Step>,
-    ) -> Result<(), MakeError> {
+    ) -> Result<(), SagaError> {
         let queue = tenant.fsm_id.as_str();
         for step in saga.undo() {
             let removed: Result<bool, StepError> = match step {
@@ -324,7 +324,7 @@ impl Provisioner {
                 }
                 Step::TenantRecord | Step::PolicyPin | Step::GovernorBoot | Step::Receipt => Ok(false),
             };
-            if removed.map_err(|source| MakeError::Undo { step, source })? {
+            if removed.map_err(|source| SagaError::Undo { step, source })? {
                 undone.push(step);
             }
         }
@@ -362,7 +362,7 @@ impl Provisioner {
         partition: &Partition,
         saga: &Provisioning,
         failure: &Failure,
-    ) -> Result<bool, MakeError> {
+    ) -> Result<bool, SagaError> {
         let note =
             |account: &Account, _| Ok::<_, StoreError>(provision::note_failure(account, saga, failure));
         let store = &self.entitlements.store;
@@ -380,7 +380,7 @@ impl Provisioner {
         partition: &Partition,
         begun: &Tenant,
         saga: &Provisioning,
-    ) -> Result<Made, MakeError> {
+    ) -> Result<SagaOutcome, SagaError> {
         let account = self
             .entitlements
             .store
@@ -415,7 +415,7 @@ impl Provisioner {
             );
             self.back(begun, saga, &mut Vec::new()).await?;
         }
-        Ok(Made::ByAnother(account.delivery))
+        Ok(SagaOutcome::ByAnother(account.delivery))
     }
 
     /// Commits that everything is undone. An event whose sender does not post it again is kept, and tried later.
@@ -425,7 +425,7 @@ impl Provisioner {
         partition: &Partition,
         saga: &Provisioning,
         undone: Vec<Step>,
-    ) -> Result<Made, MakeError> {
+    ) -> Result<SagaOutcome, SagaError> {
         let receipt_id = Uuid::now_v7();
         let close = |account: &Account, now| {
             Ok::<_, StoreError>(provision::close_failed(account, saga, &undone, receipt_id, now))
@@ -434,10 +434,10 @@ impl Provisioner {
         let keys = provision::keys(saga);
         let (committed, closed) = store.transact(signer, partition, &keys, None, close).await?;
         let Some(Undone { failure, status }) = closed else {
-            return Ok(Made::ByAnother(committed.account.delivery));
+            return Ok(SagaOutcome::ByAnother(committed.account.delivery));
         };
         telemetry::count("entitlement", "entitlement_failed", ("step", failure.step.name()));
-        Ok(Made::Undone {
+        Ok(SagaOutcome::Undone {
             record: status.map(|status| DeliveryRecord::of(&saga.asked, status, &committed.sealed)),
             account: Box::new(committed.account),
             step: failure.step.name(),

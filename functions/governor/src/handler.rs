@@ -8,7 +8,7 @@ use aws::clients;
 use aws::config::{self, ConfigError, Stack};
 use aws::control::{ControlError, ControlStore};
 use aws::handler::{Call, ClientError, HandlerClient};
-use aws::queues::{Left, Messages};
+use aws::queues::{LeftMessage, Messages};
 use aws::registry::{Registry, RegistryError};
 use aws::secrets::{Secrets, SecretsError};
 use aws::spool::{Spool, SpoolError};
@@ -35,8 +35,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use domain::governor::batch::{Asked, Decided, Fate, Message, Run, Step};
-use domain::governor::shift::{self, Chosen, Do, Effects, Shift, Source};
+use domain::governor::batch::{Content, Decided, Fate, Message, Run, Step};
+use domain::governor::shift::{self, Effects, NextStep, Selection, Shift, Source};
 
 /// How long an invocation may take: the function's timeout.
 const INVOCATION: Duration = Duration::from_secs(15);
@@ -158,8 +158,8 @@ impl Governor {
     /// # Errors
     /// When the event is neither, or the answer cannot be written as JSON.
     pub async fn handle(&self, event: Value) -> Result<Value, Error> {
-        if let Some(asked) = event.get("boot") {
-            let ready = match self.boot(&Boot::deserialize(asked)?).await {
+        if let Some(boot) = event.get("boot") {
+            let ready = match self.boot(&Boot::deserialize(boot)?).await {
                 Ok(()) => json!({ "ready": true }),
                 Err(e) => {
                     telemetry::count("governor", "boot_failed", ("error", e.kind()));
@@ -174,13 +174,13 @@ impl Governor {
     }
 
     /// Looks at everything that a signal of the tenant will need.
-    async fn boot(&self, asked: &Boot) -> Result<(), BatchError> {
-        self.registry.enforcer(&asked.policy_hash).await?;
+    async fn boot(&self, boot: &Boot) -> Result<(), BatchError> {
+        self.registry.enforcer(&boot.policy_hash).await?;
         self.secrets.signer(&self.stack.signing_key_secret).await?;
         self.ready_to_call().await?;
         // Degraded is no reason not to be made; unreadable is one not to be relied upon.
         self.control.read().await?;
-        info!(account = asked.account_id.as_str(), "ready");
+        info!(account = boot.account_id.as_str(), "ready");
         Ok(())
     }
 
@@ -220,7 +220,7 @@ impl Governor {
     fn handed_out(&self, queue: &str, mut message: SqsMessage) -> Message {
         let sent_at = message.attributes.remove("SentTimestamp");
         let deliveries = message.attributes.remove("ApproximateReceiveCount");
-        let left = Left {
+        let left = LeftMessage {
             message_id: message.message_id.unwrap_or_default(),
             receipt_handle: message.receipt_handle.unwrap_or_default(),
             body: message.body.unwrap_or_default(),
@@ -230,14 +230,14 @@ impl Governor {
         self.read(queue, left)
     }
 
-    fn read(&self, queue: &str, message: Left) -> Message {
-        let malformed = |detail: &str| Asked::Malformed {
+    fn read(&self, queue: &str, message: LeftMessage) -> Message {
+        let malformed = |detail: &str| Content::Malformed {
             action_id: ActionId::of_message(&message.message_id),
             detail: printable(detail, 512),
         };
-        let asked = match Signal::parse(&message.body) {
+        let content = match Signal::parse(&message.body) {
             Ok(signal) if names::queue_belongs_to(queue, &self.queue_prefix, &signal.account_id) => {
-                Asked::Signal(signal)
+                Content::Signal(signal)
             }
             Ok(_) => malformed("signal field `account_id`: is not the tenant of this queue"),
             Err(e) => malformed(&e.for_the_record()),
@@ -249,7 +249,7 @@ impl Governor {
             receipt_handle: message.receipt_handle,
             sent_at: sent_at.unwrap_or_else(Timestamp::now),
             deliveries: message.deliveries.and_then(|n| n.parse().ok()).unwrap_or(1),
-            asked,
+            content,
             body: message.body,
         }
     }
@@ -298,20 +298,20 @@ impl Governor {
                 work.joined(joined);
             }
             match work.shift.next(began.elapsed()) {
-                Do::Receive(most) => self.receive(&mut work, most).await,
-                Do::Commit => Box::pin(self.commit(&mut work)).await,
-                Do::Release => {
+                NextStep::Receive(most) => self.receive(&mut work, most).await,
+                NextStep::Commit => Box::pin(self.commit(&mut work)).await,
+                NextStep::Release => {
                     let effects = work.shift.release(began.elapsed(), fastrand::f64());
                     self.carry_out(&mut work, effects).await;
                 }
-                Do::Wait(time) if work.calls.is_empty() => sleep(time).await,
-                Do::Wait(time) => {
+                NextStep::Wait(time) if work.calls.is_empty() => sleep(time).await,
+                NextStep::Wait(time) => {
                     // A call that ended is taken in above, with all others that did.
                     if let Ok(Some(joined)) = timeout(time, work.calls.join_next()).await {
                         work.joined(joined);
                     }
                 }
-                Do::End => return Ok(work.shift.unsettled()),
+                NextStep::End => return Ok(work.shift.unsettled()),
             }
         }
     }
@@ -351,7 +351,7 @@ impl Governor {
         }
     }
 
-    async fn try_commit(&self, work: &mut Work<'_>, chosen: &Chosen) -> Result<(), BatchError> {
+    async fn try_commit(&self, work: &mut Work<'_>, chosen: &Selection) -> Result<(), BatchError> {
         let control = match (chosen.decides(), work.control.take()) {
             (false, looked) => {
                 work.control = looked;
@@ -479,9 +479,9 @@ impl Governor {
 
     /// Whose queue it is: as a signal that fits the queue says, or as was noted when the queue was made.
     async fn owner(&self, queue: &str, messages: &[Message]) -> Result<(String, Partition), BatchError> {
-        let said = messages.iter().find_map(|m| match &m.asked {
-            Asked::Signal(signal) => Some(&signal.account_id),
-            Asked::Malformed { .. } => None,
+        let said = messages.iter().find_map(|m| match &m.content {
+            Content::Signal(signal) => Some(&signal.account_id),
+            Content::Malformed { .. } => None,
         });
         if let Some(account_id) = said {
             return Ok((account_id.as_str().to_owned(), Partition::of(account_id)));
@@ -536,7 +536,7 @@ impl Governor {
     ) -> Result<Vec<Fate>, BatchError> {
         let mut fates = Vec::new();
         for message in messages {
-            let Asked::Signal(signal) = &message.asked else {
+            let Content::Signal(signal) = &message.content else {
                 // Whose ledger a malformed message belongs to is only in the tables; it waits for them.
                 fates.push(Fate::Later);
                 continue;

@@ -30,7 +30,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use crate::sweep::{Asked, Sweeper, Swept};
+use crate::sweep::{SweepReport, SweepRequest, Sweeper};
 
 /// How long a probe may take before it counts as failed.
 const PROBE_BUDGET: Duration = Duration::from_secs(5);
@@ -52,7 +52,7 @@ pub struct Round {
     interval_seconds: u64,
     /// What to sweep meanwhile.
     #[serde(flatten)]
-    sweep: Asked,
+    sweep: SweepRequest,
 }
 
 impl Round {
@@ -70,7 +70,7 @@ impl Round {
 pub struct Report {
     probes: Vec<Finding>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    sweep: Option<Swept>,
+    sweep: Option<SweepReport>,
 }
 
 /// What one probe found and did.

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use aws::clients::SdkConfig;
 use aws::config::{self, ConfigError, Stack};
-use aws::entitlements::Order;
+use aws::entitlements::DecommissionOrder;
 use aws::functions::{Functions, InvokeError};
 use aws::inventory::{Inventory, InventoryError, Listed};
 use aws::pages::Pages;
-use aws::queues::{DeadLetters, Left, Messages, QueueError};
+use aws::queues::{DeadLetters, LeftMessage, Messages, QueueError};
 use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Store, StoreError};
 use aws::telemetry;
@@ -68,7 +68,7 @@ const TOLD: usize = 20;
 
 /// What the schedule asks for beside probes.
 #[derive(Debug, Clone, Default, Deserialize)]
-pub struct Asked {
+pub struct SweepRequest {
     /// How far to go.
     #[serde(default, rename = "sweep")]
     scope: Scope,
@@ -80,7 +80,7 @@ pub struct Asked {
     orphan_age_seconds: Option<u32>,
 }
 
-impl Asked {
+impl SweepRequest {
     /// Whether anything is to be swept at all.
     #[must_use]
     pub fn is_something(&self) -> bool {
@@ -90,7 +90,7 @@ impl Asked {
 
 /// What a sweep found and did.
 #[derive(Debug, Default, Serialize)]
-pub struct Swept {
+pub struct SweepReport {
     /// Tenants that `entitlement` was asked to go on with.
     resumed: u64,
     /// Decommissionings ordered again.
@@ -170,7 +170,7 @@ impl Sweeper {
     }
 
     /// Sweeps as far as is asked for. Never fails: what went wrong stands in the report.
-    pub async fn sweep(&self, asked: &Asked, now: Timestamp) -> Swept {
+    pub async fn sweep(&self, asked: &SweepRequest, now: Timestamp) -> SweepReport {
         let mut sweep = Sweep {
             sweeper: self,
             scope: asked.scope.at(now),
@@ -182,7 +182,7 @@ impl Sweeper {
             suspects: BTreeSet::new(),
             letters: BTreeMap::new(),
             expected: Vec::new(),
-            swept: Swept::default(),
+            swept: SweepReport::default(),
         };
         sweep.run().await;
         sweep.swept
@@ -190,9 +190,9 @@ impl Sweeper {
 }
 
 /// What somebody else is to do.
-enum Handed {
+enum Handover {
     Resume(AccountId, Due),
-    Order(Order),
+    DecommissionOrder(DecommissionOrder),
 }
 
 /// One sweep.
@@ -204,13 +204,13 @@ struct Sweep<'a> {
     deadline: Instant,
     /// Tenants looked at.
     looked: usize,
-    due: Vec<Handed>,
+    due: Vec<Handover>,
     /// Partitions of tenants that may have stuck actions.
     suspects: BTreeSet<Partition>,
     /// Dead-letter queues of active tenants, by partition.
     letters: BTreeMap<Partition, String>,
     expected: Vec<Expected>,
-    swept: Swept,
+    swept: SweepReport,
 }
 
 impl Sweep<'_> {
@@ -282,13 +282,13 @@ impl Sweep<'_> {
 
     fn judge(&mut self, tenant: &Tenant) {
         match sweep::due(tenant, self.now, &self.patience) {
-            Some(Due::Decommissioning) => self.due.push(Handed::Order(Order {
+            Some(Due::Decommissioning) => self.due.push(Handover::DecommissionOrder(DecommissionOrder {
                 account_id: tenant.account_id.clone(),
                 generation: tenant.generation,
                 requested_at: tenant.changed_at,
             })),
             Some(due @ (Due::Provisioning | Due::Waiting)) => {
-                self.due.push(Handed::Resume(tenant.account_id.clone(), due));
+                self.due.push(Handover::Resume(tenant.account_id.clone(), due));
             }
             None => {}
         }
@@ -313,7 +313,7 @@ impl Sweep<'_> {
         self.swept.left += left;
         for handed in due {
             match &handed {
-                Handed::Resume(account_id, due) => match self.resume(account_id, false).await {
+                Handover::Resume(account_id, due) => match self.resume(account_id, false).await {
                     Ok(()) => {
                         self.swept.resumed += 1;
                         // An event whose time has come is no repair.
@@ -323,7 +323,7 @@ impl Sweep<'_> {
                     }
                     Err(e) => self.failed(account_id.as_str(), &e),
                 },
-                Handed::Order(order) => {
+                Handover::DecommissionOrder(order) => {
                     let body = serde_json::to_string(order).map_err(SweepError::from);
                     match self.order(body).await {
                         Ok(()) => {
@@ -548,7 +548,7 @@ impl Sweep<'_> {
         &mut self,
         partition: &Partition,
         queue_url: &str,
-        letters: &[Left],
+        letters: &[LeftMessage],
     ) -> Result<(), SweepError> {
         let account_id = partition.account();
         let dead: Vec<DeadLetter> = letters
@@ -696,7 +696,7 @@ mod tests {
 
     #[track_caller]
     fn check(event: &str, scope: Scope, orphan: i64) {
-        let asked: Asked = serde_json::from_str(event).unwrap();
+        let asked: SweepRequest = serde_json::from_str(event).unwrap();
         let patience = Patience::with(asked.stuck_after_seconds, asked.orphan_age_seconds);
         assert_eq!((asked.scope, patience.orphan), (scope, orphan), "{event}");
         assert_eq!(asked.is_something(), scope != Scope::None);
@@ -724,7 +724,7 @@ mod tests {
             Scope::Everything,
             0,
         );
-        assert!(serde_json::from_str::<Asked>(r#"{"sweep":"all"}"#).is_err());
+        assert!(serde_json::from_str::<SweepRequest>(r#"{"sweep":"all"}"#).is_err());
     }
 
     /// What is deployed sends what the sample says.

@@ -11,7 +11,7 @@ const ALARM: &str = "ALARM";
 
 /// How long things take to be believed, where it is not the usual time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-pub(crate) struct Asked {
+pub(crate) struct Timing {
     /// Seconds that a raise is on trial.
     pub(crate) trial_seconds: Option<u32>,
     /// Seconds without anything to do, before a raise is taken back.
@@ -30,9 +30,9 @@ pub(crate) struct Alarm {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Event {
     /// Look at the queues of all tenants.
-    Poll(Asked),
+    Poll(Timing),
     /// Look at the queues that alarms are about.
-    Alarms(Vec<Alarm>, Asked),
+    Alarms(Vec<Alarm>, Timing),
     /// Give a tenant this base.
     Set {
         account_id: AccountId,
@@ -79,7 +79,7 @@ impl Event {
         if !event.is_object() {
             return Err(EventError::Unknown);
         }
-        let asked = Asked::deserialize(event).map_err(EventError::Seconds)?;
+        let asked = Timing::deserialize(event).map_err(EventError::Seconds)?;
         if event.get("poll").and_then(Value::as_bool) == Some(true) {
             return Ok(Self::Poll(asked));
         }
@@ -180,12 +180,12 @@ mod tests {
 
     fn alarm(on: bool) -> Event {
         let queue = "governor-t-github-18404719-e2cb2e4e62eb07b0843727d7d7ac18b8-g1".to_owned();
-        Event::Alarms(vec![Alarm { queue, on }], Asked::default())
+        Event::Alarms(vec![Alarm { queue, on }], Timing::default())
     }
 
     #[test]
     fn samples() {
-        let asked = Asked::default();
+        let asked = Timing::default();
         assert_eq!(Event::read(&sample("schedule")).unwrap(), Event::Poll(asked));
         for name in ["alarm", "alarm-eventbridge", "alarm-sns"] {
             assert_eq!(Event::read(&sample(name)).unwrap(), alarm(true), "{name}");
@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn times_may_be_given() {
         let event = json!({ "poll": true, "trial_seconds": 0, "idle_seconds": 7 });
-        let asked = Asked {
+        let asked = Timing {
             trial_seconds: Some(0),
             idle_seconds: Some(7),
         };

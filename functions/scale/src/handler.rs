@@ -32,7 +32,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use crate::event::{Alarm, Asked, Event, EventError};
+use crate::event::{Alarm, Event, EventError, Timing};
 
 /// How long a run begins new looks: well below a minute, when the next one begins, and the function's timeout.
 const BUDGET: Duration = Duration::from_secs(30);
@@ -54,7 +54,7 @@ pub enum Answer {
     /// Of a look at queues.
     Looked(Report),
     /// Of an operator's wish.
-    Wished(Wished),
+    ScaleOutcome(ScaleOutcome),
 }
 
 /// What a look at queues found and did.
@@ -70,7 +70,7 @@ pub struct Report {
     /// The first changes.
     changed: Vec<Changed>,
     /// Signals that wait, of all that was looked at, and what for.
-    waiting: Waiting,
+    waiting: WaitingSignals,
     /// Alarms that asked for nothing, and why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ignored: Vec<String>,
@@ -81,7 +81,7 @@ pub struct Report {
 
 /// What waits, over all tenants that were looked at.
 #[derive(Debug, Default, Serialize)]
-struct Waiting {
+struct WaitingSignals {
     /// Signals.
     signals: u64,
     /// The largest lag of one tenant.
@@ -100,7 +100,7 @@ struct Waiting {
     places: u64,
 }
 
-impl Waiting {
+impl WaitingSignals {
     fn add(&mut self, account_id: &AccountId, backlog: &Backlog) {
         self.signals = self.signals.saturating_add(backlog.lag);
         self.largest_lag = self.largest_lag.max(backlog.lag);
@@ -164,7 +164,7 @@ struct Changed {
 /// What came of an operator's wish.
 #[derive(Debug, Serialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
-pub enum Wished {
+pub enum ScaleOutcome {
     /// The limit is as asked.
     Scaled {
         /// Before and after.
@@ -224,7 +224,7 @@ pub enum ScaleError {
 /// What a process remembers between runs, so that what matters most is looked at first. Where it is lost, tenants have
 /// their turn, and the sweep paces mappings.
 #[derive(Default)]
-struct Remembered {
+struct Attention {
     /// Partitions of tenants above their base, or on trial.
     scaled: BTreeSet<Partition>,
     /// Partitions of tenants whose mapping could not be paced.
@@ -241,11 +241,11 @@ pub struct Scaler {
     signing_key: String,
     feeds: Feeds,
     costs: Costs,
-    remembered: Mutex<Remembered>,
+    remembered: Mutex<Attention>,
 }
 
 /// A decision that was written.
-struct Made {
+struct WrittenDecision {
     verdict: Verdict,
     scaling: Option<Scaling>,
     line: Option<String>,
@@ -284,7 +284,7 @@ impl Scaler {
             Event::Set {
                 account_id,
                 concurrency,
-            } => self.set(&account_id, concurrency).await.map(Answer::Wished),
+            } => self.set(&account_id, concurrency).await.map(Answer::ScaleOutcome),
             Event::Poll(_) | Event::Alarms(..) if degraded => Ok(Answer::Looked(Report {
                 skipped: Some("degraded"),
                 ..Report::default()
@@ -299,7 +299,7 @@ impl Scaler {
     }
 
     /// Looks at all tenants' queues, as far as time and calls go: what is busy or scaled first, the others in turns.
-    async fn poll(self: &Arc<Self>, asked: Asked) -> Result<Report, ScaleError> {
+    async fn poll(self: &Arc<Self>, asked: Timing) -> Result<Report, ScaleError> {
         let until = Instant::now() + BUDGET;
         let signer = Arc::new(self.signer().await?);
         let patience = Patience::with(asked.trial_seconds, asked.idle_seconds);
@@ -405,7 +405,7 @@ impl Scaler {
     }
 
     /// Looks at the queues that alarms are about.
-    async fn alarms(&self, alarms: &[Alarm], asked: Asked) -> Result<Report, ScaleError> {
+    async fn alarms(&self, alarms: &[Alarm], asked: Timing) -> Result<Report, ScaleError> {
         let signer = self.signer().await?;
         let patience = Patience::with(asked.trial_seconds, asked.idle_seconds);
         let mut report = Report::default();
@@ -442,7 +442,10 @@ impl Scaler {
         signer: &Signer,
         tenant: &Tenant,
         patience: &Patience,
-    ) -> (Option<Backlog>, Result<Option<(Made, u64)>, ScaleError>) {
+    ) -> (
+        Option<Backlog>,
+        Result<Option<(WrittenDecision, u64)>, ScaleError>,
+    ) {
         let started = Instant::now();
         let seen = match self.feeds.backlog(&tenant.resources.queue_url).await {
             Ok(seen) => seen,
@@ -474,7 +477,7 @@ impl Scaler {
         queue: Queue,
         patience: &Patience,
         (started, now): (Instant, Timestamp),
-    ) -> Result<Option<(Made, u64)>, ScaleError> {
+    ) -> Result<Option<(WrittenDecision, u64)>, ScaleError> {
         let decide = |tenant: &Tenant| scale::decide(tenant, queue, &self.costs, patience, now);
         if decide(tenant).is_none() {
             self.pace_again(tenant).await?;
@@ -490,17 +493,17 @@ impl Scaler {
     }
 
     /// Makes what an operator asks for a tenant's base.
-    async fn set(&self, account_id: &AccountId, wanted: u64) -> Result<Wished, ScaleError> {
+    async fn set(&self, account_id: &AccountId, wanted: u64) -> Result<ScaleOutcome, ScaleError> {
         let started = Instant::now();
         let signer = self.signer().await?;
         let partition = Partition::of(account_id);
         let account = self.store.load(&partition, &Keys::default()).await?;
         let (lifecycle, limit) = match &account.tenant {
             Some(tenant) => (tenant.lifecycle, tenant.in_flight_action_limit()),
-            None => return Ok(Wished::NotFound),
+            None => return Ok(ScaleOutcome::NotFound),
         };
         if lifecycle != Lifecycle::Active {
-            return Ok(Wished::NotActive { lifecycle });
+            return Ok(ScaleOutcome::NotActive { lifecycle });
         }
         let set = |tenant: &Tenant| match tenant.lifecycle {
             Lifecycle::Active => scale::set(tenant, wanted, &self.costs),
@@ -509,7 +512,7 @@ impl Scaler {
         let made = self
             .change(&signer, &partition, Some(account), started, set)
             .await?;
-        let Some(Made {
+        let Some(WrittenDecision {
             verdict,
             scaling: Some(scaling),
             line: Some(line),
@@ -520,15 +523,15 @@ impl Scaler {
                 previous: limit,
                 new: limit,
             };
-            return Ok(Wished::Unchanged { concurrency });
+            return Ok(ScaleOutcome::Unchanged { concurrency });
         };
         let receipt = serde_json::from_str(&line)?;
         Ok(match verdict {
-            Verdict::Exceeded => Wished::Refused {
+            Verdict::Exceeded => ScaleOutcome::Refused {
                 reason: scaling.quota_check,
                 receipt,
             },
-            _ => Wished::Scaled {
+            _ => ScaleOutcome::Scaled {
                 concurrency: scaling.concurrency,
                 receipt,
                 not_paced: not_paced.map(|e| e.to_string()),
@@ -544,7 +547,7 @@ impl Scaler {
         account: Option<Account>,
         started: Instant,
         decide: impl Fn(&Tenant) -> Option<Decision>,
-    ) -> Result<Option<Made>, ScaleError> {
+    ) -> Result<Option<WrittenDecision>, ScaleError> {
         let receipt_id = Uuid::now_v7();
         let scale = |account: &Account, now| {
             let duration_ms = milliseconds(started);
@@ -573,7 +576,7 @@ impl Scaler {
             _ => self.pace(tenant).await.err(),
         };
         self.remember(tenant);
-        Ok(Some(Made {
+        Ok(Some(WrittenDecision {
             verdict,
             scaling,
             line: committed.sealed.into_iter().next().map(|sealed| sealed.line),
@@ -622,7 +625,7 @@ impl Scaler {
         remembered.unpolled.remove(&partition);
     }
 
-    fn remembered(&self) -> MutexGuard<'_, Remembered> {
+    fn remembered(&self) -> MutexGuard<'_, Attention> {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -630,7 +633,10 @@ impl Scaler {
 /// How one look ended.
 type Looked = (
     AccountId,
-    (Option<Backlog>, Result<Option<(Made, u64)>, ScaleError>),
+    (
+        Option<Backlog>,
+        Result<Option<(WrittenDecision, u64)>, ScaleError>,
+    ),
 );
 
 impl Report {
@@ -653,7 +659,7 @@ impl Report {
         }
     }
 
-    fn made(&mut self, account_id: &AccountId, made: Option<(Made, u64)>) {
+    fn made(&mut self, account_id: &AccountId, made: Option<(WrittenDecision, u64)>) {
         let Some((made, applied_ms)) = made else {
             return;
         };
@@ -714,7 +720,7 @@ mod tests {
 
     #[test]
     fn what_waits_is_told_by_what_it_waits_for() {
-        let mut waiting = Waiting::default();
+        let mut waiting = WaitingSignals::default();
         let mut add = |account: &str, lag, waits_for, oldest_age_seconds| {
             let backlog = Backlog {
                 lag,
@@ -745,7 +751,7 @@ mod tests {
 
     #[test]
     fn a_report_names_so_many_and_counts_all() {
-        let mut waiting = Waiting::default();
+        let mut waiting = WaitingSignals::default();
         let backlog = Backlog {
             lag: 11,
             waits_for: Some(WaitsFor::Poll),

@@ -17,7 +17,9 @@ use domain::account::AccountId;
 use domain::action::{Action, ActionState};
 use domain::admission::Enforcers;
 use domain::control::Control;
-use domain::door::{self, Again, Asked, Refusal, Step, TooLong, Untold, Way, WayError, decide};
+use domain::door::{
+    self, ActionRequest, MessageTooLong, NoStatus, Refusal, RetryWhen, Route, RouteError, Step, decide,
+};
 use domain::gate::RefusalCode;
 use domain::names::Partition;
 use domain::signal::ActionId;
@@ -56,7 +58,7 @@ pub struct Door {
 
 /// Why a request could not be dealt with now. The caller is told in fewer words.
 #[derive(Debug, thiserror::Error)]
-enum NotNow {
+enum DoorError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -67,7 +69,7 @@ enum NotNow {
     Unsettled,
 }
 
-impl NotNow {
+impl DoorError {
     fn problem(self) -> Problem {
         let (kind, detail) = match &self {
             Self::Store(_) => ("tables", "the tables do not answer; retry later"),
@@ -131,7 +133,7 @@ impl Door {
     }
 
     async fn answer(&self, request: &Request) -> Result<Response, Problem> {
-        let way = Way::of(&request.method, &request.path).map_err(no_way)?;
+        let way = Route::of(&request.method, &request.path).map_err(no_way)?;
         let secrets = self.secrets_of(way.account_id()).await?;
         let now = Timestamp::now();
         let verified = verify_standard(&secrets, &request.headers, &request.body, now).map_err(|e| {
@@ -141,8 +143,8 @@ impl Door {
             Problem::new(400, "Signature refused", e.to_string())
         })?;
         match &way {
-            Way::Ask { account_id } => Box::pin(self.ask(account_id, &verified)).await,
-            Way::Tell {
+            Route::Ask { account_id } => Box::pin(self.ask(account_id, &verified)).await,
+            Route::Tell {
                 account_id,
                 action_id,
             } => {
@@ -162,7 +164,7 @@ impl Door {
             .secrets
             .shared_with_sender(&self.producer_secret, Secret::standard)
             .await
-            .map_err(|e| NotNow::from(e).problem())?;
+            .map_err(|e| DoorError::from(e).problem())?;
         if masters.is_empty() {
             error!("the producer secret has no value yet");
             return Err(turned_away(
@@ -184,7 +186,7 @@ impl Door {
     async fn ask(&self, account_id: &AccountId, verified: &Verified<'_>) -> Result<Response, Problem> {
         let started = Instant::now();
         let delivery = &verified.delivery().id;
-        let asked = Asked::parse(account_id, delivery, verified.body()).map_err(|e| {
+        let asked = ActionRequest::parse(account_id, delivery, verified.body()).map_err(|e| {
             telemetry::count(FUNCTION, "signal_rejected", ("reason", "body"));
             // The full text quotes what stands in the body: only the sender gets that.
             let (account, detail) = (account_id.as_str(), e.for_the_record());
@@ -200,9 +202,9 @@ impl Door {
             }
         };
         let admitted = Box::pin(self.admit(&asked, &control, started)).await;
-        match admitted.map_err(NotNow::problem)? {
+        match admitted.map_err(DoorError::problem)? {
             Admitted::Known(action) => {
-                let told = self.told(account_id, &action).await.map_err(NotNow::problem)?;
+                let told = self.told(account_id, &action).await.map_err(DoorError::problem)?;
                 Ok(http::answered(200, told))
             }
             Admitted::Refused(problem) => Err(problem),
@@ -211,7 +213,12 @@ impl Door {
     }
 
     /// Reads what the request is about, decides, and writes what follows: the action as pending, or the refusal.
-    async fn admit(&self, asked: &Asked, control: &Control, started: Instant) -> Result<Admitted, NotNow> {
+    async fn admit(
+        &self,
+        asked: &ActionRequest,
+        control: &Control,
+        started: Instant,
+    ) -> Result<Admitted, DoorError> {
         let partition = Partition::of(&asked.account_id);
         let keys = Keys {
             actions: [asked.action_id.clone()].into(),
@@ -253,17 +260,21 @@ impl Door {
             }
             let signer = self.secrets.signer(&self.signing_key).await?;
             // Another delivery may have been first: then it is decided anew, with what stands there.
-            let note = |account: &Account, now| Ok::<_, NotNow>((step(account, now).note(), ()));
+            let note = |account: &Account, now| Ok::<_, DoorError>((step(account, now).note(), ()));
             let committed = self
                 .store
                 .transact(&signer, &partition, &keys, Some(account), note);
             account = committed.await?.0.account;
         }
-        Err(NotNow::Unsettled)
+        Err(DoorError::Unsettled)
     }
 
     /// The enforcer that decides about the request. One that is not what its hash says is left out: the gate then refuses.
-    async fn enforcers(&self, asked: &Asked, tenant: Option<&Tenant>) -> Result<Enforcers, RegistryError> {
+    async fn enforcers(
+        &self,
+        asked: &ActionRequest,
+        tenant: Option<&Tenant>,
+    ) -> Result<Enforcers, RegistryError> {
         let Some(hash) = asked.pinned_hash(tenant) else {
             return Ok(Enforcers::new());
         };
@@ -280,14 +291,14 @@ impl Door {
 
     /// Appends a refusal to the tenant's ledger, once, and says whether it stands there: it does not where the tenant began
     /// to leave meanwhile.
-    async fn on_record(&self, account: Account, draft: &Draft) -> Result<bool, NotNow> {
+    async fn on_record(&self, account: Account, draft: &Draft) -> Result<bool, DoorError> {
         let signer = self.secrets.signer(&self.signing_key).await?;
         let partition = account.partition.clone();
         let keys = Keys {
             once: [draft.receipt_id].into(),
             ..Keys::default()
         };
-        let append = |account: &Account, _| Ok::<_, NotNow>((door::put_on_record(account, draft), ()));
+        let append = |account: &Account, _| Ok::<_, DoorError>((door::put_on_record(account, draft), ()));
         // Whether it was appended before was not read: then this is found out by the condition that fails.
         let (committed, ()) = self
             .store
@@ -297,7 +308,7 @@ impl Door {
     }
 
     /// Storage fails: nothing touches the tables, and the refusal waits in the spool.
-    async fn degraded(&self, asked: &Asked, detail: &str, started: Instant) -> Problem {
+    async fn degraded(&self, asked: &ActionRequest, detail: &str, started: Instant) -> Problem {
         let refusal = Refusal::unavailable(detail);
         let draft = refusal.draft(asked, millis(started), Timestamp::now());
         let kept = match self.secrets.signer(&self.signing_key).await {
@@ -321,7 +332,7 @@ impl Door {
     }
 
     /// Puts the signal on the queue. When that fails its action stays pending, and the same request sends it again.
-    async fn send(&self, asked: &Asked, letter: Letter) -> Result<Response, Problem> {
+    async fn send(&self, asked: &ActionRequest, letter: Letter) -> Result<Response, Problem> {
         let account = asked.account_id.as_str();
         let action_id = asked.action_id.as_str();
         let sent = self.messages.send(&letter.queue_url, letter.message).await;
@@ -348,24 +359,24 @@ impl Door {
             ..Keys::default()
         };
         let account = self.store.load(&partition, &keys).await;
-        let account = account.map_err(|e| NotNow::from(e).problem())?;
+        let account = account.map_err(|e| DoorError::from(e).problem())?;
         let found = door::look(account.tenant.as_ref(), account.actions.get(action_id));
         let action = found.map_err(|untold| {
             let problem = match untold {
-                Untold::Unknown => Problem::new(404, "No such action", "nothing is known of this action"),
-                Untold::Gone => {
+                NoStatus::Unknown => Problem::new(404, "No such action", "nothing is known of this action"),
+                NoStatus::Gone => {
                     let detail = "the tenant was decommissioned before the action began";
                     Problem::new(410, "Tenant is gone", detail).with("code", RefusalCode::Gone.name())
                 }
             };
             problem.with("action_id", action_id.as_str())
         })?;
-        let told = self.told(account_id, action).await.map_err(NotNow::problem)?;
+        let told = self.told(account_id, action).await.map_err(DoorError::problem)?;
         Ok(http::answered(200, told))
     }
 
     /// An action with its receipts. Those stand as they do in the ledger, byte for byte: they can be checked.
-    async fn told(&self, account_id: &AccountId, action: &Action) -> Result<String, NotNow> {
+    async fn told(&self, account_id: &AccountId, action: &Action) -> Result<String, DoorError> {
         let partition = Partition::of(account_id);
         let mut lines = Vec::with_capacity(action.receipts.len());
         for id in &action.receipts {
@@ -413,11 +424,11 @@ struct Letter {
     policy_hash: String,
 }
 
-fn too_long(error: TooLong) -> Problem {
+fn too_long(error: MessageTooLong) -> Problem {
     Problem::new(413, "Body too large", error.to_string())
 }
 
-fn refused(asked: &Asked, refusal: &Refusal, on_record: Option<&Draft>) -> Problem {
+fn refused(asked: &ActionRequest, refusal: &Refusal, on_record: Option<&Draft>) -> Problem {
     let (reply, code) = (refusal.reply(), refusal.code.name());
     telemetry::count(FUNCTION, "signal_refused", ("code", code));
     let (account, action_id) = (asked.account_id.as_str(), asked.action_id.as_str());
@@ -429,20 +440,20 @@ fn refused(asked: &Asked, refusal: &Refusal, on_record: Option<&Draft>) -> Probl
     if let Some(draft) = on_record {
         problem = problem.with("receipt_id", draft.receipt_id.to_string());
     }
-    if reply.again == Again::NextMonth {
+    if reply.again == RetryWhen::NextMonth {
         problem.retry_after = Some(door::seconds_to_next_month(Timestamp::now()));
     }
     problem
 }
 
-fn no_way(error: WayError) -> Problem {
+fn no_way(error: RouteError) -> Problem {
     match &error {
-        WayError::Path => Problem::new(404, "No such path", error.to_string()),
-        WayError::Method { allowed } => Problem {
+        RouteError::Path => Problem::new(404, "No such path", error.to_string()),
+        RouteError::Method { allowed } => Problem {
             allow: Some(allowed),
             ..Problem::new(405, "Method not allowed", error.to_string())
         },
-        WayError::Encoding { .. } | WayError::Account(_) | WayError::Action(_) => {
+        RouteError::Encoding { .. } | RouteError::Account(_) | RouteError::Action(_) => {
             Problem::new(400, "Path not understood", error.to_string())
         }
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use aws::clients;
 use aws::config::{self, ConfigError, Stack};
 use aws::control::{ControlError, ControlStore};
-use aws::queues::{DeadLetters, Left, Messages, QueueError};
+use aws::queues::{DeadLetters, LeftMessage, Messages, QueueError};
 use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Store, StoreError};
 use clap::Args;
@@ -232,7 +232,11 @@ impl Redrive<'_> {
     }
 
     /// Brings one letter back; `None` when it is not the one that was asked for.
-    async fn take(&self, queue_url: &str, letter: &Left) -> Result<Option<LetterResult>, RedriveError> {
+    async fn take(
+        &self,
+        queue_url: &str,
+        letter: &LeftMessage,
+    ) -> Result<Option<LetterResult>, RedriveError> {
         let signal = Signal::parse(&letter.body).ok();
         let signal = signal.filter(|signal| signal.account_id == self.args.account_id);
         let named = signal.as_ref().map(|signal| &signal.action_id);

@@ -28,7 +28,7 @@ use crate::webhooks::not_stored;
 
 /// What the decommission queue carries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Order {
+pub struct DecommissionOrder {
     /// Whose tenant goes.
     pub account_id: AccountId,
     /// Which generation of it: an order that comes late must not touch the next one.
@@ -39,7 +39,7 @@ pub struct Order {
 
 /// What became of a task.
 #[derive(Debug)]
-pub enum Taken {
+pub enum TaskOutcome {
     /// Done, ignored, refused or kept for later.
     Answered {
         record: DeliveryRecord,
@@ -121,7 +121,7 @@ impl Entitlements {
     ///
     /// # Errors
     /// A [`Problem`] when the delivery id was used for another body, or something we depend on does not answer.
-    pub async fn take(&self, signer: &Signer, task: &Task, now: Timestamp) -> Result<Taken, Problem> {
+    pub async fn take(&self, signer: &Signer, task: &Task, now: Timestamp) -> Result<TaskOutcome, Problem> {
         let looked_up = self.look_up(task).await?;
         let partition = Partition::of(&task.event.account_id);
         let keys = Keys {
@@ -145,7 +145,7 @@ impl Entitlements {
                 if let Some(generation) = leaving {
                     self.order(&task.event.account_id, generation, now).await?;
                 }
-                Taken::Answered { record, pace: None }
+                TaskOutcome::Answered { record, pace: None }
             }
             Applied::Answered { status, pace } => {
                 if let Some(generation) = leaving {
@@ -156,17 +156,17 @@ impl Entitlements {
                     }
                 }
                 let record = DeliveryRecord::of(&task.asked, status, &committed.sealed);
-                Taken::Answered { record, pace }
+                TaskOutcome::Answered { record, pace }
             }
-            Applied::Begun => Taken::Begun {
+            Applied::Begun => TaskOutcome::Begun {
                 account: Box::new(committed.account),
                 fresh: true,
             },
-            Applied::UnderWay => Taken::Begun {
+            Applied::UnderWay => TaskOutcome::Begun {
                 account: Box::new(committed.account),
                 fresh: false,
             },
-            Applied::Waits => Taken::Waits,
+            Applied::Waits => TaskOutcome::Waits,
         })
     }
 
@@ -278,7 +278,7 @@ impl Entitlements {
         generation: u64,
         now: Timestamp,
     ) -> Result<(), Problem> {
-        let order = Order {
+        let order = DecommissionOrder {
             account_id: account_id.clone(),
             generation,
             requested_at: now,

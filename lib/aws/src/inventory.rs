@@ -6,7 +6,7 @@ use aws_sdk_lambda::types::EventSourceMappingConfiguration;
 use aws_sdk_sqs::error::ProvideErrorMetadata as _;
 use aws_sdk_sqs::types::QueueAttributeName;
 use domain::names;
-use domain::sweep::Found;
+use domain::sweep::ExistingResources;
 use domain::tenant::Pace;
 use jiff::Timestamp;
 
@@ -39,7 +39,7 @@ pub enum InventoryError {
 #[derive(Debug, Clone, Default)]
 pub struct Listed {
     /// What there is.
-    pub found: Found,
+    pub found: ExistingResources,
     /// URLs of the queues, by their names.
     pub queue_urls: BTreeMap<String, String>,
 }
@@ -99,7 +99,7 @@ impl Inventory {
         Ok(())
     }
 
-    async fn mappings(&self, found: &mut Found) -> Result<(), InventoryError> {
+    async fn mappings(&self, found: &mut ExistingResources) -> Result<(), InventoryError> {
         let read = async |marker| {
             let list = self.lambda.list_event_source_mappings();
             let list = list.function_name(&self.governor_arn).max_items(MAPPINGS_PAGE);
@@ -130,7 +130,7 @@ impl Inventory {
         Ok(())
     }
 
-    async fn tables(&self, found: &mut Found) -> Result<(), InventoryError> {
+    async fn tables(&self, found: &mut ExistingResources) -> Result<(), InventoryError> {
         // Names come in order: those before the first of ours are passed over, and behind the last one nothing is asked for.
         let mut pages = Pages::Next(self.prefix.clone());
         while let Some(tables) = pages.next(async |after| self.tables.list(after).await).await? {

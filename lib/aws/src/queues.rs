@@ -398,7 +398,7 @@ impl Feeds {
 
 /// A message left on a queue.
 #[derive(Debug, Clone)]
-pub struct Left {
+pub struct LeftMessage {
     pub message_id: String,
     pub body: String,
     /// Handle by which it is deleted.
@@ -415,7 +415,7 @@ async fn receive(
     sqs: &aws_sdk_sqs::Client,
     queue_url: &str,
     hidden: Option<Duration>,
-) -> Result<Vec<Left>, QueueError> {
+) -> Result<Vec<LeftMessage>, QueueError> {
     let hidden = hidden.map(|hidden| i32::try_from(hidden.as_secs()).unwrap_or(i32::MAX));
     // A wait makes SQS ask all of its servers, so that an empty answer means an empty queue.
     let receive = sqs
@@ -430,7 +430,7 @@ async fn receive(
 async fn received(
     receive: aws_sdk_sqs::operation::receive_message::builders::ReceiveMessageFluentBuilder,
     queue_url: &str,
-) -> Result<Vec<Left>, QueueError> {
+) -> Result<Vec<LeftMessage>, QueueError> {
     let receive = receive
         .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp)
         .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
@@ -442,7 +442,7 @@ async fn received(
     let messages = answer.messages.unwrap_or_default().into_iter();
     let known = |m: &aws_sdk_sqs::types::Message, name| m.attributes.as_ref()?.get(&name).cloned();
     Ok(messages
-        .map(|m| Left {
+        .map(|m| LeftMessage {
             sent_at_ms: known(&m, MessageSystemAttributeName::SentTimestamp),
             deliveries: known(&m, MessageSystemAttributeName::ApproximateReceiveCount),
             message_id: m.message_id.unwrap_or_default(),
@@ -491,7 +491,7 @@ impl DeadLetters {
     ///
     /// # Errors
     /// [`QueueError`] when SQS does not answer.
-    pub async fn receive(&self, queue_url: &str, hidden: Duration) -> Result<Vec<Left>, QueueError> {
+    pub async fn receive(&self, queue_url: &str, hidden: Duration) -> Result<Vec<LeftMessage>, QueueError> {
         receive(&self.sqs, queue_url, Some(hidden)).await
     }
 
@@ -530,7 +530,7 @@ impl Teardown {
     ///
     /// # Errors
     /// [`QueueError`] when SQS does not answer.
-    pub async fn receive(&self, queue_url: &str) -> Result<Vec<Left>, QueueError> {
+    pub async fn receive(&self, queue_url: &str) -> Result<Vec<LeftMessage>, QueueError> {
         receive(&self.sqs, queue_url, None).await
     }
 
@@ -587,7 +587,7 @@ impl Messages {
     ///
     /// # Errors
     /// [`QueueError`] when SQS does not answer.
-    pub async fn receive(&self, queue_url: &str, most: usize) -> Result<Vec<Left>, QueueError> {
+    pub async fn receive(&self, queue_url: &str, most: usize) -> Result<Vec<LeftMessage>, QueueError> {
         let most = i32::try_from(most.clamp(1, 10)).unwrap_or(1);
         let receive = self.sqs.receive_message().queue_url(queue_url);
         received(

@@ -22,7 +22,7 @@ pub use self::items::Item;
 use self::items::{
     HEAD, TENANT, WEBHOOK, action_sk, attribute, delivery_partition, escalation_sk, key, once_sk, text,
 };
-pub use self::listings::After;
+pub use self::listings::ActionsCursor;
 use crate::clients::explain;
 use crate::config::Stack;
 

@@ -24,9 +24,9 @@ pub type Enforcers = BTreeMap<String, Arc<Enforcer>>;
 
 /// What was let through before, in the same batch: it counts, though no table has it yet.
 #[derive(Debug, Clone, Default)]
-pub struct LetThrough(BTreeMap<EntitlementId, u64>);
+pub struct Admissions(BTreeMap<EntitlementId, u64>);
 
-impl LetThrough {
+impl Admissions {
     /// One more, of this entitlement.
     pub fn add(&mut self, id: &EntitlementId) {
         let count = self.0.entry(id.clone()).or_default();
@@ -84,7 +84,7 @@ pub fn admit(
     tenant: Option<&Tenant>,
     control: Option<&Control>,
     enforcers: &Enforcers,
-    let_through: &LetThrough,
+    let_through: &Admissions,
     now: Timestamp,
 ) -> Admission {
     let held = held(signal, tenant);

@@ -31,7 +31,7 @@ use uuid::Uuid;
 
 use crate::account::{AccountId, EntitlementId, IdError, SkuId};
 use crate::action::{Action, ActionState};
-use crate::admission::{Enforcers, LetThrough, admit, held};
+use crate::admission::{Admissions, Enforcers, admit, held};
 use crate::control::Control;
 use crate::gate::{RefusalCode, Verdict};
 use crate::names::printable;
@@ -48,7 +48,7 @@ const TEMPLATE_CHARS: usize = 64;
 
 /// What a request is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Way {
+pub enum Route {
     /// `POST /tenants/{account_id}/signals`: an action is asked for.
     Ask { account_id: AccountId },
     /// `GET /tenants/{account_id}/actions/{action_id}`: how does an action stand?
@@ -60,7 +60,7 @@ pub enum Way {
 
 /// Why a request is about nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum WayError {
+pub enum RouteError {
     /// No such path.
     #[error("nothing is at this path")]
     Path,
@@ -78,14 +78,14 @@ pub enum WayError {
     Action(#[from] ActionIdError),
 }
 
-impl Way {
+impl Route {
     /// Reads method and path. An account id is percent-encoded in it, or decoded already as HTTP APIs hand it on, slashes
     /// included; what stands before `/tenants/` is the gateway's stage.
     ///
     /// # Errors
-    /// [`WayError`] when nothing is there, the method is another, or an id is none.
-    pub fn of(method: &str, path: &str) -> Result<Self, WayError> {
-        let (_, rest) = path.split_once("/tenants/").ok_or(WayError::Path)?;
+    /// [`RouteError`] when nothing is there, the method is another, or an id is none.
+    pub fn of(method: &str, path: &str) -> Result<Self, RouteError> {
+        let (_, rest) = path.split_once("/tenants/").ok_or(RouteError::Path)?;
         let (ask, tell) = (rest.strip_suffix("/signals"), rest.rsplit_once("/actions/"));
         match (method, ask, tell) {
             ("POST", Some(account), _) => Ok(Self::Ask {
@@ -95,9 +95,9 @@ impl Way {
                 account_id: account_id(account)?,
                 action_id: ActionId::try_from(decoded("the action id", action)?)?,
             }),
-            (_, Some(_), _) => Err(WayError::Method { allowed: "POST" }),
-            (_, None, Some(_)) => Err(WayError::Method { allowed: "GET" }),
-            (_, None, None) => Err(WayError::Path),
+            (_, Some(_), _) => Err(RouteError::Method { allowed: "POST" }),
+            (_, None, Some(_)) => Err(RouteError::Method { allowed: "GET" }),
+            (_, None, None) => Err(RouteError::Path),
         }
     }
 
@@ -110,25 +110,25 @@ impl Way {
     }
 }
 
-fn account_id(encoded: &str) -> Result<AccountId, WayError> {
+fn account_id(encoded: &str) -> Result<AccountId, RouteError> {
     Ok(AccountId::parse(decoded("the account id", encoded)?)?)
 }
 
 /// Percent-decoding (RFC 3986, section 2.1) that forgives nothing: the crate leaves a stray percent sign as it is.
-fn decoded(part: &'static str, text: &str) -> Result<String, WayError> {
+fn decoded(part: &'static str, text: &str) -> Result<String, RouteError> {
     let digits = |encoded: &str| {
         let digits = encoded.bytes().take(2).filter(u8::is_ascii_hexdigit);
         digits.count() == 2
     };
     let whole = text.split('%').skip(1).all(digits);
     let decoded = percent_decode_str(text).decode_utf8().ok().filter(|_| whole);
-    decoded.map(Cow::into_owned).ok_or(WayError::Encoding { part })
+    decoded.map(Cow::into_owned).ok_or(RouteError::Encoding { part })
 }
 
 /// What a producer posts.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(expecting = "an object")]
-pub struct Posted {
+pub struct PostedSignal {
     /// Template of the policy to run.
     pub template: String,
     #[serde(default)]
@@ -147,19 +147,19 @@ pub struct Posted {
 
 /// A request for an action, from somebody who may ask.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Asked {
+pub struct ActionRequest {
     pub account_id: AccountId,
     /// The sender's id of the delivery.
     pub delivery_id: String,
     /// Names the action.
     pub action_id: ActionId,
     /// What was posted.
-    pub posted: Posted,
+    pub posted: PostedSignal,
     /// SHA-256 of the body, as it was sent.
     pub body_digest: [u8; 32],
 }
 
-impl Asked {
+impl ActionRequest {
     /// Reads a body. Unknown fields are passed over. Where no action is named the delivery's id names it, so that one that
     /// is sent again asks for the same action.
     ///
@@ -171,7 +171,7 @@ impl Asked {
             source,
         };
         let mut reader = serde_json::Deserializer::from_slice(body);
-        let posted: Posted = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
+        let posted: PostedSignal = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
             let path = e.path().to_string();
             SignalError {
                 field: if path == "?" { ".".to_owned() } else { path },
@@ -243,7 +243,7 @@ impl Code {
 
 /// When it is worth asking again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Again {
+pub enum RetryWhen {
     /// Not without a change.
     Never,
     /// In a moment.
@@ -259,7 +259,7 @@ pub struct Reply {
     /// Short and the same for every occurrence.
     pub title: &'static str,
     /// When it is worth asking again.
-    pub again: Again,
+    pub again: RetryWhen,
     /// For people, where nobody said more.
     pub detail: &'static str,
 }
@@ -302,7 +302,7 @@ impl Refusal {
 
     /// What is put on record. The same delivery of the same body always leaves the same receipt for the same code.
     #[must_use]
-    pub fn draft(&self, asked: &Asked, duration_ms: u64, now: Timestamp) -> Draft {
+    pub fn draft(&self, asked: &ActionRequest, duration_ms: u64, now: Timestamp) -> Draft {
         let (account, code) = (asked.account_id.as_str(), self.code.name());
         // No part holds a line feed.
         let (delivery, body) = (&asked.delivery_id, hex::encode(asked.body_digest));
@@ -332,61 +332,66 @@ fn reply(code: Code, rules: &[String]) -> Reply {
     let code = match code {
         Code::ActionIdReused => {
             let detail = "the action id stands for an action of another template";
-            return reply(409, "Action id reused", Again::Never, detail);
+            return reply(409, "Action id reused", RetryWhen::Never, detail);
         }
         Code::Gate(code) => code,
     };
     match code {
         RefusalCode::Unavailable => {
             let detail = "the tenant takes no signals now: it is being provisioned, or it leaves";
-            reply(503, "Not available", Again::Soon, detail)
+            reply(503, "Not available", RetryWhen::Soon, detail)
         }
         RefusalCode::Disarmed => {
             let detail = "operators have not armed the system";
-            reply(503, "Disarmed", Again::Soon, detail)
+            reply(503, "Disarmed", RetryWhen::Soon, detail)
         }
-        RefusalCode::NotFound => reply(404, "No such tenant", Again::Never, "the account has no tenant"),
+        RefusalCode::NotFound => reply(
+            404,
+            "No such tenant",
+            RetryWhen::Never,
+            "the account has no tenant",
+        ),
         RefusalCode::Gone => reply(
             410,
             "Tenant is gone",
-            Again::Never,
+            RetryWhen::Never,
             "the tenant was decommissioned",
         ),
         RefusalCode::NoEntitlement => {
             let detail = "the account holds no entitlement that fits what the signal names";
-            reply(404, "No such entitlement", Again::Never, detail)
+            reply(404, "No such entitlement", RetryWhen::Never, detail)
         }
         RefusalCode::AmbiguousEntitlement => {
             let detail = "several entitlements fit: name sku_id or entitlement_id";
-            reply(422, "Entitlement not named", Again::Never, detail)
+            reply(422, "Entitlement not named", RetryWhen::Never, detail)
         }
         RefusalCode::Suspended => {
             let detail = "the marketplace suspended the entitlement";
-            reply(403, "Entitlement suspended", Again::Never, detail)
+            reply(403, "Entitlement suspended", RetryWhen::Never, detail)
         }
         RefusalCode::PolicyHashMismatch => {
             let detail = "the policy is another than the one in force for the entitlement";
-            reply(409, "Policy hash mismatch", Again::Never, detail)
+            reply(409, "Policy hash mismatch", RetryWhen::Never, detail)
         }
         RefusalCode::UnknownAction => {
             let detail = "the policy has no template of this name";
-            reply(422, "Unknown action", Again::Never, detail)
+            reply(422, "Unknown action", RetryWhen::Never, detail)
         }
         RefusalCode::Denied => {
             let bounds = |rule: &String| rule == PARAMETER_SCHEMA || is_permit(rule);
             let detail = "the policy denies it";
             match !rules.is_empty() && rules.iter().all(bounds) {
-                true => reply(422, "Parameters not allowed", Again::Never, detail),
-                false => reply(403, "Denied by policy", Again::Never, detail),
+                true => reply(422, "Parameters not allowed", RetryWhen::Never, detail),
+                false => reply(403, "Denied by policy", RetryWhen::Never, detail),
             }
         }
         RefusalCode::QuotaExceeded => {
             let detail = "the month's actions are used up";
-            reply(429, "Quota exceeded", Again::NextMonth, detail)
+            reply(429, "Quota exceeded", RetryWhen::NextMonth, detail)
         }
         RefusalCode::MalformedSignal => {
             let detail = "the body is not a signal";
-            reply(400, "Signal not understood", Again::Never, detail)
+            reply(400, "Signal not understood", RetryWhen::Never, detail)
         }
     }
 }
@@ -410,7 +415,7 @@ pub enum Step {
     /// Its action was begun, or is over: tell how it stands.
     Tell(Box<Action>),
     /// Put this on the queue, once the action is known as pending.
-    Send(Box<Sending>),
+    Send(Box<QueuedSignal>),
     /// Say no.
     Refuse {
         refusal: Refusal,
@@ -446,7 +451,7 @@ pub fn put_on_record(account: &Account, refusal: &Draft) -> Plan {
 
 /// What goes on the queue.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Sending {
+pub struct QueuedSignal {
     pub signal: Signal,
     /// Where to.
     pub queue_url: String,
@@ -457,14 +462,14 @@ pub struct Sending {
 /// A signal that no queue takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("as a message the signal has more than {MAX_MESSAGE_BYTES} bytes")]
-pub struct TooLong;
+pub struct MessageTooLong;
 
-impl Sending {
+impl QueuedSignal {
     /// The signal as a message: what producers write that use the queue themselves.
     ///
     /// # Errors
-    /// [`TooLong`] when it has more than [`MAX_MESSAGE_BYTES`].
-    pub fn message(&self) -> Result<String, TooLong> {
+    /// [`MessageTooLong`] when it has more than [`MAX_MESSAGE_BYTES`].
+    pub fn message(&self) -> Result<String, MessageTooLong> {
         // SQS takes the characters of XML 1.0 only. Of the others JSON escapes the controls; these two it need not, and
         // they stand in strings only.
         let message = serde_json::json!(self.signal)
@@ -472,7 +477,7 @@ impl Sending {
             .replace('\u{fffe}', "\\ufffe")
             .replace('\u{ffff}', "\\uffff");
         match message.len() > MAX_MESSAGE_BYTES {
-            true => Err(TooLong),
+            true => Err(MessageTooLong),
             false => Ok(message),
         }
     }
@@ -480,7 +485,7 @@ impl Sending {
 
 /// Why nothing is told of an action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Untold {
+pub enum NoStatus {
     /// Nothing is known of it, or it was pending when its tenant's provisioning was undone.
     Unknown,
     /// It was pending when its tenant left, so it never runs.
@@ -490,13 +495,13 @@ pub enum Untold {
 /// What is told of an action to who looks. One that is pending is never run once its tenant is no more.
 ///
 /// # Errors
-/// [`Untold`] when there is nothing to tell.
-pub fn look<'a>(tenant: Option<&Tenant>, known: Option<&'a Action>) -> Result<&'a Action, Untold> {
-    let known = known.ok_or(Untold::Unknown)?;
+/// [`NoStatus`] when there is nothing to tell.
+pub fn look<'a>(tenant: Option<&Tenant>, known: Option<&'a Action>) -> Result<&'a Action, NoStatus> {
+    let known = known.ok_or(NoStatus::Unknown)?;
     let lifecycle = tenant.map_or(Lifecycle::Absent, |tenant| tenant.lifecycle);
     match (known.state, lifecycle) {
-        (ActionState::Pending, Lifecycle::Absent) => Err(Untold::Unknown),
-        (ActionState::Pending, Lifecycle::Decommissioned) => Err(Untold::Gone),
+        (ActionState::Pending, Lifecycle::Absent) => Err(NoStatus::Unknown),
+        (ActionState::Pending, Lifecycle::Decommissioned) => Err(NoStatus::Gone),
         _ => Ok(known),
     }
 }
@@ -507,7 +512,7 @@ pub fn look<'a>(tenant: Option<&Tenant>, known: Option<&'a Action>) -> Result<&'
 /// is the governor's to say.
 #[must_use]
 pub fn decide(
-    asked: &Asked,
+    asked: &ActionRequest,
     tenant: Option<&Tenant>,
     known: Option<&Action>,
     control: &Control,
@@ -535,18 +540,18 @@ pub fn decide(
         tenant,
         Some(control),
         enforcers,
-        &LetThrough::default(),
+        &Admissions::default(),
         now,
     );
     let passes = match &admission.verdict {
         Verdict::Execute | Verdict::NotNow | Verdict::Route(_) => true,
         Verdict::Refuse { code, rules, .. } => {
             let again = reply(Code::Gate(*code), rules).again;
-            known.is_some() && again != Again::Soon
+            known.is_some() && again != RetryWhen::Soon
         }
     };
     match (active, admission.verdict) {
-        (Some(tenant), _) if passes => Step::Send(Box::new(Sending {
+        (Some(tenant), _) if passes => Step::Send(Box::new(QueuedSignal {
             new: known.is_none().then(|| {
                 let (id, hash) = (asked.action_id.clone(), &signal.policy_hash);
                 Action::pending(id, &asked.template(), hash, now)

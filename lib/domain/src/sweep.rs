@@ -335,12 +335,12 @@ impl Expected {
 
 /// What there is, by the queue it is named after.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Found {
+pub struct ExistingResources {
     there: BTreeMap<String, BTreeSet<Resource>>,
     paces: BTreeMap<String, Option<Pace>>,
 }
 
-impl Found {
+impl ExistingResources {
     /// There is a queue of this name.
     pub fn queue(&mut self, name: &str) {
         let queue = names::queue_of_resource(name);
@@ -404,7 +404,7 @@ pub struct Findings {
 
 /// Holds what there is against what there should be.
 #[must_use]
-pub fn compare(expected: &[Expected], found: &Found) -> Findings {
+pub fn compare(expected: &[Expected], found: &ExistingResources) -> Findings {
     let missing = expected.iter().filter_map(|tenant| {
         let there = found.of(&tenant.queue);
         let mut resources: Vec<Resource> = tenant.needs.difference(&there).copied().collect();
@@ -796,8 +796,8 @@ mod tests {
     }
 
     /// What there is, as listings name it: a mapping by its queue and `>`, a slow one by `>>`.
-    fn found(names: &str) -> Found {
-        let mut found = Found::default();
+    fn found(names: &str) -> ExistingResources {
+        let mut found = ExistingResources::default();
         for name in names.split_whitespace() {
             if let Some(queue) = name.strip_suffix(">>") {
                 found.mapping(queue, Some(Pace::of(30)));

@@ -16,7 +16,7 @@ use super::items::{
 
 /// Where a listing of actions goes on.
 #[derive(Debug, Clone, Default)]
-pub struct After {
+pub struct ActionsCursor {
     own_table: bool,
     key: Option<Item>,
 }
@@ -53,9 +53,9 @@ impl Store {
     pub async fn actions(
         &self,
         partition: &Partition,
-        after: Option<After>,
-    ) -> Result<(Vec<Action>, Option<After>), StoreError> {
-        let After { own_table, key } = after.unwrap_or_default();
+        after: Option<ActionsCursor>,
+    ) -> Result<(Vec<Action>, Option<ActionsCursor>), StoreError> {
+        let ActionsCursor { own_table, key } = after.unwrap_or_default();
         let own = self
             .tables_of(partition)
             .await?
@@ -78,11 +78,11 @@ impl Store {
             .await
             .map_err(|e| Self::call_error("Query", table, partition.as_str(), e))?;
         let next = match answer.last_evaluated_key {
-            Some(key) => Some(After {
+            Some(key) => Some(ActionsCursor {
                 own_table,
                 key: Some(key),
             }),
-            None if own.is_some() && !own_table => Some(After {
+            None if own.is_some() && !own_table => Some(ActionsCursor {
                 own_table: true,
                 key: None,
             }),
@@ -107,9 +107,9 @@ impl Store {
     pub async fn own_actions(
         &self,
         partition: &Partition,
-        after: Option<After>,
-    ) -> Result<(Vec<Action>, Option<After>), StoreError> {
-        let own = After {
+        after: Option<ActionsCursor>,
+    ) -> Result<(Vec<Action>, Option<ActionsCursor>), StoreError> {
+        let own = ActionsCursor {
             own_table: true,
             key: None,
         };

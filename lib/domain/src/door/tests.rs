@@ -14,10 +14,10 @@ const POLICY: &str = include_str!("../../../../policies/marketplace-sku-456/prof
 
 #[track_caller]
 fn check_way(method: &str, path: &str, expected: Result<(&str, Option<&str>), &str>) {
-    let got = Way::of(method, path).map_err(|e| e.to_string());
+    let got = Route::of(method, path).map_err(|e| e.to_string());
     let got = got.map(|way| match way {
-        Way::Ask { account_id } => (account_id.as_str().to_owned(), None),
-        Way::Tell {
+        Route::Ask { account_id } => (account_id.as_str().to_owned(), None),
+        Route::Tell {
             account_id,
             action_id,
         } => (
@@ -118,7 +118,10 @@ fn customer() -> AccountId {
 
 #[track_caller]
 fn check_body(body: &str, expected: Result<&str, &str>) {
-    match (Asked::parse(&customer(), "msg_1", body.as_bytes()), expected) {
+    match (
+        ActionRequest::parse(&customer(), "msg_1", body.as_bytes()),
+        expected,
+    ) {
         (Ok(asked), Ok(action_id)) => assert_eq!(asked.action_id.as_str(), action_id),
         (Err(e), Err(start)) => {
             let said = e.to_string();
@@ -179,13 +182,13 @@ fn bodies() {
         "]".repeat(200)
     );
     check_body(&deep, Err("signal field `parameters"));
-    assert!(Asked::parse(&customer(), "m", b"{\"template\":\"\xff\"}").is_err());
+    assert!(ActionRequest::parse(&customer(), "m", b"{\"template\":\"\xff\"}").is_err());
 }
 
 #[test]
 fn a_delivery_names_its_action() {
     let of = |delivery: &str| {
-        let asked = Asked::parse(&customer(), delivery, br#"{"template":"t"}"#).unwrap();
+        let asked = ActionRequest::parse(&customer(), delivery, br#"{"template":"t"}"#).unwrap();
         asked.action_id.as_str().to_owned()
     };
     assert_eq!(of("msg_2b-X"), "msg_2b-X");
@@ -200,7 +203,7 @@ fn a_delivery_names_its_action() {
 /// Every code and how it is answered: the table at the head of the module.
 #[test]
 fn answers() {
-    use Again::{Never, NextMonth, Soon};
+    use RetryWhen::{Never, NextMonth, Soon};
     let table = [
         (RefusalCode::Unavailable, 503, Soon),
         (RefusalCode::NotFound, 404, Never),
@@ -317,8 +320,8 @@ impl World {
         self.known = Some(action);
     }
 
-    fn asked(&self) -> Asked {
-        Asked::parse(&customer(), "msg_1", self.body.to_string().as_bytes()).unwrap()
+    fn asked(&self) -> ActionRequest {
+        ActionRequest::parse(&customer(), "msg_1", self.body.to_string().as_bytes()).unwrap()
     }
 
     fn decide(&self) -> Step {
@@ -533,23 +536,24 @@ fn a_refusal_is_on_record_once_for_each_delivery_body_and_code() {
     );
     assert!(!rules.is_empty());
     assert!(!detail.as_deref().unwrap().contains('@'), "{detail:?}");
-    let id = |refusal: &Refusal, asked: &Asked| refusal.draft(asked, 0, Timestamp::UNIX_EPOCH).receipt_id;
+    let id =
+        |refusal: &Refusal, asked: &ActionRequest| refusal.draft(asked, 0, Timestamp::UNIX_EPOCH).receipt_id;
     assert_eq!(id(&refusal, &asked), draft.receipt_id);
     let down = Refusal::unavailable("the system is degraded");
     let mut ids = vec![draft.receipt_id, id(&down, &asked)];
-    let other = Asked {
+    let other = ActionRequest {
         delivery_id: "msg_2".to_owned(),
         ..asked.clone()
     };
     ids.push(id(&refusal, &other));
-    let other = Asked {
+    let other = ActionRequest {
         account_id: AccountId::parse("d").unwrap(),
         ..asked.clone()
     };
     ids.push(id(&refusal, &other));
     // Another body under the same delivery is another refusal, even where it says the same in other words.
     let spaced = format!(" {}", refused.body);
-    let other = Asked::parse(&customer(), "msg_1", spaced.as_bytes()).unwrap();
+    let other = ActionRequest::parse(&customer(), "msg_1", spaced.as_bytes()).unwrap();
     assert_eq!(other.posted, asked.posted);
     ids.push(id(&refusal, &other));
     ids.sort();
@@ -557,7 +561,7 @@ fn a_refusal_is_on_record_once_for_each_delivery_body_and_code() {
     assert_eq!(ids.len(), 5);
 }
 
-fn sending(world: &World) -> Sending {
+fn sending(world: &World) -> QueuedSignal {
     match world.decide() {
         Step::Send(sending) => *sending,
         step => panic!("{step:?}"),
@@ -597,7 +601,7 @@ fn a_message_is_no_longer_than_a_queue_takes() {
             }
             let asked = world.asked();
             let signal = asked.signal(&hash());
-            Sending {
+            QueuedSignal {
                 signal,
                 queue_url: String::new(),
                 new: None,
@@ -607,11 +611,14 @@ fn a_message_is_no_longer_than_a_queue_takes() {
         let most = MAX_MESSAGE_BYTES - fixed;
         let longest = with(&mut world, most, "x").message().map(|message| message.len());
         assert_eq!(longest, Ok(MAX_MESSAGE_BYTES));
-        assert_eq!(with(&mut world, most + 1, "x").message(), Err(TooLong));
+        assert_eq!(with(&mut world, most + 1, "x").message(), Err(MessageTooLong));
         // It is measured as it is written: three bytes of UTF-8 become six.
         let escaped = with(&mut world, most / 6, "\u{ffff}").message();
         assert!(escaped.is_ok());
-        assert_eq!(with(&mut world, most / 6 + 1, "\u{ffff}").message(), Err(TooLong));
+        assert_eq!(
+            with(&mut world, most / 6 + 1, "\u{ffff}").message(),
+            Err(MessageTooLong)
+        );
     }
 }
 
@@ -624,8 +631,8 @@ fn a_pending_action_is_told_while_it_may_run() {
             world.tenant().lifecycle = lifecycle;
             let found = look(world.tenant.as_ref(), world.known.as_ref());
             let expected = match (state, lifecycle) {
-                (ActionState::Pending, Lifecycle::Absent) => Err(Untold::Unknown),
-                (ActionState::Pending, Lifecycle::Decommissioned) => Err(Untold::Gone),
+                (ActionState::Pending, Lifecycle::Absent) => Err(NoStatus::Unknown),
+                (ActionState::Pending, Lifecycle::Decommissioned) => Err(NoStatus::Gone),
                 _ => Ok(state),
             };
             assert_eq!(
@@ -636,9 +643,9 @@ fn a_pending_action_is_told_while_it_may_run() {
         }
     }
     let mut world = world();
-    assert_eq!(look(world.tenant.as_ref(), None), Err(Untold::Unknown));
+    assert_eq!(look(world.tenant.as_ref(), None), Err(NoStatus::Unknown));
     world.known("restart-service", ActionState::Pending);
-    assert_eq!(look(None, world.known.as_ref()), Err(Untold::Unknown));
+    assert_eq!(look(None, world.known.as_ref()), Err(NoStatus::Unknown));
 }
 
 #[test]
@@ -654,19 +661,19 @@ fn a_template_is_kept_as_a_receipt_can_hold_it() {
 proptest! {
     #[test]
     fn no_path_panics_and_every_account_is_reached(account in "[^\\p{Cc}]{1,256}", method in ".{0,5}", path in ".{0,80}") {
-        let _ = Way::of(&method, &path);
+        let _ = Route::of(&method, &path);
         let account = AccountId::parse(account).unwrap();
         let encoded = crate::names::key_segment(account.as_str());
-        let ask = Way::of("POST", &format!("/tenants/{encoded}/signals"));
-        prop_assert_eq!(ask.as_ref().map(Way::account_id), Ok(&account));
-        let tell = Way::of("GET", &format!("/prod/tenants/{encoded}/actions/a"));
-        prop_assert_eq!(tell.as_ref().map(Way::account_id), Ok(&account));
+        let ask = Route::of("POST", &format!("/tenants/{encoded}/signals"));
+        prop_assert_eq!(ask.as_ref().map(Route::account_id), Ok(&account));
+        let tell = Route::of("GET", &format!("/prod/tenants/{encoded}/actions/a"));
+        prop_assert_eq!(tell.as_ref().map(Route::account_id), Ok(&account));
     }
 
     #[test]
     fn no_body_panics(body in proptest::collection::vec(any::<u8>(), 0..200), text in ".{0,100}") {
-        let _ = Asked::parse(&customer(), &text, &body);
-        let _ = Asked::parse(&customer(), "m", format!(r#"{{"template":{text},"parameters":{{"x":{text}}}}}"#).as_bytes());
+        let _ = ActionRequest::parse(&customer(), &text, &body);
+        let _ = ActionRequest::parse(&customer(), "m", format!(r#"{{"template":{text},"parameters":{{"x":{text}}}}}"#).as_bytes());
     }
 
     /// Whatever is asked for: what is decided has an answer, and what goes on the queue is what was asked for.

@@ -31,7 +31,7 @@ pub const DEFERRED_SECONDS: i64 = 7 * 24 * 3600;
 
 /// An event, with what the registry says of the plan and product it names.
 #[derive(Debug, Clone)]
-pub struct Heard<'a> {
+pub struct EventContext<'a> {
     pub event: &'a EntitlementEvent,
     pub asked: &'a DeliveryRef,
     /// When it came.
@@ -98,25 +98,25 @@ pub enum Decision {
 #[must_use]
 pub fn decide(
     tenant: Option<&Tenant>,
-    heard: &Heard<'_>,
+    context: &EventContext<'_>,
     around: Surroundings<'_>,
     now: Timestamp,
 ) -> Decision {
-    asking(tenant, heard, around, now, |asking| asking.decide())
+    asking(tenant, context, around, now, |asking| asking.decide())
 }
 
 /// Keeps an event without deciding: what is needed to decide cannot be had now.
 #[must_use]
 pub fn keep(
     tenant: Option<&Tenant>,
-    heard: &Heard<'_>,
+    context: &EventContext<'_>,
     around: Surroundings<'_>,
     now: Timestamp,
     reason: &str,
 ) -> Decision {
-    asking(tenant, heard, around, now, |asking| {
+    asking(tenant, context, around, now, |asking| {
         let under_way = asking.tenant.provisioning.as_ref();
-        if under_way.is_some_and(|saga| saga.asked == *heard.asked) {
+        if under_way.is_some_and(|saga| saga.asked == *context.asked) {
             return Decision::Resume;
         }
         asking.defer(reason.to_owned(), asking.order.at.max(now))
@@ -125,27 +125,27 @@ pub fn keep(
 
 fn asking(
     tenant: Option<&Tenant>,
-    heard: &Heard<'_>,
+    context: &EventContext<'_>,
     around: Surroundings<'_>,
     now: Timestamp,
-    answer: impl FnOnce(&Asking<'_>) -> Decision,
+    answer: impl FnOnce(&Question<'_>) -> Decision,
 ) -> Decision {
     let absent;
     let tenant = match tenant {
         Some(tenant) => tenant,
         None => {
-            absent = Tenant::absent(heard.event.account_id.clone(), now);
+            absent = Tenant::absent(context.event.account_id.clone(), now);
             &absent
         }
     };
-    answer(&Asking {
+    answer(&Question {
         tenant,
-        heard,
+        context,
         around,
         now,
         order: EventOrder {
-            version: heard.event.version,
-            at: heard.event.effective_at.unwrap_or(heard.received_at),
+            version: context.event.version,
+            at: context.event.effective_at.unwrap_or(context.received_at),
         },
     })
 }
@@ -200,7 +200,7 @@ fn quota(held: &Entitlement) -> ReceiptQuota {
 }
 
 /// Which entitlement an event is about.
-enum About {
+enum Subject {
     /// This one, held or not.
     One(EntitlementId),
     /// The event names none, and the account holds none.
@@ -211,9 +211,9 @@ enum About {
     Several,
 }
 
-struct Asking<'a> {
+struct Question<'a> {
     tenant: &'a Tenant,
-    heard: &'a Heard<'a>,
+    context: &'a EventContext<'a>,
     around: Surroundings<'a>,
     now: Timestamp,
     order: EventOrder,
@@ -226,16 +226,16 @@ fn ignore(reason: impl Into<String>) -> Decision {
     }
 }
 
-impl Asking<'_> {
+impl Question<'_> {
     fn decide(&self) -> Decision {
-        let change = &self.heard.event.change;
+        let change = &self.context.event.change;
         let tolerance = SignedDuration::from_secs(TOLERANCE_SECONDS);
         if self.order.at > self.now.saturating_add(tolerance).unwrap_or(self.now) {
             return self.defer(format!("the {} takes effect later", change.name()), self.order.at);
         }
         let id = match self.about() {
-            About::One(id) => id,
-            About::Several => {
+            Subject::One(id) => id,
+            Subject::Several => {
                 return Decision::Refuse {
                     step: "find_entitlement",
                     reason: format!(
@@ -244,14 +244,14 @@ impl Asking<'_> {
                     ),
                 };
             }
-            About::Nothing => return self.about_nothing(),
-            About::Unknown => return self.no_policy(),
+            Subject::Nothing => return self.about_nothing(),
+            Subject::Unknown => return self.no_policy(),
         };
         let under_way = self.tenant.provisioning.as_ref();
         if let Some(saga) = under_way {
             let same = saga.entitlement_id == id;
             // The purchase that is being carried out, repeated: whoever repeats it helps to finish it.
-            if same && saga.event.change == *change && saga.asked == *self.heard.asked {
+            if same && saga.event.change == *change && saga.asked == *self.context.asked {
                 return Decision::Resume;
             }
             if same || self.tenant.lifecycle == Lifecycle::Provisioning {
@@ -267,17 +267,17 @@ impl Asking<'_> {
         }
     }
 
-    fn about(&self) -> About {
-        let event = self.heard.event;
+    fn about(&self) -> Subject {
+        let event = self.context.event;
         if let Some(id) = &event.entitlement_id {
-            return About::One(id.clone());
+            return Subject::One(id.clone());
         }
-        if event.product.is_some() && self.heard.product.is_none() {
+        if event.product.is_some() && self.context.product.is_none() {
             // Named, but not known: the account's other entitlements are not meant.
-            return About::Unknown;
+            return Subject::Unknown;
         }
-        let own = |sku: &SkuId| EntitlementId::parse(sku.as_str()).map_or(About::Nothing, About::One);
-        if let (Change::Granted { .. }, Some(sku)) = (&event.change, self.heard.product) {
+        let own = |sku: &SkuId| EntitlementId::parse(sku.as_str()).map_or(Subject::Nothing, Subject::One);
+        if let (Change::Granted { .. }, Some(sku)) = (&event.change, self.context.product) {
             // An agreement without a name of its own has that of its product.
             return own(sku);
         }
@@ -287,19 +287,19 @@ impl Asking<'_> {
             .iter()
             .map(|saga| (&saga.entitlement_id, &saga.entitlement));
         let fitting: BTreeSet<&EntitlementId> = (self.tenant.entitlements.iter().chain(waiting))
-            .filter(|(_, held)| self.heard.product.is_none_or(|sku| *sku == held.sku_id))
+            .filter(|(_, held)| self.context.product.is_none_or(|sku| *sku == held.sku_id))
             .map(|(id, _)| id)
             .collect();
-        match (fitting.first(), fitting.len(), self.heard.product) {
-            (Some(id), 1, _) => About::One((*id).clone()),
-            (Some(_), _, _) => About::Several,
+        match (fitting.first(), fitting.len(), self.context.product) {
+            (Some(id), 1, _) => Subject::One((*id).clone()),
+            (Some(_), _, _) => Subject::Several,
             (None, _, Some(sku)) => own(sku),
-            (None, _, None) => About::Nothing,
+            (None, _, None) => Subject::Nothing,
         }
     }
 
     fn about_nothing(&self) -> Decision {
-        match &self.heard.event.change {
+        match &self.context.event.change {
             Change::Cancelled => {
                 let mut next = self.tenant.written();
                 next.tombstones.bury_all(self.order);
@@ -319,7 +319,7 @@ impl Asking<'_> {
     }
 
     fn no_policy(&self) -> Decision {
-        let reason = match &self.heard.event.change {
+        let reason = match &self.context.event.change {
             Change::Granted { plan, .. } | Change::PlanChanged { plan } => match plan {
                 PlanReference::Canonical { sku_id, plan_type } => {
                     format!("no policy for plan {plan_type} of SKU {sku_id}")
@@ -337,9 +337,12 @@ impl Asking<'_> {
     }
 
     fn about_unheld(&self, id: EntitlementId) -> Decision {
-        let change = &self.heard.event.change;
+        let change = &self.context.event.change;
         // Of an entitlement known by its product alone a sender may count each agreement anew: its time says more.
-        let order = match (&self.heard.event.entitlement_id, self.heard.event.effective_at) {
+        let order = match (
+            &self.context.event.entitlement_id,
+            self.context.event.effective_at,
+        ) {
             (None, Some(_)) => EventOrder {
                 version: None,
                 ..self.order
@@ -375,7 +378,7 @@ impl Asking<'_> {
     }
 
     fn about_held(&self, id: EntitlementId, held: &Entitlement) -> Decision {
-        let change = &self.heard.event.change;
+        let change = &self.context.event.change;
         let last = match change {
             Change::PlanChanged { .. } => &held.plan_order,
             Change::Suspended | Change::Reinstated => &held.standing_order,
@@ -458,7 +461,7 @@ impl Asking<'_> {
         }
     }
 
-    /// What changes nothing is still the last that was heard: an older event that comes later must not count.
+    /// What changes nothing is still the last that was context: an older event that comes later must not count.
     fn nothing_new(&self, id: EntitlementId, after: Entitlement, reason: &str) -> Decision {
         let mut next = self.tenant.written();
         next.entitlements.insert(id, after);
@@ -469,7 +472,7 @@ impl Asking<'_> {
     }
 
     fn grant(&self, id: EntitlementId) -> Decision {
-        let Some(offer) = self.heard.offer else {
+        let Some(offer) = self.context.offer else {
             return self.no_policy();
         };
         match self.tenant.lifecycle {
@@ -493,14 +496,14 @@ impl Asking<'_> {
                 reason: format!("the account holds {MAX_ENTITLEMENTS} entitlements, and more are not kept"),
             };
         }
-        let (region, expires_at) = match &self.heard.event.change {
+        let (region, expires_at) = match &self.context.event.change {
             Change::Granted {
                 region, expires_at, ..
             } => (region.as_str(), *expires_at),
             _ => (crate::webhook::payload::DEFAULT_REGION, None),
         };
         let mut entitlement = Entitlement::granted(offer, region, expires_at, self.order, self.now);
-        if matches!(self.heard.event.change, Change::PlanChanged { .. }) {
+        if matches!(self.context.event.change, Change::PlanChanged { .. }) {
             // It says nothing about suspensions and terms: older words about those still count when they come.
             let floor = self.tenant.tombstones.last(&id).copied().unwrap_or(EventOrder {
                 version: None,
@@ -525,8 +528,8 @@ impl Asking<'_> {
         }
     }
 
-    fn change_plan(&self, id: EntitlementId, held: &Entitlement, heard: Entitlement) -> Decision {
-        let Some(offer) = self.heard.offer else {
+    fn change_plan(&self, id: EntitlementId, held: &Entitlement, context: Entitlement) -> Decision {
+        let Some(offer) = self.context.offer else {
             return self.no_policy();
         };
         if offer.sku_id != held.sku_id {
@@ -540,7 +543,7 @@ impl Asking<'_> {
         }
         let after = held.changed(offer, self.order);
         if offer.plan_type == held.plan_type {
-            return self.nothing_new(id, heard, "the entitlement has this plan already");
+            return self.nothing_new(id, context, "the entitlement has this plan already");
         }
         if offer.isolation == Isolation::Dedicated && self.tenant.tables.is_none() {
             return self.begin(id, after, false, true);
@@ -570,14 +573,14 @@ impl Asking<'_> {
         let saga = Provisioning {
             entitlement_id,
             entitlement,
-            event: self.heard.event.clone(),
-            asked: self.heard.asked.clone(),
+            event: self.context.event.clone(),
+            asked: self.context.asked.clone(),
             new_tenant,
             dedicated,
-            received_at: self.heard.received_at,
-            due_since: self.heard.due_since,
-            attempts: self.heard.attempts,
-            waited: self.heard.waited,
+            received_at: self.context.received_at,
+            due_since: self.context.due_since,
+            attempts: self.context.attempts,
+            waited: self.context.waited,
             table_attempt: match new_tenant {
                 true => 0,
                 false => self.tenant.table_attempts.saturating_add(1),
@@ -644,21 +647,21 @@ impl Asking<'_> {
                 reason: format!("{MAX_DEFERRED} events of the account wait already"),
             };
         }
-        let event = self.heard.event;
+        let event = self.context.event;
         let mut next = self.tenant.written();
         next.deferred.push(Deferred {
             event: event.clone(),
-            asked: self.heard.asked.clone(),
-            received_at: self.heard.received_at,
+            asked: self.context.asked.clone(),
+            received_at: self.context.received_at,
             due_at,
-            due_since: self.heard.due_since.max(due_at),
-            attempts: self.heard.attempts,
+            due_since: self.context.due_since.max(due_at),
+            attempts: self.context.attempts,
         });
         Decision::Defer {
             tenant: Box::new(next),
             payload: Payload::EntitlementDeferred {
                 entitlement_id: event.entitlement_id.as_ref().map(|id| id.as_str().to_owned()),
-                sku_id: self.heard.product.map(|sku| sku.as_str().to_owned()),
+                sku_id: self.context.product.map(|sku| sku.as_str().to_owned()),
                 event: event.change.name().to_owned(),
                 reason,
                 due_at: (due_at > self.now).then_some(due_at),

@@ -63,7 +63,7 @@ fn ask(tenant: Option<&Tenant>, event: &EntitlementEvent) -> Decision {
 
 fn ask_with(tenant: Option<&Tenant>, event: &EntitlementEvent, offer: Option<&Offer>) -> Decision {
     let sku = SkuId::parse("s").unwrap();
-    let heard = Heard {
+    let context = EventContext {
         event,
         asked: &asked("d-1"),
         received_at: at(1_000),
@@ -73,7 +73,7 @@ fn ask_with(tenant: Option<&Tenant>, event: &EntitlementEvent, offer: Option<&Of
         product: Some(&sku),
         offer,
     };
-    decide(tenant, &heard, AROUND, at(1_000))
+    decide(tenant, &context, AROUND, at(1_000))
 }
 
 fn name(decision: &Decision) -> String {
@@ -244,7 +244,7 @@ fn a_cancellation_before_the_purchase_leaves_a_tombstone() {
 #[test]
 fn a_cancellation_that_names_nothing_is_remembered_for_everything() {
     let heard_of = |tenant: Option<&Tenant>, event: &EntitlementEvent| {
-        let heard = Heard {
+        let context = EventContext {
             event,
             asked: &asked("d"),
             received_at: at(1_000),
@@ -254,7 +254,7 @@ fn a_cancellation_that_names_nothing_is_remembered_for_everything() {
             product: None,
             offer: None,
         };
-        decide(tenant, &heard, AROUND, at(1_000))
+        decide(tenant, &context, AROUND, at(1_000))
     };
     let decision = heard_of(None, &said(Change::Cancelled, 500));
     let buried = after(&decision).unwrap();
@@ -583,7 +583,7 @@ fn what_is_named_and_not_known_is_not_guessed() {
             plan_id: "9".to_owned(),
         },
     ));
-    let heard = Heard {
+    let context = EventContext {
         event: &event,
         asked: &asked("d"),
         received_at: at(1_000),
@@ -594,7 +594,7 @@ fn what_is_named_and_not_known_is_not_guessed() {
         offer: None,
     };
     assert_eq!(
-        name(&decide(Some(&tenant()), &heard, AROUND, at(1_000))),
+        name(&decide(Some(&tenant()), &context, AROUND, at(1_000))),
         "refuse load_policy"
     );
 }
@@ -681,7 +681,7 @@ fn settle(
         "p"
     };
     let offer = offer(plan);
-    let heard = Heard {
+    let context = EventContext {
         event,
         asked,
         received_at: at(1_000),
@@ -691,7 +691,7 @@ fn settle(
         product: Some(&sku),
         offer: Some(&offer),
     };
-    match decide(before.as_ref(), &heard, AROUND, at(1_000)) {
+    match decide(before.as_ref(), &context, AROUND, at(1_000)) {
         Decision::Begin(begun) => Some(begun.provisioned(None, 0, at(1_000)).unwrap().0),
         Decision::Commit { tenant, .. } if tenant.lifecycle == Lifecycle::Decommissioning => {
             Some(tenant.after(TenantEvent::Archived, at(1_000)).unwrap())

@@ -10,7 +10,7 @@ use crate::action::{
     Action, ActionEvent, ActionState, DEAD_LETTERED, IllegalTransition, LEASE_SECONDS, MAX_DELIVERIES,
     Standing, standing,
 };
-use crate::admission::{self, Enforcers, LetThrough, admit};
+use crate::admission::{self, Admissions, Enforcers, admit};
 use crate::control::Control;
 use crate::entitlement::Entitlement;
 use crate::gate::{RefusalCode, Verdict};
@@ -46,14 +46,14 @@ pub struct Message {
     /// How many times it was delivered, this time included.
     pub deliveries: u32,
     /// What it asks for.
-    pub asked: Asked,
+    pub content: Content,
     /// As it was sent.
     pub body: String,
 }
 
 /// What a message asks for.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Asked {
+pub enum Content {
     /// An action.
     Signal(Signal),
     /// Nothing that can be understood as this tenant's signal.
@@ -68,16 +68,16 @@ impl Message {
     /// The action it is about.
     #[must_use]
     pub fn action_id(&self) -> &ActionId {
-        match &self.asked {
-            Asked::Signal(signal) => &signal.action_id,
-            Asked::Malformed { action_id, .. } => action_id,
+        match &self.content {
+            Content::Signal(signal) => &signal.action_id,
+            Content::Malformed { action_id, .. } => action_id,
         }
     }
 
     /// Drops what is large of it, once it is settled or given back: an invocation sees many.
     pub fn forget(&mut self) {
         self.body = String::new();
-        if let Asked::Signal(signal) = &mut self.asked {
+        if let Content::Signal(signal) = &mut self.content {
             signal.parameters = Map::new();
         }
     }
@@ -91,26 +91,26 @@ impl Message {
     /// What it asks for with.
     #[must_use]
     pub fn parameters(&self) -> Option<Map<String, Value>> {
-        match &self.asked {
-            Asked::Signal(signal) => Some(signal.parameters.clone()),
-            Asked::Malformed { .. } => None,
+        match &self.content {
+            Content::Signal(signal) => Some(signal.parameters.clone()),
+            Content::Malformed { .. } => None,
         }
     }
 
     /// The entitlement it is for, when that can be told.
     fn held<'a>(&self, account: &'a Account) -> Option<(&'a EntitlementId, &'a Entitlement)> {
-        match &self.asked {
-            Asked::Signal(signal) => admission::held(signal, account.tenant.as_ref()),
-            Asked::Malformed { .. } => None,
+        match &self.content {
+            Content::Signal(signal) => admission::held(signal, account.tenant.as_ref()),
+            Content::Malformed { .. } => None,
         }
     }
 
     /// The template it names, safe for a receipt.
     #[must_use]
     pub fn template(&self) -> String {
-        match &self.asked {
-            Asked::Signal(signal) => printable(&signal.template, 64),
-            Asked::Malformed { .. } => String::new(),
+        match &self.content {
+            Content::Signal(signal) => printable(&signal.template, 64),
+            Content::Malformed { .. } => String::new(),
         }
     }
 }
@@ -123,7 +123,7 @@ pub enum Step {
     /// Another governor is at work on it: give it back for a while.
     Busy,
     /// No place is free for it.
-    Wait(Full),
+    Wait(NoPlace),
     /// Settle it without running anything: refused or routed.
     Settle(ActionEvent),
     /// Run it, under this entitlement.
@@ -136,7 +136,7 @@ pub enum Step {
 
 /// What has no free place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Full {
+pub enum NoPlace {
     /// All the tenant's places are taken.
     Tenant,
     /// All the tenant's places are taken, and nobody is at work on any of those actions: only their own signals free them,
@@ -241,7 +241,7 @@ pub fn decide(
     now: Timestamp,
 ) -> Vec<Step> {
     let mut seen = BTreeSet::new();
-    let mut let_through = LetThrough::default();
+    let mut let_through = Admissions::default();
     let steps = messages.iter().map(|message| {
         let step = if !seen.insert(message.action_id()) {
             Step::Acknowledge
@@ -279,12 +279,12 @@ fn ask(
     account: &Account,
     control: Option<&Control>,
     enforcers: &Enforcers,
-    let_through: &LetThrough,
+    let_through: &Admissions,
     now: Timestamp,
 ) -> Step {
-    let signal = match &message.asked {
-        Asked::Signal(signal) => signal,
-        Asked::Malformed { detail, .. } => {
+    let signal = match &message.content {
+        Content::Signal(signal) => signal,
+        Content::Malformed { detail, .. } => {
             return refuse(RefusalCode::MalformedSignal, Some(detail.clone()), Vec::new());
         }
     };
@@ -296,12 +296,12 @@ fn ask(
         (Verdict::Execute, None) => refuse(RefusalCode::NoEntitlement, None, Vec::new()),
         (Verdict::NotNow, _) if message.is_last_delivery() => Step::GiveUp,
         (Verdict::NotNow, Some(id)) if tenant.is_some_and(|tenant| let_through.leave_room(tenant)) => {
-            Step::Wait(Full::Entitlement(id))
+            Step::Wait(NoPlace::Entitlement(id))
         }
         (Verdict::NotNow, _) if tenant.is_some_and(|tenant| is_forsaken(tenant, now)) => {
-            Step::Wait(Full::Forsaken)
+            Step::Wait(NoPlace::Forsaken)
         }
-        (Verdict::NotNow, _) => Step::Wait(Full::Tenant),
+        (Verdict::NotNow, _) => Step::Wait(NoPlace::Tenant),
         (Verdict::Refuse { code, rules, detail }, _) => refuse(code, detail, rules),
         (Verdict::Route(code), _) => Step::Settle(ActionEvent::Routed { code }),
     }
@@ -341,7 +341,7 @@ pub fn action_of(message: &Message, account: &Account, now: Timestamp) -> Action
 
 /// An action that is over as far as this governor goes: its handler has answered, or won't.
 #[derive(Debug, Clone, Copy)]
-pub struct Over<'a> {
+pub struct EndedAction<'a> {
     /// The message it came with.
     pub message: &'a Message,
     /// What happened to it.
@@ -354,7 +354,7 @@ pub struct Over<'a> {
 
 /// A signal in hand, not decided yet or waiting for a place.
 #[derive(Debug, Clone, Copy)]
-pub struct InHand<'a> {
+pub struct HeldSignal<'a> {
     pub message: &'a Message,
     /// Id of the receipt that deciding it leaves.
     pub receipt_id: Uuid,
@@ -370,9 +370,9 @@ pub struct Group<'a> {
     /// Whose claims those will be that it makes: another id for each attempt.
     pub owner: Uuid,
     /// Actions that are over.
-    pub over: Vec<Over<'a>>,
+    pub over: Vec<EndedAction<'a>>,
     /// Signals to decide.
-    pub hand: Vec<InHand<'a>>,
+    pub hand: Vec<HeldSignal<'a>>,
 }
 
 /// What a group comes to.
@@ -485,7 +485,7 @@ impl Group<'_> {
         let lease = now
             .saturating_add(SignedDuration::from_secs(LEASE_SECONDS))
             .unwrap_or(now);
-        let mut executing = LetThrough::default();
+        let mut executing = Admissions::default();
         let mut claims = false;
         let mut oldest: Option<Timestamp> = None;
         for (hand, step) in self.hand.iter().zip(steps) {

@@ -28,7 +28,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::governor::batch::{
-    BUSY_SECONDS, Decided, Fate, Full, Group, InHand, Message, Over, RENEWED_AT, Run, Step,
+    BUSY_SECONDS, Decided, EndedAction, Fate, Group, HeldSignal, Message, NoPlace, RENEWED_AT, Run, Step,
 };
 
 /// How long an outcome waits for others, so that they share a transaction: a transaction of one costs 12 write units, one of
@@ -63,7 +63,7 @@ const AT_ONCE: usize = 20;
 
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Do {
+pub enum NextStep {
     /// Receive so many signals at the most.
     Receive(usize),
     /// Write what [`Shift::choose`] gives.
@@ -90,11 +90,11 @@ pub enum Source {
 #[derive(Debug, Clone)]
 enum Stand {
     /// In hand: not decided yet, or waiting for a place.
-    InHand { waits: Option<Full> },
+    HeldSignal { waits: Option<NoPlace> },
     /// Its handler is called.
     Running,
     /// Its handler has answered.
-    Over { run: Box<Run>, since: Duration },
+    EndedAction { run: Box<Run>, since: Duration },
     /// Nothing is left to do about it here.
     Gone(Fate),
 }
@@ -110,7 +110,7 @@ struct Letter {
 
 impl Letter {
     fn is_in_hand(&self) -> bool {
-        matches!(self.stand, Stand::InHand { .. })
+        matches!(self.stand, Stand::HeldSignal { .. })
     }
 }
 
@@ -129,12 +129,12 @@ pub struct Effects {
 
 /// Which letters a group is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chosen {
+pub struct Selection {
     over: Vec<usize>,
     hand: Vec<usize>,
 }
 
-impl Chosen {
+impl Selection {
     /// Whether signals are to be decided.
     #[must_use]
     pub fn decides(&self) -> bool {
@@ -210,7 +210,7 @@ impl Shift {
             source,
             ids: (ids(), ids()),
             since: now,
-            stand: Stand::InHand { waits: None },
+            stand: Stand::HeldSignal { waits: None },
         }));
         if source == Source::Received && self.letters.len() == before {
             self.look_after = now + NOTHING_WAITS;
@@ -243,7 +243,7 @@ impl Shift {
             return 0;
         }
         let ending = self.count(|letter| match &letter.stand {
-            Stand::Over { run, .. } => run.action.state.is_final(),
+            Stand::EndedAction { run, .. } => run.action.state.is_final(),
             _ => false,
         });
         let free = tenant
@@ -251,7 +251,7 @@ impl Shift {
             .saturating_sub(tenant.in_flight.saturating_sub(ending as u64));
         // What waits for its entitlement takes none of these.
         let waiting = self.count(|letter| match &letter.stand {
-            Stand::InHand { waits } => !matches!(waits, Some(Full::Entitlement(_))),
+            Stand::HeldSignal { waits } => !matches!(waits, Some(NoPlace::Entitlement(_))),
             _ => false,
         });
         let free = usize::try_from(free)
@@ -263,7 +263,7 @@ impl Shift {
     /// Whether nothing runs, and no outcome is to be written.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.count(|letter| matches!(letter.stand, Stand::Running | Stand::Over { .. })) == 0
+        self.count(|letter| matches!(letter.stand, Stand::Running | Stand::EndedAction { .. })) == 0
     }
 
     /// Whether it is too late to claim anything: what is claimed later may not end in the invocation's time.
@@ -274,20 +274,20 @@ impl Shift {
 
     /// What to do next.
     #[must_use]
-    pub fn next(&self, now: Duration) -> Do {
+    pub fn next(&self, now: Duration) -> NextStep {
         if now < self.write_after {
-            return Do::Wait(self.write_after - now);
+            return NextStep::Wait(self.write_after - now);
         }
         if self.is_late(now) && self.in_hand() > 0 {
-            return Do::Release;
+            return NextStep::Release;
         }
-        let fresh = self.count(|letter| matches!(letter.stand, Stand::InHand { waits: None }));
+        let fresh = self.count(|letter| matches!(letter.stand, Stand::HeldSignal { waits: None }));
         if fresh > 0 {
-            return Do::Commit;
+            return NextStep::Commit;
         }
         let (running, in_hand) = (self.running(), self.in_hand());
         let first_over = self.letters.iter().filter_map(|letter| match letter.stand {
-            Stand::Over { since, .. } => Some(since),
+            Stand::EndedAction { since, .. } => Some(since),
             _ => None,
         });
         let first_over = first_over.min();
@@ -299,24 +299,24 @@ impl Shift {
             false => 0,
         };
         if room > 0 && now >= self.look_after && now >= self.parked_until && (due || first_over.is_none()) {
-            return Do::Receive(room);
+            return NextStep::Receive(room);
         }
         if due && (running == 0 || in_hand > 0 || !takes_more) {
-            return Do::Commit;
+            return NextStep::Commit;
         }
         let held = self.letters.iter().filter(|letter| letter.is_in_hand());
         let release_at = held.map(|letter| letter.since + HELD).min();
         if release_at.is_some_and(|at| now >= at) {
-            return Do::Release;
+            return NextStep::Release;
         }
         let decide_at = (in_hand > 0).then(|| self.decided_at + LOOK);
         if decide_at.is_some_and(|at| now >= at) {
-            return Do::Commit;
+            return NextStep::Commit;
         }
         if running == 0 && in_hand == 0 && first_over.is_none() {
             return match now < self.parked_until {
-                true => Do::Wait(self.parked_until - now),
-                false => Do::End,
+                true => NextStep::Wait(self.parked_until - now),
+                false => NextStep::End,
             };
         }
         let look_at = (room > 0).then(|| self.look_after.max(self.parked_until));
@@ -324,7 +324,7 @@ impl Shift {
         let wake = [release_at, decide_at, look_at, group_at.filter(|at| *at > now)];
         let wake = wake.into_iter().flatten().min();
         // Something runs: its end wakes as well.
-        Do::Wait(
+        NextStep::Wait(
             wake.map_or(HELD, |at| at.saturating_sub(now))
                 .max(Duration::from_millis(1)),
         )
@@ -332,33 +332,33 @@ impl Shift {
 
     /// What is to be written now: as much of what is over and in hand as one transaction takes.
     #[must_use]
-    pub fn choose(&self) -> Chosen {
+    pub fn choose(&self) -> Selection {
         let which = |of: fn(&Stand) -> bool, most: usize| -> Vec<usize> {
             let letters = self.letters.iter().enumerate();
             let fitting = letters.filter(|(_, letter)| of(&letter.stand));
             fitting.map(|(index, _)| index).take(most).collect()
         };
-        let over = which(|stand| matches!(stand, Stand::Over { .. }), AT_ONCE);
+        let over = which(|stand| matches!(stand, Stand::EndedAction { .. }), AT_ONCE);
         let left = ITEMS.saturating_sub(over.len() * ITEMS_OVER) / ITEMS_IN_HAND;
         let most = left.min(AT_ONCE);
-        let mut hand = which(|stand| matches!(stand, Stand::InHand { .. }), usize::MAX);
+        let mut hand = which(|stand| matches!(stand, Stand::HeldSignal { .. }), usize::MAX);
         // Old signals first; where not all fit, those that were not decided yet.
         let crowded = hand.len() > most;
         hand.sort_by_key(|index| {
             let letter = self.letters.get(*index);
-            let waits = |letter: &Letter| !matches!(letter.stand, Stand::InHand { waits: None });
+            let waits = |letter: &Letter| !matches!(letter.stand, Stand::HeldSignal { waits: None });
             (
                 crowded && letter.is_some_and(waits),
                 letter.map(|letter| letter.message.sent_at),
             )
         });
         hand.truncate(most);
-        Chosen { over, hand }
+        Selection { over, hand }
     }
 
     /// Actions of which a group has to know how they stand. What this shift wrote itself it knows.
     #[must_use]
-    pub fn to_read(&self, chosen: &Chosen) -> Option<Vec<ActionId>> {
+    pub fn to_read(&self, chosen: &Selection) -> Option<Vec<ActionId>> {
         let ids = |which: &[usize]| -> Vec<ActionId> {
             let letters = which.iter().filter_map(|index| self.letters.get(*index));
             letters.map(|letter| letter.message.action_id().clone()).collect()
@@ -379,7 +379,7 @@ impl Shift {
                 }
                 let own = |letter: &Letter| {
                     *letter.message.action_id() == id
-                        && matches!(letter.stand, Stand::Running | Stand::Over { .. })
+                        && matches!(letter.stand, Stand::Running | Stand::EndedAction { .. })
                 };
                 if self.letters.iter().any(own) {
                     if known.own_actions.contains(&id) {
@@ -405,7 +405,7 @@ impl Shift {
     /// [`IllegalTransition`] when what happened does not fit the actions.
     pub fn plan(
         &self,
-        chosen: &Chosen,
+        chosen: &Selection,
         account: &Account,
         decided_by: (&str, Uuid),
         facts: (Option<&Control>, &Enforcers),
@@ -416,7 +416,7 @@ impl Shift {
         };
         let over = chosen.over.iter().filter_map(|index| self.letters.get(*index));
         let over = over.filter_map(|letter| match &letter.stand {
-            Stand::Over { run, .. } => Some(Over {
+            Stand::EndedAction { run, .. } => Some(EndedAction {
                 message: &letter.message,
                 run,
                 receipt_id: letter.ids.1,
@@ -425,7 +425,7 @@ impl Shift {
             _ => None,
         });
         let hand = chosen.hand.iter().filter_map(|index| self.letters.get(*index));
-        let hand = hand.map(|letter| InHand {
+        let hand = hand.map(|letter| HeldSignal {
             message: &letter.message,
             receipt_id: letter.ids.0,
             elapsed_ms: elapsed_ms(letter),
@@ -442,7 +442,7 @@ impl Shift {
     /// The group was written, and left the account so. `jitter` is a number from 0 to 1.
     pub fn written(
         &mut self,
-        chosen: &Chosen,
+        chosen: &Selection,
         decided: &Decided,
         account: Account,
         now: Duration,
@@ -466,7 +466,7 @@ impl Shift {
     /// The signals in hand were decided.
     fn place(
         &mut self,
-        chosen: &Chosen,
+        chosen: &Selection,
         decided: &Decided,
         now: Duration,
         jitter: f64,
@@ -490,7 +490,7 @@ impl Shift {
                     effects.calls.push(*index);
                 }
                 Step::Wait(full) => {
-                    letter.stand = Stand::InHand {
+                    letter.stand = Stand::HeldSignal {
                         waits: Some(full.clone()),
                     }
                 }
@@ -502,19 +502,19 @@ impl Shift {
         for (index, step) in chosen.hand.iter().zip(&decided.steps) {
             let Step::Wait(full) = step else { continue };
             let deliveries = self.letters.get(*index).map(|letter| letter.message.deliveries);
-            let passed = idle && *full == Full::Forsaken;
+            let passed = idle && *full == NoPlace::Forsaken;
             if passed || deliveries.is_some_and(|deliveries| deliveries >= RENEWED_AT) {
                 effects.renew.push(*index);
             }
             match full {
                 // At its end of the queue it lets pass what frees a place.
-                Full::Forsaken if idle => self.park(now, jitter),
-                Full::Tenant if idle => {
+                NoPlace::Forsaken if idle => self.park(now, jitter),
+                NoPlace::Tenant if idle => {
                     self.leave(*index, Fate::Again(0), effects);
                     self.park(now, jitter);
                 }
-                Full::Tenant | Full::Forsaken => {}
-                Full::Entitlement(id) => {
+                NoPlace::Tenant | NoPlace::Forsaken => {}
+                NoPlace::Entitlement(id) => {
                     let held = standing_by.entry(id).or_default();
                     if all_standing_by >= STANDBY.1 || *held >= self.takers(id) {
                         let seconds = self.put_aside(id, now);
@@ -598,13 +598,13 @@ impl Shift {
         let late = self.is_late(now);
         for index in 0..self.letters.len() {
             let due = |letter: &&Letter| late || now >= letter.since + HELD;
-            let Some(Stand::InHand { waits }) =
+            let Some(Stand::HeldSignal { waits }) =
                 self.letters.get(index).filter(due).map(|letter| &letter.stand)
             else {
                 continue;
             };
             let seconds = match waits.clone() {
-                Some(Full::Entitlement(id)) => self.put_aside(&id, now),
+                Some(NoPlace::Entitlement(id)) => self.put_aside(&id, now),
                 _ => 0,
             };
             self.leave(index, Fate::Again(seconds), &mut effects);
@@ -625,7 +625,7 @@ impl Shift {
 
     /// The group could not be written, and nobody knows whether it was: signals in hand go back to the queue. What is over is
     /// tried once more without them.
-    pub fn failed(&mut self, chosen: &Chosen) {
+    pub fn failed(&mut self, chosen: &Selection) {
         self.lost = 0;
         self.outdated = true;
         self.receives = false;
@@ -639,7 +639,7 @@ impl Shift {
     }
 
     /// The chosen signals in hand were settled without the tables, as nothing may run.
-    pub fn refused(&mut self, chosen: &Chosen, fates: &[Fate]) -> Effects {
+    pub fn refused(&mut self, chosen: &Selection, fates: &[Fate]) -> Effects {
         let mut effects = Effects::default();
         self.receives = false;
         for (index, fate) in chosen.hand.iter().zip(fates) {
@@ -664,7 +664,7 @@ impl Shift {
         };
         self.measured = (self.measured.0 + 1, self.measured.1 + took);
         if let Some(letter) = self.letters.get_mut(index) {
-            letter.stand = Stand::Over {
+            letter.stand = Stand::EndedAction {
                 run: Box::new(run),
                 since: now,
             };
@@ -688,7 +688,7 @@ impl Shift {
     }
 
     /// The chosen messages that are in hand.
-    pub fn in_hand_of<'a>(&'a self, chosen: &'a Chosen) -> impl Iterator<Item = &'a Message> {
+    pub fn in_hand_of<'a>(&'a self, chosen: &'a Selection) -> impl Iterator<Item = &'a Message> {
         chosen.hand.iter().filter_map(|index| self.message(*index))
     }
 

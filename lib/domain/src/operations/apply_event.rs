@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::account::SkuId;
 use crate::entitlement::Offer;
-use crate::entitlement::decide::{DEFERRED_SECONDS, Decision, Heard, Surroundings, decide, keep};
+use crate::entitlement::decide::{DEFERRED_SECONDS, Decision, EventContext, Surroundings, decide, keep};
 use crate::names::printable;
 use crate::provisioning::DeliveryRef;
 use crate::tenant::{Deferred, Lifecycle, Pace, Tenant};
@@ -56,8 +56,8 @@ impl Task {
         }
     }
 
-    fn heard<'a>(&'a self, looked_up: &'a LookedUp) -> Heard<'a> {
-        Heard {
+    fn context<'a>(&'a self, looked_up: &'a LookedUp) -> EventContext<'a> {
+        EventContext {
             event: &self.event,
             asked: &self.asked,
             received_at: self.received_at,
@@ -172,20 +172,20 @@ pub fn apply_event(
         };
         (plan, applied)
     };
-    let heard = task.heard(looked_up);
+    let context = task.context(looked_up);
     let decision = match looked_up.unknown {
-        None => decide(tenant.as_ref(), &heard, around, now),
-        Some(reason) => keep(tenant.as_ref(), &heard, around, now, reason),
+        None => decide(tenant.as_ref(), &context, around, now),
+        Some(reason) => keep(tenant.as_ref(), &context, around, now, reason),
     };
     Ok(match decision {
         Decision::Ignore { reason, tenant } => answer(200, tenant.or(rest), ignored(reason, &task.asked), ""),
-        Decision::Refuse { step, reason } => answer(422, rest, failed(&heard, step, reason), ""),
+        Decision::Refuse { step, reason } => answer(422, rest, failed(&context, step, reason), ""),
         Decision::Defer { .. } if task.waited => {
             if !expired(task.due_since, now) {
                 return Ok((Plan::default(), Applied::Waits));
             }
             let reason = "it waited for seven days, and could not be carried out".to_owned();
-            answer(422, rest, failed(&heard, "deferred", reason), "")
+            answer(422, rest, failed(&context, "deferred", reason), "")
         }
         Decision::Defer { tenant, payload } => answer(202, Some(tenant), payload, ""),
         Decision::Busy { reason } => return Err(ApplyError::Busy { reason }),
@@ -220,7 +220,7 @@ pub fn postpone(account: &Account, task: &Task, reason: &str, receipt_id: Uuid, 
     };
     let mut drafts = Vec::new();
     if expired(waiting.due_since, now) {
-        let payload = failed(&task.heard(&LookedUp::default()), "deferred", reason.to_owned());
+        let payload = failed(&task.context(&LookedUp::default()), "deferred", reason.to_owned());
         drafts.push(Draft::new(
             receipt_id,
             task.event.account_id.as_str(),
@@ -309,9 +309,9 @@ pub fn ignored(reason: String, asked: &DeliveryRef) -> Payload {
 }
 
 /// The receipt of an event that could not be carried out.
-fn failed(heard: &Heard<'_>, step: &str, reason: String) -> Payload {
-    let event = heard.event;
-    let (sku_id, plan_type) = match (heard.offer, &event.change) {
+fn failed(context: &EventContext<'_>, step: &str, reason: String) -> Payload {
+    let event = context.event;
+    let (sku_id, plan_type) = match (context.offer, &event.change) {
         (Some(offer), _) => (
             offer.sku_id.as_str().to_owned(),
             offer.plan_type.as_str().to_owned(),
@@ -323,7 +323,7 @@ fn failed(heard: &Heard<'_>, step: &str, reason: String) -> Payload {
             PlanReference::Provider { provider, plan_id } => (provider.clone(), printable(plan_id, 128)),
         },
         (None, _) => {
-            let product = heard.product.map(|sku| sku.as_str().to_owned());
+            let product = context.product.map(|sku| sku.as_str().to_owned());
             (product.unwrap_or_default(), String::new())
         }
     };

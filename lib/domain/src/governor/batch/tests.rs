@@ -85,7 +85,7 @@ pub(crate) fn message(enforcer: &Enforcer, id: &str, template: &str, parameters:
         receipt_handle: String::new(),
         sent_at: Timestamp::UNIX_EPOCH,
         deliveries: 1,
-        asked: Asked::Signal(signal),
+        content: Content::Signal(signal),
         body: id.to_owned(),
     }
 }
@@ -108,9 +108,9 @@ fn name(step: &Step) -> String {
         }
         Step::Settle(ActionEvent::Routed { code }) => code.name().to_owned(),
         Step::Execute(_) => "Execute".to_owned(),
-        Step::Wait(Full::Tenant) => "Wait".to_owned(),
-        Step::Wait(Full::Forsaken) => "Wait for the forsaken".to_owned(),
-        Step::Wait(Full::Entitlement(id)) => format!("Wait for {id}"),
+        Step::Wait(NoPlace::Tenant) => "Wait".to_owned(),
+        Step::Wait(NoPlace::Forsaken) => "Wait for the forsaken".to_owned(),
+        Step::Wait(NoPlace::Entitlement(id)) => format!("Wait for {id}"),
         other => format!("{other:?}"),
     }
 }
@@ -217,7 +217,7 @@ fn entitlements_do_not_share_their_limits() {
         .insert(EntitlementId::parse("t").unwrap(), other);
     let for_sku = |id: &str, sku: Option<&str>| {
         let mut message = message(&enforcer, id, "restart-service", json!({"service": "x"}));
-        let Asked::Signal(signal) = &mut message.asked else {
+        let Content::Signal(signal) = &mut message.content else {
             panic!()
         };
         signal.sku_id = sku.map(|sku| SkuId::parse(sku).unwrap());
@@ -298,7 +298,7 @@ fn malformed_messages_and_missing_tenants_are_refused() {
         receipt_handle: String::new(),
         sent_at: Timestamp::UNIX_EPOCH,
         deliveries: 1,
-        asked: Asked::Malformed {
+        content: Content::Malformed {
             action_id,
             detail: "x".to_owned(),
         },

@@ -27,9 +27,9 @@ use receipts::receipt::{Draft, Payload, Receipt, Status};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Chosen, Do, Effects, Shift, Source};
+use super::{Effects, NextStep, Selection, Shift, Source};
 use crate::governor::batch::tests::{account, control, enforcer, loaded, message};
-use crate::governor::batch::{Asked, Decided, Message, Run};
+use crate::governor::batch::{Content, Decided, Message, Run};
 
 /// How long a message stays hidden after a delivery, in milliseconds.
 const VISIBILITY: u64 = 30_000;
@@ -87,7 +87,7 @@ struct Call {
 enum Midst {
     Nothing,
     /// It has read the table, and is about to write.
-    Read(Chosen, Box<Account>),
+    Read(Selection, Box<Account>),
     /// It has written; the queue does not know yet.
     Written(Effects),
 }
@@ -465,7 +465,7 @@ impl World {
                 Some(3)
             }
             Midst::Nothing => match governor.shift.next(elapsed) {
-                Do::Receive(most) => {
+                NextStep::Receive(most) => {
                     let messages = self.receive(most, again);
                     let mut ids = Vec::new();
                     for _ in 0..messages.len() * 2 {
@@ -477,7 +477,7 @@ impl World {
                         .take(messages, Source::Received, elapsed, || ids.next().unwrap());
                     Some(5)
                 }
-                Do::Commit => {
+                NextStep::Commit => {
                     let chosen = governor.shift.choose();
                     if let Some(actions) = governor.shift.to_read(&chosen) {
                         governor.shift.read(self.read(actions));
@@ -486,18 +486,18 @@ impl World {
                     governor.midst = Midst::Read(chosen, Box::new(account));
                     Some(5)
                 }
-                Do::Release => {
+                NextStep::Release => {
                     governor.midst = Midst::Written(governor.shift.release(elapsed, 0.5));
                     Some(0)
                 }
-                Do::Wait(time) => {
+                NextStep::Wait(time) => {
                     let until = self.now + u64::try_from(time.as_millis()).unwrap().max(1);
                     let next = governor.calls.iter().map(|call| call.ends_at).min();
                     let until = next.map_or(until, |next| next.min(until));
                     self.governors[which] = Some(governor);
                     return Some(until.saturating_sub(self.now).max(1));
                 }
-                Do::End => {
+                NextStep::End => {
                     self.longest = self.longest.max(self.now - governor.began);
                     let unsettled = governor.shift.unsettled();
                     for message_id in governor.shift.brought() {
@@ -516,7 +516,7 @@ impl World {
     fn commit(
         &mut self,
         governor: &mut Governor,
-        chosen: Chosen,
+        chosen: Selection,
         read: &Account,
         elapsed: Duration,
     ) -> Option<u64> {
@@ -869,7 +869,7 @@ impl World {
         clock.settled += settled * (self.now - clock.looked);
         clock.looked = self.now;
         let takes = |message: &Message| {
-            let Asked::Signal(signal) = &message.asked else {
+            let Content::Signal(signal) = &message.content else {
                 return false;
             };
             let id = signal.entitlement_id.as_ref();
@@ -1181,7 +1181,7 @@ fn check_full_entitlement(backlog: usize, places: u64, milliseconds: u64, limit:
             .insert(EntitlementId::parse(name).unwrap(), held);
     }
     for (n, letter) in world.queue.iter_mut().enumerate() {
-        let Asked::Signal(signal) = &mut letter.message.asked else {
+        let Content::Signal(signal) = &mut letter.message.content else {
             panic!()
         };
         let name = if n < backlog { "narrow" } else { "wide" };
