@@ -1,5 +1,6 @@
 //! Cold start of `cancel`: the webhook that ends a tenant's life, and the queue that carries it out.
 
+mod decommission;
 mod handler;
 
 use handler::Cancel;

@@ -4,12 +4,13 @@
 //! change. The gate holds the new limit from the commit on; a mapping that could not be paced is paced by the next run,
 //! or else by the sweep.
 
-use std::collections::{BTreeMap, BTreeSet};
+use crate::report::{Answer, Report, ScaleError, ScaleOutcome, WrittenDecision};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use aws::config::{self, ConfigError, Stack};
-use aws::control::{ControlError, ControlStore};
+use aws::control::ControlStore;
 use aws::pages::Pages;
 use aws::queues::{Feeds, QueueError};
 use aws::secrets::{Secrets, SecretsError};
@@ -18,21 +19,19 @@ use aws::{clients, telemetry};
 use domain::account::AccountId;
 use domain::names::{Partition, printable};
 use domain::operations;
-use domain::scale::{self, Backlog, Costs, Decision, Patience, Queue, Verdict, WaitsFor};
+use domain::scale::{self, Backlog, Costs, Decision, Patience, Queue, Verdict};
 use domain::sweep::turn;
 use domain::tenant::{BUSY, Lifecycle, Tenant, UNSETTLED};
 use domain::transaction::{Account, Keys};
 use jiff::Timestamp;
 use receipts::key::Signer;
 use receipts::receipt::{Concurrency, Payload, Scaling};
-use serde::Serialize;
-use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::event::{Alarm, Event, EventError, Timing};
+use crate::event::{Alarm, Event, Timing};
 
 /// How long a run begins new looks: well below a minute, when the next one begins, and the function's timeout.
 const BUDGET: Duration = Duration::from_secs(30);
@@ -44,183 +43,6 @@ const TENANTS: usize = 2_000;
 const AT_ONCE: usize = 32;
 /// Tenants read at a time: what one BatchGetItem takes.
 const READ_AT_ONCE: usize = 100;
-/// Changes and errors that a report names.
-const TOLD: usize = 50;
-
-/// What a run found and did.
-#[derive(Debug, Serialize)]
-#[serde(untagged)]
-pub enum Answer {
-    /// Of a look at queues.
-    Looked(Report),
-    /// Of an operator's wish.
-    ScaleOutcome(ScaleOutcome),
-}
-
-/// What a look at queues found and did.
-#[derive(Debug, Default, Serialize)]
-pub struct Report {
-    /// Why nothing was looked at.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    skipped: Option<&'static str>,
-    /// Tenants whose queue was looked at.
-    looked: usize,
-    /// What was decided, and how often.
-    decided: BTreeMap<&'static str, u64>,
-    /// The first changes.
-    changed: Vec<Changed>,
-    /// Signals that wait, of all that was looked at, and what for.
-    waiting: WaitingSignals,
-    /// Alarms that asked for nothing, and why.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    ignored: Vec<String>,
-    /// Tenants that there was no room or time for; the next runs look at them.
-    left: usize,
-    errors: Vec<String>,
-}
-
-/// What waits, over all tenants that were looked at.
-#[derive(Debug, Default, Serialize)]
-struct WaitingSignals {
-    /// Signals.
-    signals: u64,
-    /// The largest lag of one tenant.
-    largest_lag: u64,
-    /// About how old the oldest signal of the tenants counted below is, in seconds.
-    oldest_age_seconds: u64,
-    /// Tenants whose signals wait for a free place.
-    tenants_for_a_place: u64,
-    /// Tenants with free places, whose signals wait for one of their entitlement.
-    tenants_for_an_entitlement: u64,
-    /// Tenants whose signals nobody polls ([`Backlog::is_unpolled`]).
-    tenants_for_a_poll: u64,
-    /// The first of these.
-    unpolled: Vec<AccountId>,
-    places_in_use: u64,
-    places: u64,
-}
-
-impl WaitingSignals {
-    fn add(&mut self, account_id: &AccountId, backlog: &Backlog) {
-        self.signals = self.signals.saturating_add(backlog.lag);
-        self.largest_lag = self.largest_lag.max(backlog.lag);
-        self.places_in_use = self.places_in_use.saturating_add(backlog.places_in_use);
-        self.places = self.places.saturating_add(backlog.places);
-        match backlog.waits_for {
-            Some(WaitsFor::Place) => self.tenants_for_a_place += 1,
-            Some(WaitsFor::Entitlement) => self.tenants_for_an_entitlement += 1,
-            Some(WaitsFor::Poll) if backlog.is_unpolled() => {
-                self.tenants_for_a_poll += 1;
-                let (account, lag) = (account_id.as_str(), backlog.lag);
-                warn!(
-                    account,
-                    lag,
-                    places = backlog.places,
-                    "signals wait though places are free: is the tenant's mapping enabled, has Lambda concurrency left?"
-                );
-                if self.unpolled.len() < TOLD {
-                    self.unpolled.push(account_id.clone());
-                }
-            }
-            // A few may just have come; after a week without any, they would pass for a week old.
-            Some(WaitsFor::Poll) | None => return,
-        }
-        let age = backlog.oldest_age_seconds.unwrap_or_default();
-        self.oldest_age_seconds = self.oldest_age_seconds.max(age);
-    }
-
-    /// Also when nothing waits, so that alarms have data and graphs a line.
-    fn measure(&self) {
-        telemetry::measure(
-            "scale",
-            &[
-                ("signals_waiting", self.signals, "Count"),
-                ("largest_lag", self.largest_lag, "Count"),
-                ("oldest_signal_age", self.oldest_age_seconds, "Seconds"),
-                ("places_in_use", self.places_in_use, "Count"),
-                ("places", self.places, "Count"),
-                ("tenants_waiting_for_a_place", self.tenants_for_a_place, "Count"),
-                (
-                    "tenants_waiting_for_an_entitlement",
-                    self.tenants_for_an_entitlement,
-                    "Count",
-                ),
-                ("tenants_waiting_for_a_poll", self.tenants_for_a_poll, "Count"),
-            ],
-        );
-    }
-}
-
-/// A change of a tenant's limit, or that there can be none.
-#[derive(Debug, Serialize)]
-struct Changed {
-    account_id: AccountId,
-    verdict: Verdict,
-    concurrency: Concurrency,
-    /// From the look at the queue until the mapping was paced.
-    applied_ms: u64,
-}
-
-/// What came of an operator's wish.
-#[derive(Debug, Serialize)]
-#[serde(tag = "outcome", rename_all = "snake_case")]
-pub enum ScaleOutcome {
-    /// The limit is as asked.
-    Scaled {
-        /// Before and after.
-        concurrency: Concurrency,
-        receipt: Value,
-        /// Why the mapping is not paced yet.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        not_paced: Option<String>,
-    },
-    /// It was so already.
-    Unchanged {
-        /// Actions at one time.
-        concurrency: Concurrency,
-    },
-    /// The plans or the budget forbid it.
-    Refused {
-        /// What they say.
-        reason: String,
-        receipt: Value,
-    },
-    /// There is no such tenant.
-    NotFound,
-    /// The tenant runs nothing.
-    NotActive {
-        /// Where it stands.
-        lifecycle: Lifecycle,
-    },
-}
-
-/// Why a tenant could not be scaled. The next run takes it up.
-#[derive(Debug, thiserror::Error)]
-pub enum ScaleError {
-    /// The event is none.
-    #[error(transparent)]
-    Event(#[from] EventError),
-    /// The mode is not known.
-    #[error("the control object cannot be read")]
-    Control(#[from] ControlError),
-    #[error("the signing key is not available")]
-    Secrets(#[from] SecretsError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The queue did not answer.
-    #[error(transparent)]
-    Queue(#[from] QueueError),
-    /// In degraded mode the tables are not touched.
-    #[error("the mode is degraded; nothing is scaled until storage has recovered")]
-    Degraded,
-    /// A receipt is no JSON.
-    #[error("the receipt cannot be read back")]
-    Receipt(#[from] serde_json::Error),
-    /// It was broken off.
-    #[error("a look at a queue was broken off")]
-    BrokenOff,
-}
-
 /// What a process remembers between runs, so that what matters most is looked at first. Where it is lost, tenants have
 /// their turn, and the sweep paces mappings.
 #[derive(Default)]
@@ -242,14 +64,6 @@ pub struct Scaler {
     feeds: Feeds,
     costs: Costs,
     remembered: Mutex<Attention>,
-}
-
-/// A decision that was written.
-struct WrittenDecision {
-    verdict: Verdict,
-    scaling: Option<Scaling>,
-    line: Option<String>,
-    not_paced: Option<QueueError>,
 }
 
 impl Scaler {
@@ -630,77 +444,6 @@ impl Scaler {
     }
 }
 
-/// How one look ended.
-type Looked = (
-    AccountId,
-    (
-        Option<Backlog>,
-        Result<Option<(WrittenDecision, u64)>, ScaleError>,
-    ),
-);
-
-impl Report {
-    fn settle(&mut self, joined: Option<Result<Looked, tokio::task::JoinError>>) {
-        match joined {
-            None => {}
-            Some(Ok((account_id, (backlog, made)))) => {
-                if let Some(backlog) = backlog {
-                    self.waiting.add(&account_id, &backlog);
-                }
-                match made {
-                    Ok(made) => self.made(&account_id, made),
-                    Err(e) => self.fail(account_id.as_str(), &e),
-                }
-            }
-            Some(Err(e)) => {
-                error!(error = %e, "a look at a queue was broken off");
-                self.fail("a look", &ScaleError::BrokenOff);
-            }
-        }
-    }
-
-    fn made(&mut self, account_id: &AccountId, made: Option<(WrittenDecision, u64)>) {
-        let Some((made, applied_ms)) = made else {
-            return;
-        };
-        let decided = self.decided.entry(made.verdict.name()).or_default();
-        *decided += 1;
-        if let Some(e) = made.not_paced {
-            self.fail(account_id.as_str(), &e.into());
-        }
-        let Some(scaling) = made.scaling else {
-            return;
-        };
-        let (account, verdict) = (account_id.as_str(), made.verdict.name());
-        let Concurrency { previous, new } = scaling.concurrency;
-        info!(
-            account,
-            verdict,
-            previous,
-            new,
-            check = scaling.quota_check,
-            applied_ms,
-            "scaled"
-        );
-        if self.changed.len() < TOLD {
-            self.changed.push(Changed {
-                account_id: account_id.clone(),
-                verdict: made.verdict,
-                concurrency: scaling.concurrency,
-                applied_ms,
-            });
-        }
-    }
-
-    fn fail(&mut self, what: &str, e: &ScaleError) {
-        telemetry::count("scale", "scale_failed", ("stage", "look"));
-        error!(what, error = %e, "not scaled; the next run takes it up");
-        if self.errors.len() < TOLD {
-            self.errors.push(printable(&format!("{what}: {e}"), 512));
-        }
-    }
-}
-
 fn scaling_of(payload: &Payload) -> Option<Scaling> {
     match payload {
         Payload::GovernorScaled(scaling)
@@ -717,6 +460,9 @@ fn milliseconds(started: Instant) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use domain::scale::WaitsFor;
+
+    use crate::report::{TOLD, WaitingSignals};
 
     #[test]
     fn what_waits_is_told_by_what_it_waits_for() {

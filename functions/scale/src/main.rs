@@ -2,12 +2,14 @@
 
 mod event;
 mod handler;
+mod report;
 
 use std::sync::Arc;
 
 use event::Event;
-use handler::{ScaleError, Scaler};
+use handler::Scaler;
 use lambda_runtime::{Error, LambdaEvent, run, service_fn};
+use report::ScaleError;
 use serde_json::Value;
 
 #[tokio::main(flavor = "current_thread")]

@@ -81,7 +81,7 @@ impl Webhooks {
 
     /// The secrets it reads with.
     #[must_use]
-    pub fn secrets(&self) -> &Secrets {
+    pub fn secrets(&self) -> &Arc<Secrets> {
         &self.secrets
     }
 
