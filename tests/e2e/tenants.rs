@@ -10,6 +10,7 @@ use domain::transaction::{Keys, Plan};
 use jiff::{SignedDuration, Timestamp};
 use receipts::Signer;
 use serde_json::{Value, json};
+use unicode_width::UnicodeWidthStr as _;
 
 use crate::webhooks::Delivery;
 use crate::world::{PATIENCE, PLAN, SKU, Tenant, World, alongside, eventually, partition_of, unique};
@@ -77,7 +78,7 @@ impl World {
 #[track_caller]
 fn fits(told: &str) {
     for line in told.lines() {
-        assert!(line.chars().count() <= 120, "{line}");
+        assert!(line.width() <= 120, "{line}");
         assert!(!line.chars().any(char::is_control), "{line:?}");
     }
 }
