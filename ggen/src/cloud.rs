@@ -64,9 +64,6 @@ pub enum InvokeError {
 }
 
 /// Invokes the function that an environment variable names and waits for its answer: as it is, and as `T`.
-///
-/// # Errors
-/// [`InvokeError`] names the function.
 pub async fn invoke<T: DeserializeOwned>(
     variable: &'static str,
     event: &Value,
@@ -185,9 +182,6 @@ pub fn persons_text(text: &str) -> Result<String, TextError> {
 }
 
 /// Reads an account's tenant and head.
-///
-/// # Errors
-/// [`StoreError`] when the table does not answer.
 pub async fn load(store: &Store, partition: &Partition) -> Result<Account, StoreError> {
     store.load(partition, &Keys::default()).await
 }

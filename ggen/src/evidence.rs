@@ -31,9 +31,6 @@ pub enum PublicKeyError {
 }
 
 /// Reads a public key file.
-///
-/// # Errors
-/// [`PublicKeyError`] names the file.
 pub fn public_key(path: &Path) -> Result<PublicKey, PublicKeyError> {
     let pem = input::text(path, MAX_KEY_BYTES)?;
     PublicKey::from_pem(&pem).map_err(|source| PublicKeyError::Key {
@@ -70,9 +67,6 @@ impl TrustArgs {
 
 /// The trusted keys and those that a file with a key trail leads to; the keys alone without a file. The outer error is
 /// the file's, the inner one the trail's.
-///
-/// # Errors
-/// [`InputError`] names the file.
 pub fn follow(trusted: KeyRing, key_trail: Option<&Path>) -> Result<Result<KeyRing, TrailError>, InputError> {
     let Some(path) = key_trail else {
         return Ok(Ok(trusted));
@@ -129,9 +123,6 @@ impl Rejected {
     }
 
     /// Tells it: the verdict.
-    ///
-    /// # Errors
-    /// When stdout cannot be written.
     pub fn show(&self, out: &mut Out) -> io::Result<Verdict> {
         out.show(self)?;
         Ok(Verdict::NotGood)

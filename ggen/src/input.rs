@@ -42,9 +42,6 @@ pub fn name(path: &Path) -> String {
 }
 
 /// Reads a file, or stdin for `-`, of at most `limit` bytes.
-///
-/// # Errors
-/// [`InputError`] names the file.
 pub fn bytes(path: &Path, limit: u64) -> Result<Vec<u8>, InputError> {
     let mut bytes = Vec::new();
     let most = limit.saturating_add(1);
@@ -67,9 +64,6 @@ pub fn bytes(path: &Path, limit: u64) -> Result<Vec<u8>, InputError> {
 }
 
 /// As [`bytes`], as text.
-///
-/// # Errors
-/// [`InputError`] names the file.
 pub fn text(path: &Path, limit: u64) -> Result<String, InputError> {
     String::from_utf8(bytes(path, limit)?).map_err(|_| InputError::NotText {
         path: path.to_owned(),

@@ -119,9 +119,6 @@ impl Refused {
     }
 
     /// Answers with it: on stderr, unless a program asked, because what is on stdout may go straight into a hash.
-    ///
-    /// # Errors
-    /// When stdout cannot be written.
     pub fn tell(&self, out: &mut Out) -> io::Result<Verdict> {
         if out.for_programs() {
             out.show(self)?;

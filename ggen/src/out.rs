@@ -53,9 +53,6 @@ impl Out {
     }
 
     /// Writes an answer as its `Display` text for people, or as one line of JSON.
-    ///
-    /// # Errors
-    /// When stdout cannot be written.
     pub fn show<T: Display + Serialize>(&mut self, answer: &T) -> io::Result<()> {
         if self.for_programs() {
             self.line(answer)
@@ -65,9 +62,6 @@ impl Out {
     }
 
     /// Writes a list whole, or its items on a line each where that is the format.
-    ///
-    /// # Errors
-    /// When stdout cannot be written.
     pub fn list<T: Display + Serialize>(&mut self, list: &T, items: &[impl Serialize]) -> io::Result<()> {
         match self.format {
             Some(Format::Jsonl) => items.iter().try_for_each(|item| self.line(item)),

@@ -80,13 +80,10 @@ pub(crate) enum DecommissionError {
     Secrets(#[from] SecretsError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A queue or mapping could not be looked at or deleted.
     #[error(transparent)]
     Queue(#[from] QueueError),
-    /// A table of the tenant's own could not be looked at or deleted.
     #[error(transparent)]
     Table(#[from] TableError),
-    /// The ledger could not be archived.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
     /// Signals were still on the queue, and could not be taken off it.
@@ -104,7 +101,6 @@ pub(crate) enum DecommissionError {
     /// Receipts were appended faster than they could be archived.
     #[error("receipts were appended during each of {ARCHIVE_ATTEMPTS} archives")]
     Moving,
-    /// An action could not take an event: a bug, told instead of hidden.
     #[error(transparent)]
     Illegal(#[from] IllegalTransition),
     /// The tenant is not in a state this order makes sense in.

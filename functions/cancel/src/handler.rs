@@ -5,7 +5,7 @@ use aws::archive::Archives;
 use aws::config::{self, ConfigError, Stack};
 use aws::entitlements::{Entitlements, TaskOutcome};
 use aws::functions::Functions;
-use aws::http::{self, Problem, Request};
+use aws::http::{Problem, Request};
 use aws::log::Log;
 use aws::queues::{Messages, QueueError, Teardown, TenantQueues};
 use aws::registry::Registry;
@@ -39,10 +39,8 @@ pub struct Cancel {
 /// Why `cancel` cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A variable is missing or makes no sense.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The governor's ARN is not one.
     #[error(transparent)]
     Queues(#[from] QueueError),
 }
@@ -98,26 +96,15 @@ impl Cancel {
                 self.work(serde_json::from_value(event)?).await,
             )?);
         }
-        self.webhooks.ready().await?;
-        let answered = match http::request(event) {
-            Ok(request) => self.receive(&request).await,
-            Err(problem) => Err(problem),
-        };
-        let response = match answered {
-            Ok(record) => http::answered(record.status, record.receipt),
-            Err(problem) => problem.response(),
-        };
-        Ok(serde_json::to_value(response)?)
+        let receive = async |request: Request| self.receive(&request).await;
+        Ok(self.webhooks.serve(event, receive).await?)
     }
 
     async fn receive(&self, request: &Request) -> Result<DeliveryRecord, Problem> {
         let now = Timestamp::now();
         let delivery = self.webhooks.read(request, now).await?;
         let asked = delivery.asked();
-        let signer = self.decommissioner.signer().await.map_err(|e| {
-            error!(error = %e, "the signing key is not available");
-            Problem::unavailable("the signing key is not available; retry later")
-        })?;
+        let signer = self.webhooks.signer(&self.decommissioner.signing_key).await?;
         let event = match delivery.said {
             WebhookEvent::Entitlement(event) if event.change == Change::Cancelled => event,
             WebhookEvent::Entitlement(_) => {

@@ -169,7 +169,6 @@ pub enum CheckpointError {
     /// The one ledger asked for.
     #[error("{}", explain(.0))]
     Log(#[from] LogError),
-    /// The rest could not be asked for.
     #[error(transparent)]
     Invoke(#[from] InvokeError),
     /// Some of all ledgers.
@@ -206,9 +205,6 @@ pub struct Checkpoints {
 
 impl Checkpoints {
     /// Reads the environment and makes the clients.
-    ///
-    /// # Errors
-    /// [`ConfigError`] naming the variable that is missing or makes no sense.
     pub async fn from_env() -> Result<Self, ConfigError> {
         let stack = Stack::from_env()?;
         let function = config::required(config::CHECKPOINT_FUNCTION)?;

@@ -7,10 +7,10 @@ use aws::clients;
 use aws::config::{self, ConfigError, Stack};
 use aws::entitlements::{Entitlements, TaskOutcome};
 use aws::functions::Functions;
-use aws::http::{self, Problem, Request};
+use aws::http::{Problem, Request};
 use aws::queues::{Messages, QueueError, TenantQueues};
 use aws::registry::Registry;
-use aws::secrets::{Secrets, SecretsError};
+use aws::secrets::Secrets;
 use aws::store::Store;
 use aws::tables::TenantTables;
 use aws::telemetry;
@@ -47,7 +47,6 @@ pub struct Entitlement {
 pub enum StartError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The governor's ARN is not one.
     #[error(transparent)]
     Queues(#[from] QueueError),
 }
@@ -117,16 +116,8 @@ impl Entitlement {
             let asked = Resume::deserialize(asked)?;
             return Ok(serde_json::to_value(Box::pin(self.resume(&asked)).await?)?);
         }
-        self.webhooks.ready().await?;
-        let answered = match http::request(event) {
-            Ok(request) => Box::pin(self.receive(&request)).await,
-            Err(problem) => Err(problem),
-        };
-        let response = match answered {
-            Ok(record) => http::answered(record.status, record.receipt),
-            Err(problem) => problem.response(),
-        };
-        Ok(serde_json::to_value(response)?)
+        let receive = async |request: Request| Box::pin(self.receive(&request)).await;
+        Ok(self.webhooks.serve(event, receive).await?)
     }
 
     async fn receive(&self, request: &Request) -> Result<DeliveryRecord, Problem> {
@@ -152,7 +143,7 @@ impl Entitlement {
         asked: &DeliveryRef,
         now: Timestamp,
     ) -> Result<DeliveryRecord, Problem> {
-        let signer = self.signer().await?;
+        let signer = self.webhooks.signer(&self.signing_key).await?;
         match said {
             WebhookEvent::Entitlement(event) => {
                 let task = Task::delivered(event, asked.clone(), now);
@@ -170,14 +161,6 @@ impl Entitlement {
                     .await
             }
         }
-    }
-
-    async fn signer(&self) -> Result<Signer, Problem> {
-        let signer = self.webhooks.secrets().signer(&self.signing_key).await;
-        signer.map_err(|e: SecretsError| {
-            error!(error = %e, "the signing key is not available");
-            Problem::unavailable("the signing key is not available; retry later")
-        })
     }
 
     /// Carries out one event to its end; `None` when it still waits.
@@ -270,7 +253,7 @@ impl Entitlement {
     /// Goes on with what an earlier run left undone.
     async fn resume(&self, asked: &Resume) -> Result<Resumed, Error> {
         let told = |problem: Problem| Error::from(problem.detail);
-        let signer = self.signer().await.map_err(told)?;
+        let signer = self.webhooks.signer(&self.signing_key).await.map_err(told)?;
         let partition = Partition::of(&asked.account_id);
         let account = self
             .provisioner

@@ -19,10 +19,8 @@ use crate::saga::Provisioner;
 pub(crate) enum RepairError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A queue or mapping could not be made.
     #[error(transparent)]
     Queue(#[from] QueueError),
-    /// A table could not be looked at.
     #[error(transparent)]
     Table(#[from] TableError),
     /// A table of its own is gone, and with it what only a backup can bring back.

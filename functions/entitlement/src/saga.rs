@@ -67,10 +67,8 @@ pub(crate) enum SagaError {
 /// Why a step, or its undo, failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StepError {
-    /// A queue or mapping.
     #[error(transparent)]
     Queue(#[from] QueueError),
-    /// A table.
     #[error(transparent)]
     Table(#[from] TableError),
     #[error(transparent)]

@@ -70,22 +70,17 @@ pub enum BatchError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// A secret is not available.
     #[error(transparent)]
     Secrets(#[from] SecretsError),
-    /// The spool did not take a refusal.
     #[error(transparent)]
     Spool(#[from] SpoolError),
     /// Nobody knows whose queue this is.
     #[error("no tenant is known for queue {queue}")]
     Ownerless { queue: String },
-    /// An action could not take an event: a bug, told instead of hidden.
     #[error(transparent)]
     Illegal(#[from] action::IllegalTransition),
-    /// No HTTP client for the handler.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The control object cannot be read.
     #[error(transparent)]
     Control(#[from] ControlError),
     /// A call to the handler ended without a word.
@@ -124,9 +119,6 @@ struct Boot {
 
 impl Governor {
     /// Reads the environment and makes the clients.
-    ///
-    /// # Errors
-    /// [`ConfigError`] naming the variable that is missing or makes no sense.
     pub async fn from_env() -> Result<Self, ConfigError> {
         let stack = Stack::from_env()?;
         let registry = config::required(config::REGISTRY_BUCKET)?;

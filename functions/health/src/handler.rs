@@ -126,9 +126,6 @@ enum BookError {
 
 impl Health {
     /// Reads the environment and makes the clients.
-    ///
-    /// # Errors
-    /// [`ConfigError`] naming the variable that is missing.
     pub async fn from_env() -> Result<Self, ConfigError> {
         let stack = Stack::from_env()?;
         let control = config::required(config::CONTROL_BUCKET)?;

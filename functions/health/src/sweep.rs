@@ -150,9 +150,6 @@ pub struct Sweeper {
 
 impl Sweeper {
     /// Reads the environment and makes the clients.
-    ///
-    /// # Errors
-    /// [`ConfigError`] naming the variable that is missing.
     pub fn from_env(sdk: &SdkConfig, stack: &Stack) -> Result<Self, ConfigError> {
         let governor = config::required(config::GOVERNOR_FUNCTION_ARN)?;
         let prefix = config::required(config::QUEUE_PREFIX)?;

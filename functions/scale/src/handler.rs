@@ -68,9 +68,6 @@ pub struct Scaler {
 
 impl Scaler {
     /// Reads the environment and makes the clients.
-    ///
-    /// # Errors
-    /// [`ConfigError`] naming the variable that is missing or makes no sense.
     pub async fn from_env() -> Result<Self, ConfigError> {
         let stack = Stack::from_env()?;
         let control = config::required(config::CONTROL_BUCKET)?;

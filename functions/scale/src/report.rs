@@ -180,7 +180,6 @@ pub enum ScaleOutcome {
 /// Why a tenant could not be scaled. The next run takes it up.
 #[derive(Debug, thiserror::Error)]
 pub enum ScaleError {
-    /// The event is none.
     #[error(transparent)]
     Event(#[from] EventError),
     /// The mode is not known.
@@ -190,7 +189,6 @@ pub enum ScaleError {
     Secrets(#[from] SecretsError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The queue did not answer.
     #[error(transparent)]
     Queue(#[from] QueueError),
     /// In degraded mode the tables are not touched.

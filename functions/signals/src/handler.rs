@@ -90,9 +90,6 @@ fn turned_away(kind: &'static str, detail: &'static str) -> Problem {
 
 impl Door {
     /// Reads the environment and makes the clients.
-    ///
-    /// # Errors
-    /// [`ConfigError`] naming the variable that is missing.
     pub async fn from_env() -> Result<Self, ConfigError> {
         let stack = Stack::from_env()?;
         let registry = config::required(config::REGISTRY_BUCKET)?;

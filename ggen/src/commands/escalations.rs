@@ -89,9 +89,6 @@ impl Escalated {
 }
 
 /// Finds escalated actions: all, or those of one account, or those of one id.
-///
-/// # Errors
-/// [`ReadError`] when the tables do not answer.
 pub async fn find(
     store: &Arc<Store>,
     of: Option<&AccountId>,

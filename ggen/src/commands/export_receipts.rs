@@ -76,7 +76,6 @@ pub enum ExportReceiptsError {
     /// `--format human`.
     #[error("receipts are exported as json, jsonl or csv, not human")]
     Format,
-    /// `--from` is not before `--to`.
     #[error(transparent)]
     Range(#[from] EmptyRangeError),
     #[error(transparent)]

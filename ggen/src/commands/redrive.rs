@@ -93,7 +93,6 @@ pub enum RedriveError {
     Secrets(#[from] SecretsError),
     #[error("cannot write the signal as JSON")]
     Encode(#[from] serde_json::Error),
-    /// The action does not take it: a bug, told instead of hidden.
     #[error(transparent)]
     Illegal(#[from] IllegalTransition),
     #[error("cannot start the runtime, or write to stdout")]

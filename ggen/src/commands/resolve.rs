@@ -73,7 +73,6 @@ pub enum ResolveError {
     NoReceipt { receipt_id: Uuid },
     #[error("cannot read the receipt that resolved the action")]
     Receipt(#[from] serde_json::Error),
-    /// The action does not take it: a bug, told instead of hidden.
     #[error(transparent)]
     Illegal(#[from] IllegalTransition),
     #[error("cannot start the runtime, or write to stdout")]

@@ -183,9 +183,6 @@ impl fmt::Display for SwitchesView {
 }
 
 /// Shows or changes.
-///
-/// # Errors
-/// When the stack does not answer.
 pub fn run(command: &SwitchesCommand, out: &mut Out) -> Result<Verdict, SwitchesError> {
     let shown = match command {
         SwitchesCommand::Show => cloud::block_on(show())??,

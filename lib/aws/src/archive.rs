@@ -263,9 +263,6 @@ impl Archives {
     }
 
     /// Keeps a dead letter before it is taken off its queue, and says where. Keeping it again changes nothing.
-    ///
-    /// # Errors
-    /// [`ArchiveError`] when the bucket does not take it.
     pub async fn keep_dead_letter(
         &self,
         account: &AccountId,
@@ -281,9 +278,6 @@ impl Archives {
     }
 
     /// How many dead letters of a generation are kept, and below which prefix.
-    ///
-    /// # Errors
-    /// [`ArchiveError`] when the bucket does not answer.
     pub async fn dead_letters(
         &self,
         account: &AccountId,

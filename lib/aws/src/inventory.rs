@@ -30,7 +30,6 @@ pub enum InventoryError {
         name: String,
         detail: String,
     },
-    /// Tables could not be listed.
     #[error(transparent)]
     Tables(#[from] TableError),
 }
@@ -149,9 +148,6 @@ impl Inventory {
     }
 
     /// When a queue was made; `None` when it is gone.
-    ///
-    /// # Errors
-    /// [`InventoryError`] when SQS does not say.
     pub async fn made_at(&self, queue_url: &str) -> Result<Option<Timestamp>, InventoryError> {
         let created = QueueAttributeName::CreatedTimestamp;
         let get = self.sqs.get_queue_attributes().queue_url(queue_url);

@@ -121,9 +121,6 @@ impl Log {
 
     /// Every checkpoint of a ledger by size, and by key id where several keys signed one: size, key id, note. The notes
     /// are as stored; whoever trusts a key verifies them.
-    ///
-    /// # Errors
-    /// [`LogError`] when the bucket does not answer.
     pub async fn checkpoints(&self, ledger: &LedgerId) -> Result<Vec<(u64, String, String)>, LogError> {
         let (stored, _) = self.stored(ledger).await?;
         let kept = stored.iter().map(|one| one.kept.clone()).collect();
@@ -136,9 +133,6 @@ impl Log {
     }
 
     /// The largest checkpoint of a ledger as stored, but for those of keys that this ring has revoked: size, key id, note.
-    ///
-    /// # Errors
-    /// [`LogError`] when the bucket does not answer.
     pub async fn latest(
         &self,
         ledger: &LedgerId,
@@ -188,17 +182,11 @@ impl Log {
     }
 
     /// Segments of the ledgers that have a log: whatever the tables say now, something was signed for them.
-    ///
-    /// # Errors
-    /// [`LogError`] when the bucket does not answer.
     pub async fn segments(&self) -> Result<Vec<String>, LogError> {
         Ok(self.audit.folders(names::LOGS_PREFIX).await?)
     }
 
     /// The key trail's receipts in order, as stored; [`KeyRing::follow`] believes them or not.
-    ///
-    /// # Errors
-    /// [`LogError`] when the bucket does not answer.
     pub async fn key_trail(&self) -> Result<Vec<String>, LogError> {
         let kept = self.audit.list_kept(names::KEYS_PREFIX).await?;
         self.texts(kept).await

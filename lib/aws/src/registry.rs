@@ -261,17 +261,11 @@ impl Registry {
     }
 
     /// Stores an enforcer under its hash. Doing so again changes nothing.
-    ///
-    /// # Errors
-    /// [`RegistryError`] when the bucket does not answer.
     pub async fn store_enforcer(&self, hash: &str, bytes: &[u8]) -> Result<(), RegistryError> {
         self.put(&names::enforcer_key(hash), bytes.to_vec()).await
     }
 
     /// Makes an enforcer the current one of its SKU and plan, and of the providers' plan ids that mean it.
-    ///
-    /// # Errors
-    /// [`RegistryError`] when the bucket does not answer.
     pub async fn publish(
         &self,
         entry: &IndexEntry,

@@ -43,9 +43,6 @@ impl Spool {
     }
 
     /// Keeps a receipt until the tables work again. Keeping the same one again changes nothing.
-    ///
-    /// # Errors
-    /// [`SpoolError`] when the bucket does not take it.
     pub async fn keep(&self, draft: &Draft, signer: &Signer) -> Result<(), SpoolError> {
         let line = spool_line(draft, signer)?;
         let key = names::spool_key(draft.occurred_at, draft.receipt_id, draft.payload.operation());
@@ -62,9 +59,6 @@ impl Spool {
     }
 
     /// Whether a receipt is kept.
-    ///
-    /// # Errors
-    /// [`SpoolError`] when the bucket does not answer.
     pub async fn has(&self, draft: &Draft) -> Result<bool, SpoolError> {
         let key = names::spool_key(draft.occurred_at, draft.receipt_id, draft.payload.operation());
         match self
@@ -82,9 +76,6 @@ impl Spool {
     }
 
     /// Keys of receipts that wait, oldest first, at most 1,000, those after `after` only.
-    ///
-    /// # Errors
-    /// [`SpoolError`] when the bucket does not answer.
     pub async fn list(&self, after: Option<String>) -> Result<Vec<String>, SpoolError> {
         let list = self
             .client

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use domain::provisioning::DeliveryRef;
+use domain::transaction::DeliveryRecord;
 use domain::webhook::DeliveryId;
 use domain::webhook::event::WebhookEvent;
 use domain::webhook::payload::PayloadError;
@@ -11,14 +12,25 @@ use domain::webhook::provider::Provider;
 use domain::webhook::providers::{PROVIDERS, at_path};
 use domain::webhook::signature::SignatureError;
 use jiff::Timestamp;
+use receipts::key::Signer;
+use serde_json::Value;
 use tokio::sync::OnceCell;
 use tracing::{error, warn};
 
 use crate::config::{self, ConfigError};
-use crate::http::{Problem, Request};
+use crate::http::{self, Problem, Request};
 use crate::secrets::{Secrets, SecretsError};
 use crate::store::StoreError;
 use crate::telemetry;
+
+/// Why an event got no answer at all.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+}
 
 /// Checks and reads deliveries.
 pub struct Webhooks {
@@ -90,7 +102,7 @@ impl Webhooks {
     ///
     /// # Errors
     /// [`SecretsError::Webhook`] naming the secret that cannot be used.
-    pub async fn ready(&self) -> Result<(), SecretsError> {
+    async fn ready(&self) -> Result<(), SecretsError> {
         self.checked
             .get_or_try_init(|| self.check_secrets())
             .await
@@ -109,6 +121,35 @@ impl Webhooks {
             }
         }
         Ok(())
+    }
+
+    /// Answers an HTTP event with what `receive` makes of its request.
+    ///
+    /// # Errors
+    /// When a webhook's secret would accept anybody, no delivery is looked at. When the answer cannot be written as JSON.
+    pub async fn serve(
+        &self,
+        event: Value,
+        receive: impl AsyncFnOnce(Request) -> Result<DeliveryRecord, Problem>,
+    ) -> Result<Value, ServeError> {
+        self.ready().await?;
+        let answered = match http::request(event) {
+            Ok(request) => receive(request).await,
+            Err(problem) => Err(problem),
+        };
+        let response = match answered {
+            Ok(record) => http::answered(record.status, record.receipt),
+            Err(problem) => problem.response(),
+        };
+        Ok(serde_json::to_value(response)?)
+    }
+
+    /// The key that signs receipts; a [`Problem`] for the sender when it can't be had.
+    pub async fn signer(&self, id: &str) -> Result<Signer, Problem> {
+        self.secrets.signer(id).await.map_err(|e| {
+            error!(error = %e, "the signing key is not available");
+            Problem::unavailable("the signing key is not available; retry later")
+        })
     }
 
     /// Verifies the raw bytes, and only then reads them.

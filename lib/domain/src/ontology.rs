@@ -7,7 +7,6 @@ use crate::webhook::providers::{PROVIDERS, of_name};
 /// Why a policy file was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyFileError {
-    /// It did not compile.
     #[error(transparent)]
     Compile(#[from] CompileError),
     /// An alias names a provider that is not there, or has no plan ids.

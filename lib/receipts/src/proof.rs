@@ -108,7 +108,6 @@ pub enum PortableProofError {
         expected: String,
         found: String,
     },
-    /// The hashes do not prove it.
     #[error(transparent)]
     Proof(#[from] ProofError),
 }

@@ -61,10 +61,8 @@ pub enum TileError {
     /// A tile that is needed is not held.
     #[error("{tile} is needed, and missing")]
     Missing { tile: Tile },
-    /// There is no such proof.
     #[error(transparent)]
     Proof(#[from] ProofError),
-    /// There is no such tree.
     #[error(transparent)]
     Range(#[from] RangeError),
 }

@@ -210,9 +210,6 @@ impl fmt::Display for TenantList {
 }
 
 /// Lists tenants.
-///
-/// # Errors
-/// [`ListError`] when the tables do not answer.
 pub async fn list(args: &ListArgs, out: &mut Out) -> Result<Verdict, ListError> {
     let store = Arc::new(Store::new(&clients::load().await, Stack::from_env()?));
     let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);

@@ -13,7 +13,6 @@ use crate::telemetry;
 /// Why a log could not be read, or a checkpoint not be signed.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The audit bucket did not answer.
     #[error(transparent)]
     Audit(#[from] AuditError),
     #[error("reading the ledger")]

@@ -69,17 +69,11 @@ impl Feeds {
     }
 
     /// What a queue holds; nothing when there is no such queue.
-    ///
-    /// # Errors
-    /// [`QueueError`] when SQS does not answer.
     pub async fn backlog(&self, queue_url: &str) -> Result<Backlog, QueueError> {
         backlog(&self.sqs, queue_url).await
     }
 
     /// Has a mapping feed the governor at a tenant's pace.
-    ///
-    /// # Errors
-    /// [`QueueError`] when Lambda does not do it.
     pub async fn pace(&self, mapping_id: &str, pace: Pace) -> Result<(), QueueError> {
         pace_mapping(&self.lambda, mapping_id, pace).await
     }

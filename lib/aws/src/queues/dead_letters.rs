@@ -94,25 +94,16 @@ impl DeadLetters {
     }
 
     /// What a dead-letter queue holds; nothing when there is no such queue.
-    ///
-    /// # Errors
-    /// [`QueueError`] when SQS does not answer.
     pub async fn backlog(&self, queue_url: &str) -> Result<Backlog, QueueError> {
         backlog(&self.sqs, queue_url).await
     }
 
     /// Takes up to ten letters, hidden from others for this long; none when there are none, or no queue.
-    ///
-    /// # Errors
-    /// [`QueueError`] when SQS does not answer.
     pub async fn receive(&self, queue_url: &str, hidden: Duration) -> Result<Vec<LeftMessage>, QueueError> {
         receive(&self.sqs, queue_url, Some(hidden)).await
     }
 
     /// Deletes a letter that is dealt with.
-    ///
-    /// # Errors
-    /// [`QueueError`] when SQS does not do it.
     pub async fn delete(&self, queue_url: &str, receipt_handle: &str) -> Result<(), QueueError> {
         delete_message(&self.sqs, queue_url, receipt_handle).await
     }
@@ -133,33 +124,21 @@ impl Teardown {
     }
 
     /// What a queue holds; nothing when there is no such queue.
-    ///
-    /// # Errors
-    /// [`QueueError`] when SQS does not answer.
     pub async fn backlog(&self, queue_url: &str) -> Result<Backlog, QueueError> {
         backlog(&self.sqs, queue_url).await
     }
 
     /// Takes up to ten messages that nobody feeds to the governor any more; none when there are none, or no queue.
-    ///
-    /// # Errors
-    /// [`QueueError`] when SQS does not answer.
     pub async fn receive(&self, queue_url: &str) -> Result<Vec<LeftMessage>, QueueError> {
         receive(&self.sqs, queue_url, None).await
     }
 
     /// Deletes a message that is settled.
-    ///
-    /// # Errors
-    /// [`QueueError`] when SQS does not do it.
     pub async fn delete_message(&self, queue_url: &str, receipt_handle: &str) -> Result<(), QueueError> {
         delete_message(&self.sqs, queue_url, receipt_handle).await
     }
 
     /// Deletes a queue; one that is gone is fine.
-    ///
-    /// # Errors
-    /// [`QueueError`] when SQS does not do it.
     pub async fn delete_queue(&self, queue_url: &str) -> Result<(), QueueError> {
         delete_queue(&self.sqs, queue_url).await.map(|_| ())
     }

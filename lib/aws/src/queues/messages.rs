@@ -21,9 +21,6 @@ impl Messages {
     }
 
     /// Puts a message on a queue.
-    ///
-    /// # Errors
-    /// [`QueueError`] when SQS does not take it.
     pub async fn send(&self, queue_url: &str, body: String) -> Result<(), QueueError> {
         let answer = self
             .sqs
@@ -39,9 +36,6 @@ impl Messages {
 
     /// Takes up to `most` messages that are there at once, hidden from others for the queue's own time; at most ten. None when
     /// there are none, or no queue; SQS asks only some of its servers, so there may be some for all that.
-    ///
-    /// # Errors
-    /// [`QueueError`] when SQS does not answer.
     pub async fn receive(&self, queue_url: &str, most: usize) -> Result<Vec<LeftMessage>, QueueError> {
         let most = i32::try_from(most.clamp(1, 10)).unwrap_or(1);
         let receive = self.sqs.receive_message().queue_url(queue_url);

@@ -61,18 +61,12 @@ impl TenantQueues {
     }
 
     /// Makes the dead-letter queue beside a tenant's queue, and gives its URL. Doing so again finds what is there.
-    ///
-    /// # Errors
-    /// [`QueueError`] when SQS does not do it.
     pub async fn dead_letter_queue(&self, queue: &str) -> Result<String, QueueError> {
         self.create_queue(&names::dead_letter_queue_name(queue), kept_long())
             .await
     }
 
     /// Makes a tenant's queue, and gives its URL. Doing so again finds what is there.
-    ///
-    /// # Errors
-    /// [`QueueError`] when SQS does not do it.
     pub async fn signal_queue(&self, queue: &str) -> Result<String, QueueError> {
         let redrive = json!({
             "deadLetterTargetArn": format!("{}:{}", self.arn_prefix, names::dead_letter_queue_name(queue)),
@@ -108,9 +102,6 @@ impl TenantQueues {
     }
 
     /// Makes the mapping that feeds the governor from a tenant's queue, and gives its id. One that is there is found.
-    ///
-    /// # Errors
-    /// [`QueueError`] when Lambda does not do it.
     pub async fn mapping(&self, queue: &str, pace: Pace) -> Result<String, QueueError> {
         let source = self.arn(queue);
         let deadline = Instant::now() + KNOWN_WITHIN;
@@ -150,9 +141,6 @@ impl TenantQueues {
     }
 
     /// The id of a mapping that feeds the governor from a tenant's queue already.
-    ///
-    /// # Errors
-    /// [`QueueError`] when Lambda does not answer.
     pub async fn find_mapping(&self, queue: &str) -> Result<Option<String>, QueueError> {
         Ok(self.mappings(queue).await?.into_iter().next())
     }
@@ -169,17 +157,11 @@ impl TenantQueues {
     }
 
     /// Has a mapping feed the governor at a tenant's pace.
-    ///
-    /// # Errors
-    /// [`QueueError`] when Lambda does not do it.
     pub async fn pace_mapping(&self, mapping_id: &str, pace: Pace) -> Result<(), QueueError> {
         pace_mapping(&self.lambda, mapping_id, pace).await
     }
 
     /// Deletes the mappings from a queue, and says whether there was one. None is needed for that to be known by its id.
-    ///
-    /// # Errors
-    /// [`QueueError`] when Lambda does not do it.
     pub async fn remove_mapping(&self, queue: &str) -> Result<bool, QueueError> {
         let found = self.mappings(queue).await?;
         for id in &found {
@@ -189,17 +171,11 @@ impl TenantQueues {
     }
 
     /// The URL of a queue; `None` when there is no such queue.
-    ///
-    /// # Errors
-    /// [`QueueError`] when SQS does not answer.
     pub async fn url(&self, name: &str) -> Result<Option<String>, QueueError> {
         queue_url(&self.sqs, name).await
     }
 
     /// Deletes a queue by its name, and says whether there was one.
-    ///
-    /// # Errors
-    /// [`QueueError`] when SQS does not do it.
     pub async fn remove_queue(&self, name: &str) -> Result<bool, QueueError> {
         match queue_url(&self.sqs, name).await? {
             Some(url) => delete_queue(&self.sqs, &url).await,

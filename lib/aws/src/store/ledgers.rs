@@ -14,9 +14,6 @@ use super::items::{line_of, text};
 
 impl Store {
     /// One page of a ledger from `seq` on, in order.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the table does not answer.
     pub async fn receipts_from(&self, partition: &Partition, seq: u64) -> Result<Vec<String>, StoreError> {
         let tables = self.tables_of(partition).await?;
         let own = tables.as_ref().filter(|tables| tables.hold(seq));

@@ -26,9 +26,6 @@ const LEDGERS_PAGE: i32 = 200;
 
 impl Store {
     /// Whose a tenant queue is, for a message that does not say so itself.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the table does not answer.
     pub async fn queue_owner(&self, queue: &str) -> Result<Option<Partition>, StoreError> {
         let table = &self.stack.tenants_table;
         let answer = self
@@ -118,9 +115,6 @@ impl Store {
 
     /// One page of all ledgers there are, those behind `after` only: the ledgers in the order of their partitions. None
     /// behind the last.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the index does not answer.
     pub async fn ledgers(&self, after: Option<&LedgerId>) -> Result<Vec<LedgerId>, StoreError> {
         let table = &self.stack.tenants_table;
         let mut start = after.map(|ledger| {
@@ -199,9 +193,6 @@ impl Store {
     }
 
     /// Table keys of the tenants of a SKU and plan, one page: the keys and, when there are more, where to go on.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the index does not answer.
     pub async fn tenants_of_plan(
         &self,
         sku_id: &str,
@@ -215,9 +206,6 @@ impl Store {
 
     /// Table keys of the tenants that the index by lifecycle has in a state (see [`Tenant::index_state`]), one page: the
     /// keys and, when there are more, where to go on.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the index does not answer.
     pub async fn tenants_in(
         &self,
         state: &str,
@@ -244,9 +232,6 @@ impl Store {
 
     /// One page of tenants that the index by lifecycle has in a state, read themselves, strongly consistent: the index may
     /// lag. Each that cannot be read stands as its error.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the index or the table does not answer.
     pub async fn tenants_page(
         &self,
         state: &str,
@@ -258,9 +243,6 @@ impl Store {
 
     /// The tenants that have these table keys, strongly consistent, in no order; `of` tells which they are when that fails.
     /// Each that cannot be read stands as its error, one that is not there does not stand at all.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the table does not answer.
     pub async fn tenants(
         &self,
         partitions: &[Partition],
@@ -282,9 +264,6 @@ impl Store {
     }
 
     /// How many tenants are active.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the index does not answer.
     pub async fn count_active(&self) -> Result<u64, StoreError> {
         let table = &self.stack.tenants_table;
         let mut count = 0u64;

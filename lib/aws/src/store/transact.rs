@@ -79,9 +79,6 @@ impl Store {
 
     /// Tries once to write a plan of an account as it was read. `None` when another writer was first: read again, ask again,
     /// and wait for [`longest_wait`] at the most.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the tables do not answer.
     pub async fn commit(
         &self,
         signer: &Signer,
