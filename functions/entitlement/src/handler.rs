@@ -63,7 +63,6 @@ struct Resume {
 /// What came of it.
 #[derive(Debug, Serialize)]
 struct Resumed {
-    /// Where the tenant stands now.
     lifecycle: &'static str,
     /// Answers to events that waited.
     carried_out: usize,

@@ -65,7 +65,6 @@ pub(crate) struct Report {
 /// What waits, over all tenants that were looked at.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct WaitingSignals {
-    /// Signals.
     pub(crate) signals: u64,
     /// The largest lag of one tenant.
     pub(crate) largest_lag: u64,
@@ -164,15 +163,12 @@ pub enum ScaleOutcome {
     },
     /// The plans or the budget forbid it.
     Refused {
-        /// What they say.
         reason: String,
         receipt: Value,
     },
-    /// There is no such tenant.
     NotFound,
     /// The tenant runs nothing.
     NotActive {
-        /// Where it stands.
         lifecycle: Lifecycle,
     },
 }

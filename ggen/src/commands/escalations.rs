@@ -74,7 +74,6 @@ pub struct Escalated {
     pub account_id: AccountId,
     /// As it stands or, when it stands nowhere any more, as it was escalated.
     pub action: Action,
-    /// Where its tenant stands.
     pub lifecycle: Option<Lifecycle>,
     /// Whether it still stands in a table.
     pub stands: bool,
@@ -157,7 +156,6 @@ struct EscalationLine {
     redrivable: bool,
     /// The last receipt about it.
     receipt_id: Option<Uuid>,
-    /// Where its tenant stands.
     lifecycle: Option<Lifecycle>,
 }
 

@@ -84,9 +84,14 @@ pub enum ResolveError {
 #[serde(tag = "outcome", rename_all = "snake_case")]
 enum Outcome {
     /// It is final now.
-    Resolved { receipt_id: Uuid },
+    Resolved {
+        receipt_id: Uuid,
+    },
     /// It was resolved before, with the same note.
-    AlreadyResolved { receipt_id: Uuid, who: String },
+    AlreadyResolved {
+        receipt_id: Uuid,
+        who: String,
+    },
     /// It was resolved before, otherwise.
     ResolvedOtherwise {
         receipt_id: Uuid,
@@ -94,11 +99,14 @@ enum Outcome {
         note: String,
     },
     /// It is not escalated.
-    NotEscalated { state: ActionState },
-    /// There is no such action.
+    NotEscalated {
+        state: ActionState,
+    },
     Unknown,
     /// Several accounts have an escalated action of this id.
-    Several { accounts: Vec<AccountId> },
+    Several {
+        accounts: Vec<AccountId>,
+    },
 }
 
 #[derive(Serialize)]

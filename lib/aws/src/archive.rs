@@ -88,7 +88,6 @@ pub struct Archived {
     pub key: String,
     /// Version of the object, where the bucket keeps versions.
     pub version: Option<String>,
-    /// What is in it.
     pub summary: ArchiveSummary,
 }
 

@@ -29,7 +29,6 @@ use crate::webhooks::not_stored;
 /// What the decommission queue carries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DecommissionOrder {
-    /// Whose tenant goes.
     pub account_id: AccountId,
     /// Which generation of it: an order that comes late must not touch the next one.
     pub generation: u64,

@@ -37,7 +37,6 @@ pub enum InventoryError {
 /// What was found.
 #[derive(Debug, Clone, Default)]
 pub struct Listed {
-    /// What there is.
     pub found: ExistingResources,
     /// URLs of the queues, by their names.
     pub queue_urls: BTreeMap<String, String>,

@@ -24,7 +24,6 @@ pub enum QueueError {
     Answer {
         operation: &'static str,
         name: String,
-        /// What is missing.
         what: &'static str,
     },
     /// The governor's ARN is not one.

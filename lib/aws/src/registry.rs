@@ -75,7 +75,6 @@ impl RegistryError {
 pub struct IndexEntry {
     pub sku_id: String,
     pub plan_type: String,
-    /// Version of the policy.
     pub policy_version: String,
     /// SHA-256 of the enforcer's bytes.
     pub policy_hash: String,

@@ -46,7 +46,6 @@ pub struct Webhooks {
 #[derive(Debug)]
 pub struct Delivery {
     pub provider: &'static Provider,
-    /// Which one it is.
     pub id: DeliveryId,
     pub said: WebhookEvent,
 }

@@ -60,7 +60,6 @@ pub enum ActionState {
     Failed,
     /// The handler did not answer in time; undo is due.
     TimedOut,
-    /// Undone.
     RolledBack,
     /// Neither done nor undone: a person has to look.
     Escalated,
@@ -147,7 +146,6 @@ pub struct Action {
     pub action_id: ActionId,
     /// Template of the policy it runs.
     pub template: String,
-    /// Where it stands.
     pub state: ActionState,
     /// Hash of the enforcer that allowed it.
     pub policy_hash: String,
@@ -229,7 +227,6 @@ pub enum ActionEvent {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("an action that is {state:?} has no transition for {event:?}")]
 pub struct IllegalTransition {
-    /// Where the action stands.
     pub state: ActionState,
     pub event: ActionEvent,
 }

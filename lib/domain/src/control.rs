@@ -89,7 +89,6 @@ pub struct Control {
     /// Mode, as `mode` and its fields.
     #[serde(flatten)]
     pub mode: Mode,
-    /// What operators switch.
     pub switches: Switches,
     /// Probes failed in a row.
     pub consecutive_failures: u64,

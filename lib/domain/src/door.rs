@@ -153,7 +153,6 @@ pub struct ActionRequest {
     pub delivery_id: String,
     /// Names the action.
     pub action_id: ActionId,
-    /// What was posted.
     pub posted: PostedSignal,
     /// SHA-256 of the body, as it was sent.
     pub body_digest: [u8; 32],

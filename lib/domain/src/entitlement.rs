@@ -96,7 +96,6 @@ pub struct Offer {
     pub plan_type: PlanType,
     /// The enforcer in force for it.
     pub policy: PolicyPin,
-    /// What it allows.
     pub quota: Quota,
     /// Whose tables it asks for.
     pub isolation: Isolation,
@@ -107,13 +106,10 @@ pub struct Offer {
 pub struct Entitlement {
     pub sku_id: SkuId,
     pub plan_type: PlanType,
-    /// Where the customer wants it.
     pub region: String,
-    /// Whether its signals may run.
     pub standing: Standing,
     /// The enforcer that decides.
     pub policy: PolicyPin,
-    /// What the plan allows.
     pub quota: Quota,
     /// Actions claimed and not final.
     pub in_flight: u64,
@@ -132,7 +128,6 @@ pub struct Entitlement {
     pub standing_order: EventOrder,
     /// The last event about when it ends.
     pub term_order: EventOrder,
-    /// When it was granted.
     pub granted_at: Timestamp,
     /// When it ends unless it is renewed, as the marketplace said. The marketplace ends it: nothing here does.
     pub expires_at: Option<Timestamp>,

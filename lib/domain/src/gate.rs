@@ -100,7 +100,6 @@ impl RouteCode {
 /// What the gate needs to know of the tenant.
 #[derive(Debug, Clone, Copy)]
 pub struct TenantFacts<'a> {
-    /// Where it stands.
     pub lifecycle: Lifecycle,
     /// The entitlement the signal is for.
     pub entitlement: EntitlementFacts<'a>,
@@ -119,7 +118,6 @@ pub enum EntitlementFacts<'a> {
 /// What the gate needs to know of an entitlement.
 #[derive(Debug, Clone, Copy)]
 pub struct HeldFacts<'a> {
-    /// Whether its signals may run.
     pub standing: Standing,
     /// Hash its policy is pinned to.
     pub pinned_hash: &'a str,

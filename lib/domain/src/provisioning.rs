@@ -18,7 +18,6 @@ use crate::webhook::event::EntitlementEvent;
 pub enum Step {
     /// The tenant says what is being made.
     TenantRecord,
-    /// The dead-letter queue.
     DeadLetterQueue,
     /// The signal queue.
     Queue,
@@ -97,7 +96,6 @@ pub struct Failure {
 /// A provisioning under way: the intent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provisioning {
-    /// Which entitlement waits for it.
     pub entitlement_id: EntitlementId,
     /// The entitlement as it will be.
     pub entitlement: Entitlement,
@@ -109,7 +107,6 @@ pub struct Provisioning {
     pub new_tenant: bool,
     /// Whether the plan asks for tables of its own.
     pub dedicated: bool,
-    /// When the event came.
     pub received_at: Timestamp,
     /// When it could be carried out first: it is kept for seven days from then on.
     pub due_since: Timestamp,
@@ -119,7 +116,6 @@ pub struct Provisioning {
     pub waited: bool,
     /// Which attempt to make tables this is, in names: of a tenant that is there already none is used twice.
     pub table_attempt: u64,
-    /// When it began.
     pub began_at: Timestamp,
     /// Set once a step failed: everything is undone.
     pub failure: Option<Failure>,

@@ -94,7 +94,6 @@ pub struct Backlog {
     /// is the most they can be: they may have come long after the last claim. Unknown when none waits, or none was claimed
     /// yet.
     pub oldest_age_seconds: Option<u64>,
-    /// Places in use.
     pub places_in_use: u64,
     /// Places there are.
     pub places: u64,

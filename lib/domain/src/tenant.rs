@@ -29,7 +29,6 @@ pub const BUSY: &str = "busy";
 pub struct Deferred {
     pub event: EntitlementEvent,
     pub asked: DeliveryRef,
-    /// When it came.
     pub received_at: Timestamp,
     /// Not before this time.
     pub due_at: Timestamp,
@@ -43,7 +42,6 @@ pub struct Deferred {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tenant {
     pub account_id: AccountId,
-    /// Where it stands.
     pub lifecycle: Lifecycle,
     /// How many times resources were begun to be made for this account. Names carry it, so that none is used twice.
     pub generation: u64,
@@ -59,7 +57,6 @@ pub struct Tenant {
     pub tables: Option<Tables>,
     /// Attempts to give this generation tables of its own after it was there.
     pub table_attempts: u64,
-    /// What is being made.
     pub provisioning: Option<Provisioning>,
     /// Events that wait.
     pub deferred: Vec<Deferred>,
@@ -72,15 +69,12 @@ pub struct Tenant {
     /// When a claim last took the last free place. Signals that wait while this is recent wait for a place; if it isn't, they
     /// wait for a poll of their queue.
     pub full_at: Option<Timestamp>,
-    /// The last claim.
     pub last_claim: Option<LastClaim>,
     /// Actions completed since this generation began.
     pub actions_completed: u64,
     /// Actions failed, undone or escalated since this generation began.
     pub actions_failed: u64,
-    /// When this generation began.
     pub began_at: Timestamp,
-    /// When the lifecycle changed last.
     pub changed_at: Timestamp,
     /// Changes with every write; every write is conditioned on the one it read.
     pub revision: u64,

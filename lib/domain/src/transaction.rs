@@ -29,9 +29,7 @@ pub const ATTEMPTS: u32 = 48;
 /// Which items of an account to read beside its tenant and head.
 #[derive(Debug, Clone, Default)]
 pub struct Keys {
-    /// Actions.
     pub actions: BTreeSet<ActionId>,
-    /// A delivery.
     pub delivery: Option<String>,
     /// Receipts that must be appended once only.
     pub once: BTreeSet<Uuid>,
@@ -46,7 +44,6 @@ pub struct Account {
     pub partition: Partition,
     /// The tenant, if there ever was one.
     pub tenant: Option<Tenant>,
-    /// Where its ledger ends.
     pub head: Head,
     /// The actions asked for that exist.
     pub actions: BTreeMap<ActionId, Action>,
@@ -129,7 +126,6 @@ impl Plan {
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeliveryPlan {
     pub key: String,
-    /// SHA-256 of its body.
     pub body_sha256: String,
     /// HTTP status of the answer.
     pub status: u16,

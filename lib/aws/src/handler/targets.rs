@@ -207,7 +207,6 @@ pub enum Forbidden {
         name: String,
         /// What it resolved to, the last of several.
         address: IpAddr,
-        /// What that is.
         block: &'static str,
     },
     /// A path that would not stay below the base address.

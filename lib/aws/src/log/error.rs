@@ -92,11 +92,9 @@ pub enum LogError {
         ledger: String,
         /// Receipts that were signed for.
         signed_size: u64,
-        /// Their root, in hex.
         signed_root: String,
         /// Receipts by the table's head.
         size: u64,
-        /// Their root, in hex.
         root: String,
     },
     /// The receipts are not those that were signed for, or not those that the head was made of.

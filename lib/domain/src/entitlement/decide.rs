@@ -34,7 +34,6 @@ pub const DEFERRED_SECONDS: i64 = 7 * 24 * 3600;
 pub struct EventContext<'a> {
     pub event: &'a EntitlementEvent,
     pub asked: &'a DeliveryRef,
-    /// When it came.
     pub received_at: Timestamp,
     /// When it could be carried out first.
     pub due_since: Timestamp,

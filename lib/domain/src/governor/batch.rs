@@ -45,7 +45,6 @@ pub struct Message {
     pub sent_at: Timestamp,
     /// How many times it was delivered, this time included.
     pub deliveries: u32,
-    /// What it asks for.
     pub content: Content,
     /// As it was sent.
     pub body: String,
@@ -344,7 +343,6 @@ pub fn action_of(message: &Message, account: &Account, now: Timestamp) -> Action
 pub struct EndedAction<'a> {
     /// The message it came with.
     pub message: &'a Message,
-    /// What happened to it.
     pub run: &'a Run,
     /// Id of the receipt that it leaves should it be given up.
     pub receipt_id: Uuid,
@@ -369,7 +367,6 @@ pub struct Group<'a> {
     pub account_id: &'a str,
     /// Whose claims those will be that it makes: another id for each attempt.
     pub owner: Uuid,
-    /// Actions that are over.
     pub over: Vec<EndedAction<'a>>,
     /// Signals to decide.
     pub hand: Vec<HeldSignal<'a>>,
@@ -378,7 +375,6 @@ pub struct Group<'a> {
 /// What a group comes to.
 #[derive(Debug)]
 pub struct Decided {
-    /// What is written.
     pub plan: Plan,
     /// What becomes of the messages of the actions that are over, in order.
     pub fates: Vec<Fate>,

@@ -19,7 +19,6 @@ use crate::webhook::providers::PROVIDERS;
 pub struct Task {
     pub event: EntitlementEvent,
     pub asked: DeliveryRef,
-    /// When it came.
     pub received_at: Timestamp,
     /// When it could be carried out first: it is kept for seven days from then on.
     pub due_since: Timestamp,

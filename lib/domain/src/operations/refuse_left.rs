@@ -18,7 +18,6 @@ pub struct LeftSignal {
     pub action_id: ActionId,
     /// The template it names, safe for a receipt.
     pub template: String,
-    /// Why it is refused.
     pub detail: String,
     pub receipt_id: Uuid,
 }

@@ -27,7 +27,6 @@ pub enum Resolved {
     Before(Uuid),
     /// It is not escalated.
     NotEscalated(ActionState),
-    /// There is no such action.
     Unknown,
 }
 

@@ -13,7 +13,6 @@ use crate::transaction::{Account, Plan};
 pub struct StuckAction {
     /// As the sweep found it.
     pub action: Action,
-    /// What is due.
     pub due: Stuck,
     /// Id of the receipt that it leaves, should it be given up.
     pub receipt_id: Uuid,

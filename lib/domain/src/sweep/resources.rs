@@ -16,7 +16,6 @@ pub enum Resource {
     Queue,
     /// The queue of signals that nobody could settle.
     DeadLetterQueue,
-    /// What feeds the governor.
     Mapping,
     /// The mapping's pace.
     MappingPace,

@@ -81,7 +81,6 @@ impl TenantEvent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a tenant that is {} has no transition for {event:?}", state.name())]
 pub struct IllegalTransition {
-    /// Where the tenant stands.
     pub state: Lifecycle,
     pub event: TenantEvent,
 }

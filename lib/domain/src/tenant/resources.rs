@@ -9,9 +9,7 @@ use crate::names;
 pub struct TenantResources {
     /// Name of the signal queue.
     pub queue: String,
-    /// URL of the signal queue.
     pub queue_url: String,
-    /// URL of the dead-letter queue.
     pub dead_letter_queue_url: String,
     /// Id of the event source mapping to the governor.
     pub mapping_id: String,
@@ -35,7 +33,6 @@ pub struct Tables {
 /// Where the content of a tenant's own action table is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArchivedActions {
-    /// Where it is.
     pub path: String,
     /// SHA-256 of it, in lower hex.
     pub sha256: String,

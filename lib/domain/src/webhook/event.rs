@@ -40,9 +40,7 @@ pub enum ProductReference {
 pub enum Change {
     /// The customer subscribed.
     Granted {
-        /// What was bought.
         plan: PlanReference,
-        /// Where the customer wants it.
         region: String,
         /// When it ends unless it is renewed, where the sender says so.
         expires_at: Option<Timestamp>,
@@ -92,7 +90,6 @@ pub struct EntitlementEvent {
     pub version: Option<u64>,
     /// When it takes effect, or happened, by the sender's clock.
     pub effective_at: Option<Timestamp>,
-    /// What happens.
     pub change: Change,
 }
 
