@@ -56,7 +56,7 @@ class Story:
     def ggen(self, *arguments: str, good: tuple[int, ...] = (0,), environment: dict[str, str] | None = None) -> str:
         environment = {**os.environ, **self.env, **(environment or {})}
         done = subprocess.run([self.env["GGEN"], *map(str, arguments)], capture_output=True, text=True,
-                              env=environment, timeout=120)
+                              env=environment, timeout=120, cwd=ROOT)
         if done.returncode not in good:
             raise Broken(f"ggen {' '.join(map(str, arguments[:2]))} exited {done.returncode}: "
                          f"{(done.stderr or done.stdout).strip()}")
@@ -372,7 +372,7 @@ class Story:
             files.append(file)
         tell(f"   archive {closing['archive_path']}\n           {files[0].relative_to(ROOT)}")
         began = time.monotonic()
-        answer = self.ggen("verify-archive", str(files[0]), "--public-key", self.env["AUDITOR_PUB"],
+        answer = self.ggen("verify-archive", str(files[0].relative_to(ROOT)), "--public-key", self.env["AUDITOR_PUB"],
                            "--closing", str(files[1]), "--closing-checkpoint", str(files[2]))
         for line in answer.splitlines():
             tell(f"   {GREEN}{line}{PLAIN}" if line.startswith("VERIFIED") else f"   {line}")
