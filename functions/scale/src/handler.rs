@@ -4,7 +4,7 @@
 //! change. The gate holds the new limit from the commit on; a mapping that could not be paced is paced by the next run,
 //! or else by the sweep.
 
-use crate::report::{Answer, Report, ScaleError, ScaleOutcome, WrittenDecision};
+use crate::report::{Answer, Report, ScaleError, WrittenDecision};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use aws::{clients, telemetry};
 use domain::account::AccountId;
 use domain::names::{Partition, printable};
 use domain::operations;
+use domain::operations::scale::ScaleOutcome;
 use domain::scale::{self, Backlog, Costs, Decision, Patience, Queue, Verdict};
 use domain::sweep::turn;
 use domain::tenant::{BUSY, Lifecycle, Tenant, UNSETTLED};

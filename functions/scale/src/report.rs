@@ -9,11 +9,10 @@ use aws::store::StoreError;
 use aws::telemetry;
 use domain::account::AccountId;
 use domain::names::printable;
+use domain::operations::scale::ScaleOutcome;
 use domain::scale::{Backlog, Verdict, WaitsFor};
-use domain::tenant::Lifecycle;
 use receipts::receipt::{Concurrency, Scaling};
 use serde::Serialize;
-use serde_json::Value;
 use tracing::{error, info, warn};
 
 use crate::event::EventError;
@@ -141,36 +140,6 @@ pub(crate) struct Changed {
     pub(crate) concurrency: Concurrency,
     /// From the look at the queue until the mapping was paced.
     pub(crate) applied_ms: u64,
-}
-
-/// What came of an operator's wish.
-#[derive(Debug, Serialize)]
-#[serde(tag = "outcome", rename_all = "snake_case")]
-pub enum ScaleOutcome {
-    /// The limit is as asked.
-    Scaled {
-        /// Before and after.
-        concurrency: Concurrency,
-        receipt: Value,
-        /// Why the mapping is not paced yet.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        not_paced: Option<String>,
-    },
-    /// It was so already.
-    Unchanged {
-        /// Actions at one time.
-        concurrency: Concurrency,
-    },
-    /// The plans or the budget forbid it.
-    Refused {
-        reason: String,
-        receipt: Value,
-    },
-    NotFound,
-    /// The tenant runs nothing.
-    NotActive {
-        lifecycle: Lifecycle,
-    },
 }
 
 /// Why a tenant could not be scaled. The next run takes it up.

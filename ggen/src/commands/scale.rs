@@ -6,8 +6,9 @@ use std::io;
 use aws::config;
 use clap::Args;
 use domain::account::AccountId;
+use domain::operations::scale::ScaleOutcome;
 use receipts::receipt::Concurrency;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::cloud::{self, InvokeError, NEEDS_A_STACK};
@@ -48,34 +49,11 @@ pub enum ScaleCommandError {
     System(#[from] io::Error),
 }
 
-/// What came of it.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(tag = "outcome", rename_all = "snake_case")]
-enum Outcome {
-    Scaled {
-        concurrency: Concurrency,
-        receipt: Value,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        not_paced: Option<String>,
-    },
-    Unchanged {
-        concurrency: Concurrency,
-    },
-    Refused {
-        reason: String,
-        receipt: Value,
-    },
-    NotFound,
-    NotActive {
-        lifecycle: String,
-    },
-}
-
 #[derive(Serialize)]
 struct Answer {
     account_id: AccountId,
     #[serde(flatten)]
-    outcome: Outcome,
+    outcome: ScaleOutcome,
 }
 
 impl fmt::Display for Answer {
@@ -86,7 +64,7 @@ impl fmt::Display for Answer {
             id.unwrap_or_default().to_owned()
         };
         match &self.outcome {
-            Outcome::Scaled {
+            ScaleOutcome::Scaled {
                 concurrency, receipt, ..
             } => {
                 let Concurrency { previous, new } = concurrency;
@@ -97,19 +75,23 @@ impl fmt::Display for Answer {
                 let cost = receipt.get("cost_delta_usd").unwrap_or(&Value::Null);
                 write!(f, "cost {cost} USD a month\nreceipt {}", receipt_id(receipt))
             }
-            Outcome::Unchanged { concurrency } => {
+            ScaleOutcome::Unchanged { concurrency } => {
                 write!(
                     f,
                     "UNCHANGED: account {account} runs {} at one time",
                     concurrency.new
                 )
             }
-            Outcome::Refused { reason, receipt } => {
+            ScaleOutcome::Refused { reason, receipt } => {
                 write!(f, "REFUSED: {reason}\nreceipt {}", receipt_id(receipt))
             }
-            Outcome::NotFound => write!(f, "NOT FOUND: account {account} was never a tenant"),
-            Outcome::NotActive { lifecycle } => {
-                write!(f, "REFUSED: account {account} is {lifecycle} and runs no actions")
+            ScaleOutcome::NotFound => write!(f, "NOT FOUND: account {account} was never a tenant"),
+            ScaleOutcome::NotActive { lifecycle } => {
+                write!(
+                    f,
+                    "REFUSED: account {account} is {} and runs no actions",
+                    lifecycle.name()
+                )
             }
         }
     }
@@ -126,8 +108,11 @@ pub fn run(args: &ScaleArgs, out: &mut Out) -> Result<Verdict, ScaleCommandError
 async fn scale(args: &ScaleArgs, out: &mut Out) -> Result<Verdict, ScaleCommandError> {
     let event = json!({ "account_id": args.account_id, "concurrency": args.concurrency });
     let (_, outcome) = cloud::invoke(config::SCALE_FUNCTION, &event).await?;
-    let good = matches!(outcome, Outcome::Scaled { .. } | Outcome::Unchanged { .. });
-    if let Outcome::Scaled {
+    let good = matches!(
+        outcome,
+        ScaleOutcome::Scaled { .. } | ScaleOutcome::Unchanged { .. }
+    );
+    if let ScaleOutcome::Scaled {
         not_paced: Some(why), ..
     } = &outcome
     {
@@ -145,13 +130,15 @@ async fn scale(args: &ScaleArgs, out: &mut Out) -> Result<Verdict, ScaleCommandE
 
 #[cfg(test)]
 mod tests {
+    use serde::Deserialize as _;
+
     use super::*;
 
     #[track_caller]
     fn check(answer: Value, expected: &str) {
         let answer = Answer {
             account_id: AccountId::parse("customer-123").unwrap(),
-            outcome: Outcome::deserialize(&answer).unwrap(),
+            outcome: ScaleOutcome::deserialize(&answer).unwrap(),
         };
         assert_eq!(answer.to_string(), expected);
     }

@@ -1,12 +1,44 @@
 //! Writes what was decided about a tenant's places.
 
 use jiff::Timestamp;
-use receipts::receipt::Draft;
+use receipts::receipt::{Concurrency, Draft};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::scale::Decision;
-use crate::tenant::Tenant;
+use crate::tenant::{Lifecycle, Tenant};
 use crate::transaction::{Account, Plan};
+
+/// The answer to an operator who sets a tenant's base.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum ScaleOutcome {
+    /// The limit is as asked.
+    Scaled {
+        /// Before and after.
+        concurrency: Concurrency,
+        receipt: Value,
+        /// Why the mapping is not paced yet.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        not_paced: Option<String>,
+    },
+    /// It was so already.
+    Unchanged {
+        /// Actions at one time.
+        concurrency: Concurrency,
+    },
+    /// The plans or the budget forbid it.
+    Refused {
+        reason: String,
+        receipt: Value,
+    },
+    NotFound,
+    /// The tenant runs nothing.
+    NotActive {
+        lifecycle: Lifecycle,
+    },
+}
 
 /// Writes what `decide` says of the tenant as it stands, and tells it; `None` where nothing changes. `duration_ms` is how
 /// long that took so far.
