@@ -46,7 +46,7 @@ pub enum StartError {
 }
 
 impl Cancel {
-    /// Reads the environment, makes the clients, and begins to read the webhooks' secrets.
+    /// Reads the environment and makes the clients.
     ///
     /// # Errors
     /// [`StartError`] naming what is missing or makes no sense.

@@ -73,7 +73,7 @@ struct Resumed {
 }
 
 impl Entitlement {
-    /// Reads the environment, makes the clients, and begins to read the webhooks' secrets.
+    /// Reads the environment and makes the clients.
     ///
     /// # Errors
     /// [`StartError`] naming what is missing.

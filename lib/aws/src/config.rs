@@ -248,6 +248,8 @@ variables! {
     SCALE_BUDGET_USD = "SCALE_BUDGET_USD";
     /// First part of the origin of every checkpoint.
     RECEIPTS_DOMAIN = "RECEIPTS_DOMAIN";
+    /// Which log events to write: a level, or levels by module such as `info,governor_aws=debug`.
+    RUST_LOG = "RUST_LOG";
     /// For how many days archives, checkpoints and the key trail can't be deleted by anybody.
     RETENTION_DAYS = "RETENTION_DAYS";
 }

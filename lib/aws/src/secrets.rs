@@ -165,13 +165,6 @@ impl Secrets {
         Ok(secrets)
     }
 
-    /// Reads what [`Secrets::shared_with_sender`] gives, for whoever asks for it later.
-    pub async fn begin(&self, id: &str) {
-        if let Err(e) = self.staged(id).await {
-            warn!(error = %e, "secret not read yet");
-        }
-    }
-
     /// The current version and, for a day after that one was put, the one before it. Both are kept for a while.
     async fn staged(&self, id: &str) -> Result<Staged, SecretsError> {
         self.staged.get(id, async || self.read_staged(id).await).await

@@ -4,7 +4,10 @@ use std::io::Write;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+
+use crate::config;
 
 /// Namespace of every metric.
 pub const NAMESPACE: &str = "MarketplaceGovernor";
@@ -36,15 +39,16 @@ impl std::error::Error for StartFailure {}
 
 /// Sends log events to standard output as JSON, filtered by `RUST_LOG` (default `info`).
 pub fn init() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt()
+    // No filter by spans or fields: that would bring regular expressions into every function.
+    let wanted = config::optional(config::RUST_LOG).and_then(|wanted| wanted.parse().ok());
+    let filter: Targets = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let lines = tracing_subscriber::fmt::layer()
         .json()
         .flatten_event(true)
         .with_current_span(false)
         .with_span_list(false)
-        .with_target(false)
-        .with_env_filter(filter)
-        .finish();
+        .with_target(false);
+    let subscriber = tracing_subscriber::registry().with(filter).with(lines);
     // Fails only where a subscriber is already set, and then that one serves.
     let _ = tracing::subscriber::set_global_default(subscriber);
 }

@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use receipts::key::Signer;
 use serde_json::Value;
 use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
 use tracing::{error, warn};
 
 use crate::config::{self, ConfigError};
@@ -76,14 +77,8 @@ impl Webhooks {
             let first = PROVIDERS.first().map_or("", |provider| provider.secret_variable);
             return Err(ConfigError::Missing(first));
         }
-        let secrets = Arc::new(secrets);
-        for id in secret_ids.values() {
-            let (secrets, id) = (Arc::clone(&secrets), id.clone());
-            // The first delivery finds them read, or waits for the same answers. What fails here fails there again.
-            tokio::spawn(async move { secrets.begin(&id).await });
-        }
         Ok(Self {
-            secrets,
+            secrets: Arc::new(secrets),
             secret_ids,
             checked: OnceCell::new(),
             function,
@@ -109,14 +104,21 @@ impl Webhooks {
     }
 
     async fn check_secrets(&self) -> Result<(), SecretsError> {
+        let mut reading = JoinSet::new();
         for provider in PROVIDERS {
-            let Some(id) = self.secret_ids.get(provider.name) else {
-                continue;
-            };
-            match self.secrets.shared_with_sender(id, provider.secret).await {
+            if let Some(id) = self.secret_ids.get(provider.name).cloned() {
+                let secrets = Arc::clone(&self.secrets);
+                reading.spawn(async move {
+                    let read = secrets.shared_with_sender(&id, provider.secret).await;
+                    (provider.name, read)
+                });
+            }
+        }
+        for (provider, read) in reading.join_all().await {
+            match read {
                 Ok(_) => {}
                 Err(e @ SecretsError::Webhook { .. }) => return Err(e),
-                Err(e) => warn!(provider = provider.name, error = %e, "webhook secret not looked at yet"),
+                Err(e) => warn!(provider, error = %e, "webhook secret not looked at yet"),
             }
         }
         Ok(())
