@@ -356,7 +356,7 @@ def built() -> tuple[Path, dict[str, Path]]:
 
 def webhook_senders() -> list[str]:
     """Whose webhooks are taken, by the outputs of the template: each has a secret of its own."""
-    return [name.lower() for name in re.findall(r"^  (\w+)WebhookSecretId:", TEMPLATE.read_text(), re.MULTILINE)]
+    return [variable(name).lower() for name in re.findall(r"^  (\w+)WebhookSecretId:", TEMPLATE.read_text(), re.MULTILINE)]
 
 
 def dev_secrets(ggen: Path) -> tuple[dict[str, str], Path]:
