@@ -2,7 +2,7 @@
 
 use std::io;
 
-use aws::clients::{self, SdkConfig};
+use aws::clients::{self, Sdk};
 use aws::config::{ConfigError, Stack};
 use aws::log::{Log, LogError};
 use aws::store::{Store, StoreError};
@@ -85,7 +85,7 @@ impl Live {
     ///
     /// # Errors
     /// As [`Live::open`].
-    pub fn of(sdk: &SdkConfig) -> Result<Self, LiveError> {
+    pub fn of(sdk: &Sdk) -> Result<Self, LiveError> {
         Ok(Self {
             store: Store::new(sdk, Stack::from_env()?),
             log: Log::from_env(clients::s3(sdk))?,

@@ -262,11 +262,11 @@ impl World {
         let world = Self {
             env,
             http: reqwest::Client::builder().no_proxy().build().unwrap(),
-            sqs: aws_sdk_sqs::Client::new(&sdk),
+            sqs: sdk.sqs(),
             s3: clients::s3(&sdk),
             lambda: clients::lambda_invoker(&sdk),
-            dynamodb: aws_sdk_dynamodb::Client::new(&sdk),
-            secrets: aws_sdk_secretsmanager::Client::new(&sdk),
+            dynamodb: sdk.dynamodb(),
+            secrets: sdk.secrets(),
             keys: KeyRing::new([PublicKey::from_pem(&pem).unwrap()]),
             _turn: None,
         };

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use aws::clients::SdkConfig;
+use aws::clients::Sdk;
 use aws::config::{self, ConfigError, Stack};
 use aws::entitlements::DecommissionOrder;
 use aws::functions::{Functions, InvokeError};
@@ -150,7 +150,7 @@ pub struct Sweeper {
 
 impl Sweeper {
     /// Reads the environment and makes the clients.
-    pub fn from_env(sdk: &SdkConfig, stack: &Stack) -> Result<Self, ConfigError> {
+    pub fn from_env(sdk: &Sdk, stack: &Stack) -> Result<Self, ConfigError> {
         let governor = config::required(config::GOVERNOR_FUNCTION_ARN)?;
         let prefix = config::required(config::QUEUE_PREFIX)?;
         Ok(Self {

@@ -1,11 +1,12 @@
-//! SDK clients: one TLS stack, one configuration, made once per process.
+//! SDK clients: one TLS stack, one configuration and one client of each service, made once per process.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use aws_config::BehaviorVersion;
-pub use aws_config::SdkConfig;
+use aws_config::environment::EnvironmentVariableCredentialsProvider;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, SdkConfig};
 use aws_smithy_http_client::tls::{self, TlsContext, TrustStore};
 
 use crate::config::{self, Roots};
@@ -15,14 +16,64 @@ use crate::config::{self, Roots};
 /// start.
 const AMAZON_ROOTS: &str = include_str!("amazon-roots.pem");
 
-/// Loads credentials, region and endpoint by the SDK's own rules (`AWS_ENDPOINT_URL` included).
+/// The services, each with one client: making one takes a quarter of a millisecond, most of it to read the SDK's table of regions.
+#[derive(Debug)]
+pub struct Sdk {
+    config: SdkConfig,
+    dynamodb: OnceLock<aws_sdk_dynamodb::Client>,
+    lambda: OnceLock<aws_sdk_lambda::Client>,
+    secrets: OnceLock<aws_sdk_secretsmanager::Client>,
+    sqs: OnceLock<aws_sdk_sqs::Client>,
+}
+
+impl From<SdkConfig> for Sdk {
+    fn from(config: SdkConfig) -> Self {
+        Self {
+            config,
+            dynamodb: OnceLock::new(),
+            lambda: OnceLock::new(),
+            secrets: OnceLock::new(),
+            sqs: OnceLock::new(),
+        }
+    }
+}
+
+impl Sdk {
+    #[must_use]
+    pub fn dynamodb(&self) -> aws_sdk_dynamodb::Client {
+        let made = || aws_sdk_dynamodb::Client::new(&self.config);
+        self.dynamodb.get_or_init(made).clone()
+    }
+
+    #[must_use]
+    pub fn lambda(&self) -> aws_sdk_lambda::Client {
+        let made = || aws_sdk_lambda::Client::new(&self.config);
+        self.lambda.get_or_init(made).clone()
+    }
+
+    #[must_use]
+    pub fn secrets(&self) -> aws_sdk_secretsmanager::Client {
+        let made = || aws_sdk_secretsmanager::Client::new(&self.config);
+        self.secrets.get_or_init(made).clone()
+    }
+
+    #[must_use]
+    pub fn sqs(&self) -> aws_sdk_sqs::Client {
+        let made = || aws_sdk_sqs::Client::new(&self.config);
+        self.sqs.get_or_init(made).clone()
+    }
+}
+
+/// Loads credentials, region and endpoint by the SDK's own rules (`AWS_ENDPOINT_URL` included). Those that Lambda hands to a
+/// function are taken as they are: the SDK would make a client of STS first, for a web identity that a function never has.
 ///
 /// One call may take 5 s and is tried three times: every caller here is itself retried by a queue, a schedule or a
 /// marketplace, so hanging on is worth less than saying so.
-pub async fn load() -> SdkConfig {
+pub async fn load() -> Sdk {
     let ring = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
     let http = aws_smithy_http_client::Builder::new().tls_provider(ring);
-    let trusting = match config::roots() {
+    let roots = config::roots();
+    let trusting = match roots {
         Roots::Machine => TrustStore::default(),
         Roots::Amazon => TrustStore::empty().with_pem_certificate(AMAZON_ROOTS),
     };
@@ -35,12 +86,16 @@ pub async fn load() -> SdkConfig {
         .connect_timeout(Duration::from_secs(2))
         .operation_attempt_timeout(Duration::from_secs(5))
         .build();
-    aws_config::defaults(BehaviorVersion::latest())
+    let loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http)
         .timeout_config(timeouts)
-        .retry_config(RetryConfig::standard().with_max_attempts(3))
-        .load()
-        .await
+        .retry_config(RetryConfig::standard().with_max_attempts(3));
+    let handed_over = roots == Roots::Amazon && config::optional(config::AWS_ACCESS_KEY_ID).is_some();
+    let loader = match handed_over {
+        true => loader.credentials_provider(EnvironmentVariableCredentialsProvider::new()),
+        false => loader,
+    };
+    Sdk::from(loader.load().await)
 }
 
 /// A client of S3, as [`s3`] makes it.
@@ -48,9 +103,10 @@ pub type S3 = aws_sdk_s3::Client;
 
 /// An S3 client. At an endpoint other than AWS, buckets are paths: such endpoints seldom resolve bucket host names.
 #[must_use]
-pub fn s3(sdk: &SdkConfig) -> S3 {
-    let elsewhere = sdk.endpoint_url().is_some() || config::optional(config::AWS_ENDPOINT_URL).is_some();
-    let config = aws_sdk_s3::config::Builder::from(sdk)
+pub fn s3(sdk: &Sdk) -> S3 {
+    let elsewhere =
+        sdk.config.endpoint_url().is_some() || config::optional(config::AWS_ENDPOINT_URL).is_some();
+    let config = aws_sdk_s3::config::Builder::from(&sdk.config)
         .force_path_style(elsewhere)
         .build();
     aws_sdk_s3::Client::from_conf(config)
@@ -58,8 +114,8 @@ pub fn s3(sdk: &SdkConfig) -> S3 {
 
 /// A Lambda client for calls that wait for a function: no attempt timeout, no second attempt.
 #[must_use]
-pub fn lambda_invoker(sdk: &SdkConfig) -> aws_sdk_lambda::Client {
-    let config = aws_sdk_lambda::config::Builder::from(sdk)
+pub fn lambda_invoker(sdk: &Sdk) -> aws_sdk_lambda::Client {
+    let config = aws_sdk_lambda::config::Builder::from(&sdk.config)
         .timeout_config(
             TimeoutConfig::builder()
                 .connect_timeout(Duration::from_secs(2))

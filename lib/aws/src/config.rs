@@ -206,6 +206,8 @@ macro_rules! variables {
 variables! {
     /// Where S3-compatible and other endpoints are, when not at AWS.
     AWS_ENDPOINT_URL = "AWS_ENDPOINT_URL";
+    /// There where credentials are handed over as variables.
+    AWS_ACCESS_KEY_ID = "AWS_ACCESS_KEY_ID";
     /// Table of tenants, heads, actions and deliveries.
     TENANTS_TABLE = "TENANTS_TABLE";
     /// Table of ledgers.

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use aws_config::SdkConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_lambda::Client;
@@ -11,7 +10,7 @@ use aws_sdk_lambda::types::InvocationType;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::clients::explain;
+use crate::clients::{Sdk, explain};
 
 /// A function that could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -32,10 +31,8 @@ pub struct Functions {
 impl Functions {
     /// The functions of this account.
     #[must_use]
-    pub fn new(sdk: &SdkConfig) -> Self {
-        Self {
-            client: Client::new(sdk),
-        }
+    pub fn new(sdk: &Sdk) -> Self {
+        Self { client: sdk.lambda() }
     }
 
     /// Has a function run with this event, without waiting for it. It may run more than once.

@@ -10,7 +10,7 @@ use domain::sweep::ExistingResources;
 use domain::tenant::Pace;
 use jiff::Timestamp;
 
-use crate::clients::explain;
+use crate::clients::{Sdk, explain};
 use crate::pages::Pages;
 use crate::queues::queue_is_gone;
 use crate::tables::{TableError, TenantTables};
@@ -55,10 +55,10 @@ pub struct Inventory {
 impl Inventory {
     /// Of a stack whose tenants' names begin with `queue_prefix` and feed this governor.
     #[must_use]
-    pub fn new(sdk: &aws_config::SdkConfig, governor_arn: String, queue_prefix: &str) -> Self {
+    pub fn new(sdk: &Sdk, governor_arn: String, queue_prefix: &str) -> Self {
         Self {
-            sqs: aws_sdk_sqs::Client::new(sdk),
-            lambda: aws_sdk_lambda::Client::new(sdk),
+            sqs: sdk.sqs(),
+            lambda: sdk.lambda(),
             tables: TenantTables::new(sdk),
             governor_arn,
             prefix: names::tenant_prefix(queue_prefix),

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use receipts::key::Signer;
 use tracing::warn;
 
-use crate::clients::explain;
+use crate::clients::{Sdk, explain};
 
 /// How long a secret is kept before it is read again; a rotation is seen within this time.
 const KEEP: Duration = Duration::from_secs(300);
@@ -100,9 +100,9 @@ type Staged = (Option<String>, Option<String>);
 impl Secrets {
     /// A reader on this account.
     #[must_use]
-    pub fn new(sdk: &aws_config::SdkConfig) -> Self {
+    pub fn new(sdk: &Sdk) -> Self {
         Self {
-            client: Client::new(sdk),
+            client: sdk.secrets(),
             current: Kept::default(),
             staged: Kept::default(),
         }

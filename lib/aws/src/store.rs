@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
-use aws_config::SdkConfig;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::SdkError;
 use aws_sdk_dynamodb::types::{KeysAndAttributes, ReturnConsumedCapacity};
@@ -23,7 +22,7 @@ use self::items::{
     HEAD, TENANT, WEBHOOK, action_sk, attribute, delivery_partition, escalation_sk, key, once_sk, text,
 };
 pub use self::listings::ActionsCursor;
-use crate::clients::explain;
+use crate::clients::{Sdk, explain};
 use crate::config::Stack;
 
 mod error;
@@ -48,9 +47,9 @@ const REMEMBERED: usize = 1000;
 impl Store {
     /// The tables of a stack.
     #[must_use]
-    pub fn new(sdk: &SdkConfig, stack: Stack) -> Self {
+    pub fn new(sdk: &Sdk, stack: Stack) -> Self {
         Self {
-            client: Client::new(sdk),
+            client: sdk.dynamodb(),
             stack,
             own_tables: Mutex::new(HashMap::new()),
         }
@@ -274,7 +273,7 @@ pub(crate) mod tests {
 
     /// Tables that are asked nothing.
     pub(crate) fn store() -> Store {
-        let sdk = SdkConfig::builder()
+        let config = aws_config::SdkConfig::builder()
             .behavior_version(aws_config::BehaviorVersion::latest())
             .build();
         let stack = Stack {
@@ -282,6 +281,6 @@ pub(crate) mod tests {
             receipts_table: "receipts".to_owned(),
             signing_key_secret: "key".to_owned(),
         };
-        Store::new(&sdk, stack)
+        Store::new(&Sdk::from(config), stack)
     }
 }

@@ -10,7 +10,7 @@ use aws_sdk_dynamodb::types::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::clients::explain;
+use crate::clients::{Sdk, explain};
 
 /// How long a new table is waited for. DynamoDB takes some seconds; the caller of a webhook is told to come back later.
 const READY_WITHIN: Duration = Duration::from_secs(12);
@@ -48,9 +48,9 @@ pub struct TenantTables {
 impl TenantTables {
     /// A maker of tables.
     #[must_use]
-    pub fn new(sdk: &aws_config::SdkConfig) -> Self {
+    pub fn new(sdk: &Sdk) -> Self {
         Self {
-            client: Client::new(sdk),
+            client: sdk.dynamodb(),
         }
     }
 

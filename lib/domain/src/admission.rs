@@ -151,3 +151,24 @@ fn named_by_rule(enforcer: &Enforcer, template: &str) -> bool {
         .iter()
         .any(|p| !is_permit(&p.id) && p.actions.iter().any(|action| action == template))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: &str = include_str!("../../../policies/marketplace-sku-456/professional.yaml");
+
+    #[test]
+    fn a_template_is_named_by_compliances_own_rules_only() {
+        let enforcer = |yaml: &str| Enforcer::load(&policy::compile(yaml).unwrap().bytes).unwrap();
+        let ruled = enforcer(POLICY);
+        assert!(named_by_rule(&ruled, "scale-service"));
+        for template in ["rotate-credentials", "no-such-template"] {
+            assert!(!named_by_rule(&ruled, template), "{template}");
+        }
+        let (actions_alone, _) = POLICY.split_once("\nrules:").unwrap();
+        let unruled = enforcer(actions_alone);
+        assert!(unruled.action("scale-service").is_some());
+        assert!(!named_by_rule(&unruled, "scale-service"));
+    }
+}

@@ -6,7 +6,7 @@ use domain::tenant::Pace;
 
 use super::tenant::pace_mapping;
 use super::{QueueError, call, missing, queue_is_gone};
-use crate::clients::explain;
+use crate::clients::{Sdk, explain};
 
 /// What a queue holds, roughly, as SQS says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,10 +61,10 @@ pub struct Feeds {
 impl Feeds {
     /// The feeds of this account.
     #[must_use]
-    pub fn new(sdk: &aws_config::SdkConfig) -> Self {
+    pub fn new(sdk: &Sdk) -> Self {
         Self {
-            sqs: aws_sdk_sqs::Client::new(sdk),
-            lambda: aws_sdk_lambda::Client::new(sdk),
+            sqs: sdk.sqs(),
+            lambda: sdk.lambda(),
         }
     }
 

@@ -8,7 +8,7 @@ use aws_sdk_sqs::types::MessageSystemAttributeName;
 use super::backlog::{Backlog, backlog};
 use super::tenant::delete_queue;
 use super::{QueueError, call, queue_is_gone};
-use crate::clients::explain;
+use crate::clients::{Sdk, explain};
 
 /// A message left on a queue.
 #[derive(Debug, Clone)]
@@ -87,10 +87,8 @@ pub struct DeadLetters {
 impl DeadLetters {
     /// A reader of dead letters.
     #[must_use]
-    pub fn new(sdk: &aws_config::SdkConfig) -> Self {
-        Self {
-            sqs: aws_sdk_sqs::Client::new(sdk),
-        }
+    pub fn new(sdk: &Sdk) -> Self {
+        Self { sqs: sdk.sqs() }
     }
 
     /// What a dead-letter queue holds; nothing when there is no such queue.
@@ -117,10 +115,8 @@ pub struct Teardown {
 impl Teardown {
     /// A remover of queues.
     #[must_use]
-    pub fn new(sdk: &aws_config::SdkConfig) -> Self {
-        Self {
-            sqs: aws_sdk_sqs::Client::new(sdk),
-        }
+    pub fn new(sdk: &Sdk) -> Self {
+        Self { sqs: sdk.sqs() }
     }
 
     /// What a queue holds; nothing when there is no such queue.

@@ -4,7 +4,7 @@ use aws_sdk_sqs::types::{ChangeMessageVisibilityBatchRequestEntry, DeleteMessage
 
 use super::dead_letters::{LeftMessage, received};
 use super::{QueueError, call};
-use crate::clients::explain;
+use crate::clients::{Sdk, explain};
 
 /// Sends messages, receives some, and deletes or gives them back.
 pub struct Messages {
@@ -14,10 +14,8 @@ pub struct Messages {
 impl Messages {
     /// A sender of messages.
     #[must_use]
-    pub fn new(sdk: &aws_config::SdkConfig) -> Self {
-        Self {
-            sqs: aws_sdk_sqs::Client::new(sdk),
-        }
+    pub fn new(sdk: &Sdk) -> Self {
+        Self { sqs: sdk.sqs() }
     }
 
     /// Puts a message on a queue.

@@ -27,7 +27,7 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// State of a mapping that goes.
 const DELETING: &str = "Deleting";
-use crate::clients::explain;
+use crate::clients::{Sdk, explain};
 
 /// Makes tenants' queues.
 pub struct TenantQueues {
@@ -43,7 +43,7 @@ impl TenantQueues {
     ///
     /// # Errors
     /// [`QueueError::Arn`] when the governor's ARN is not one.
-    pub fn new(sdk: &aws_config::SdkConfig, governor_arn: String) -> Result<Self, QueueError> {
+    pub fn new(sdk: &Sdk, governor_arn: String) -> Result<Self, QueueError> {
         let parts: Vec<&str> = governor_arn.split(':').collect();
         let arn_prefix = match parts.as_slice() {
             ["arn", partition, "lambda", region, account, "function", ..] => {
@@ -51,10 +51,9 @@ impl TenantQueues {
             }
             _ => return Err(QueueError::Arn { arn: governor_arn }),
         };
-        let (sqs, lambda) = (aws_sdk_sqs::Client::new(sdk), aws_sdk_lambda::Client::new(sdk));
         Ok(Self {
-            sqs,
-            lambda,
+            sqs: sdk.sqs(),
+            lambda: sdk.lambda(),
             governor_arn,
             arn_prefix,
         })

@@ -12,7 +12,7 @@ use crate::provisioning::DeliveryRef;
 use crate::tenant::{Deferred, Lifecycle, Pace, Tenant};
 use crate::transaction::{Account, DeliveryPlan, DeliveryRecord, Plan};
 use crate::webhook::event::{Change, EntitlementEvent, PlanReference};
-use crate::webhook::providers::PROVIDERS;
+use crate::webhook::providers::of_name;
 
 /// An event to be carried out.
 #[derive(Debug, Clone)]
@@ -286,9 +286,7 @@ pub fn retry_in(attempts: u32) -> SignedDuration {
 /// Whether a sender posts again what was not answered with success.
 #[must_use]
 pub fn resends(provider: &str) -> bool {
-    PROVIDERS
-        .iter()
-        .any(|known| known.name == provider && known.resends)
+    of_name(provider).is_some_and(|known| known.resends)
 }
 
 /// Whether an event has waited for as long as any is kept, since it could first be carried out.
