@@ -81,10 +81,7 @@ fn offer() -> Offer {
 fn tenant(offer: &Offer, now: Timestamp) -> Tenant {
     let mut tenant = Tenant::absent(AccountId::parse("customer-123").expect("an account"), now);
     tenant.lifecycle = Lifecycle::Active;
-    let order = EventOrder {
-        version: None,
-        at: now,
-    };
+    let order = EventOrder::at(now);
     let id = EntitlementId::parse("marketplace-sku-456").expect("an id");
     tenant
         .entitlements

@@ -326,6 +326,25 @@ async fn a_suspended_tenant_keeps_everything() {
     assert_eq!(world.ledger(&tenant.account).await.of(action_id).len(), 1);
 }
 
+/// A term that is over ends what runs at once; a renewal that comes late lets it run again.
+#[tokio::test]
+async fn an_expired_entitlement_runs_nothing() {
+    let world = alongside().await;
+    plans(&world).await;
+    let mut data = json!({
+        "account_id": unique("expired"), "sku_id": PLANS, "plan_type": "growth", "expires_at": ago(24 * 3600),
+    });
+    let receipt = world
+        .post(&Delivery::entitlement(world.env, "created", data.clone()))
+        .await;
+    assert_eq!(receipt.status, 200, "{receipt:?}");
+    let tenant = world.provisioned(receipt.body).await;
+    asked(&world, &tenant, json!({}), refused("EXPIRED")).await;
+    data["expires_at"] = json!(ago(-24 * 3600));
+    say(&world, "renewed", data, 200, "entitlement_renewed").await;
+    asked(&world, &tenant, json!({}), DONE).await;
+}
+
 /// Events of one account: what, its place in the sender's own order, the answer.
 type Sequence = &'static [(&'static str, &'static str, i64, u16, &'static str)];
 

@@ -91,3 +91,72 @@ async fn a_second_purchase_of_an_active_account_changes_nothing() {
     assert_eq!(ledger.operations(), ["entitlement_active", "webhook_ignored"]);
     assert_eq!(ledger.lines[1], second.body);
 }
+
+/// What GitHub says of an account, on a day and about a plan.
+fn said(world: &World, action: &str, account: u64, plan: u64, date: &str) -> Delivery {
+    let mut body = purchased(account);
+    body["action"] = json!(action);
+    body["effective_date"] = json!(date);
+    body["marketplace_purchase"]["plan"]["id"] = json!(plan);
+    Delivery::github(world.env, body.to_string())
+}
+
+/// GitHub dates everything at midnight, so that of one day only the order of arrival is known.
+#[tokio::test]
+async fn bought_cancelled_and_bought_again_on_one_day() {
+    let world = alongside().await;
+    let account = account();
+    let today = |action| said(&world, action, account, 435, "2026-01-31T00:00:00+00:00");
+    let bought = world.post(&today("purchased")).await;
+    let tenant = world.provisioned(bought.body).await;
+    let cancelled = world.post(&today("cancelled")).await;
+    assert_eq!(operation(&cancelled.json()), "decommission_start", "{cancelled:?}");
+    gone(&world, &tenant).await;
+    let again = world.post(&today("purchased")).await;
+    assert_eq!(operation(&again.json()), "entitlement_active", "{again:?}");
+    world.provisioned(again.body).await;
+}
+
+/// The customer changed to a plan that nobody deployed a policy for, and left.
+#[tokio::test]
+async fn a_cancellation_needs_no_policy() {
+    let world = alongside().await;
+    let account = account();
+    let bought = world
+        .post(&said(&world, "purchased", account, 435, "2026-01-01T00:00:00Z"))
+        .await;
+    let tenant = world.provisioned(bought.body).await;
+    let changed = world
+        .post(&said(&world, "changed", account, 999_999, "2026-02-01T00:00:00Z"))
+        .await;
+    assert_eq!(changed.status, 422, "{changed:?}");
+    let cancelled = world
+        .post(&said(&world, "cancelled", account, 999_999, "2026-03-01T00:00:00Z"))
+        .await;
+    assert_eq!(
+        (cancelled.status, operation(&cancelled.json())),
+        (200, "decommission_start"),
+        "{cancelled:?}"
+    );
+    gone(&world, &tenant).await;
+}
+
+/// The cancellation between them was lost: the plan that was bought last holds.
+#[tokio::test]
+async fn bought_anew_with_another_plan() {
+    let world = alongside().await;
+    let account = account();
+    let bought = world
+        .post(&said(&world, "purchased", account, 435, "2026-01-01T00:00:00Z"))
+        .await;
+    world.provisioned(bought.body).await;
+    let anew = world
+        .post(&said(&world, "purchased", account, 686, "2026-02-01T00:00:00Z"))
+        .await;
+    let receipt = anew.json();
+    assert_eq!(
+        (operation(&receipt), &receipt["plan_type"]),
+        ("entitlement_changed", &json!("premium")),
+        "{anew:?}"
+    );
+}

@@ -424,3 +424,30 @@ async fn a_part_that_fails_does_not_stop_the_others() {
     })
     .await;
 }
+
+/// The marketplace neither renewed it nor said that it ended.
+#[tokio::test]
+async fn what_expired_a_week_ago_ends() {
+    alone(|world| async move {
+        let expires_at = Timestamp::now() - SignedDuration::from_hours(8 * 24);
+        let data = json!({
+            "account_id": unique("over"), "sku_id": SKU, "plan_type": PLAN, "expires_at": expires_at.to_string(),
+        });
+        let answer = world
+            .post(&Delivery::entitlement(world.env, "created", data))
+            .await;
+        let tenant = world.provisioned(answer.body).await;
+        sweep(&world, "everything").await;
+        gone(&world, &tenant).await;
+        assert_eq!(
+            world.ledger(&tenant.account).await.operations(),
+            [
+                "entitlement_active",
+                "entitlement_expired",
+                "decommission_start",
+                "decommission_complete"
+            ]
+        );
+    })
+    .await;
+}

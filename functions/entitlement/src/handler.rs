@@ -16,6 +16,7 @@ use aws::tables::TenantTables;
 use aws::telemetry;
 use aws::webhooks::{Webhooks, not_stored};
 use domain::account::AccountId;
+use domain::entitlement::decide::order_of;
 use domain::names::Partition;
 use domain::operations::apply_event::{Task, resends};
 use domain::operations::provision;
@@ -280,6 +281,9 @@ impl Entitlement {
             }
         }
         let carried_out = self.carry_out_waiting(&signer, &partition).await.map_err(told)?;
+        let entitlements = &self.provisioner.entitlements;
+        let pace = entitlements.end_expired(&signer, &asked.account_id).await;
+        self.pace(pace.map_err(told)?).await;
         let repaired = match asked.repair {
             true => Box::pin(self.provisioner.repair(&signer, &partition)).await?,
             false => Vec::new(),
@@ -314,10 +318,9 @@ impl Entitlement {
         let now = Timestamp::now();
         let mut due: Vec<Deferred> = account.tenant.map(|tenant| tenant.deferred).unwrap_or_default();
         due.retain(|waiting| waiting.due_at <= now);
-        // One order for all: versions of different entitlements say nothing to each other, and need not.
         due.sort_by_key(|waiting| {
-            let at = waiting.event.effective_at.unwrap_or(waiting.received_at);
-            (waiting.event.version, at, waiting.received_at)
+            let received_at = waiting.received_at;
+            order_of(&waiting.event, &waiting.asked, received_at).place(received_at)
         });
         let (began, mut carried_out) = (Instant::now(), 0);
         for task in due.into_iter().map(Task::waiting) {

@@ -4,17 +4,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use aws::clients::Sdk;
+use aws::clients::{self, Sdk};
 use aws::config::{self, ConfigError, Stack};
 use aws::entitlements::DecommissionOrder;
 use aws::functions::{Functions, InvokeError};
 use aws::inventory::{Inventory, InventoryError, Listed};
 use aws::pages::Pages;
 use aws::queues::{DeadLetters, LeftMessage, Messages, QueueError};
+use aws::registry::{Registry, RegistryError};
 use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Store, StoreError};
 use aws::telemetry;
-use domain::account::AccountId;
+use domain::account::{AccountId, PlanType, SkuId};
 use domain::action::{Action, IllegalTransition};
 use domain::names::{self, Partition, printable};
 use domain::operations::record_dead_letters::{DeadLetter, record_dead_letters};
@@ -103,6 +104,8 @@ pub struct SweepReport {
     dead_letters: u64,
     /// Tenants whose counters were set right.
     recounted: u64,
+    /// Plans whose tenants were pinned to another policy than the one in force, and are to follow.
+    repinned: u64,
     /// What active tenants lacked, and are given again.
     missing: Vec<String>,
     /// Queues whose name is nobody's any more: what goes by it is taken away.
@@ -126,6 +129,8 @@ enum SweepError {
     #[error(transparent)]
     Inventory(#[from] InventoryError),
     #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error(transparent)]
     Illegal(#[from] IllegalTransition),
     #[error("writing a message: {0}")]
     Form(#[from] serde_json::Error),
@@ -146,6 +151,8 @@ pub struct Sweeper {
     inventory: Inventory,
     entitlement: String,
     decommission_queue: String,
+    registry: Registry,
+    policy_upgrade: String,
 }
 
 impl Sweeper {
@@ -163,6 +170,8 @@ impl Sweeper {
             inventory: Inventory::new(sdk, governor, &prefix),
             entitlement: config::required(config::ENTITLEMENT_FUNCTION)?,
             decommission_queue: config::required(config::DECOMMISSION_QUEUE_URL)?,
+            registry: Registry::new(clients::s3(sdk), config::required(config::REGISTRY_BUCKET)?),
+            policy_upgrade: config::required(config::POLICY_UPGRADE_FUNCTION)?,
         })
     }
 
@@ -179,6 +188,7 @@ impl Sweeper {
             suspects: BTreeSet::new(),
             letters: BTreeMap::new(),
             expected: Vec::new(),
+            pins: BTreeMap::new(),
             swept: SweepReport::default(),
         };
         sweep.run().await;
@@ -207,6 +217,8 @@ struct Sweep<'a> {
     /// Dead-letter queues of active tenants, by partition.
     letters: BTreeMap<Partition, String>,
     expected: Vec<Expected>,
+    /// Hashes of the policies that active tenants are pinned to, by SKU and plan.
+    pins: BTreeMap<(SkuId, PlanType), BTreeSet<String>>,
     swept: SweepReport,
 }
 
@@ -228,6 +240,8 @@ impl Sweep<'_> {
         if self.scope == Scope::Everything {
             let ended = within(self.deadline, LETTERS_BUDGET, self.read_letters()).await;
             self.note("dead letters", ended);
+            let ended = within(self.deadline, LOOK_BUDGET, self.compare_pins()).await;
+            self.note("policies", ended);
             let ended = within(self.deadline, BUDGET, self.take_stock()).await;
             self.note("resources", ended);
         }
@@ -299,6 +313,10 @@ impl Sweep<'_> {
             if tenant.lifecycle == Lifecycle::Active {
                 let queue_url = tenant.resources.dead_letter_queue_url.clone();
                 self.letters.insert(Partition::of(&tenant.account_id), queue_url);
+                for held in tenant.entitlements.values() {
+                    let plan = (held.sku_id.clone(), held.plan_type.clone());
+                    self.pins.entry(plan).or_default().insert(held.policy.hash.clone());
+                }
             }
         }
     }
@@ -576,6 +594,28 @@ impl Sweep<'_> {
 
     async fn signer(&self) -> Result<receipts::key::Signer, SecretsError> {
         self.sweeper.secrets.signer(&self.sweeper.signing_key).await
+    }
+
+    /// Has tenants follow the registry that are pinned to another policy than the one in force.
+    async fn compare_pins(&mut self) -> Result<(), SweepError> {
+        let sweeper = self.sweeper;
+        for ((sku_id, plan_type), hashes) in std::mem::take(&mut self.pins) {
+            let current = sweeper.registry.current(sku_id.as_str(), plan_type.as_str()).await?;
+            let follows = |hash: &String| current.as_ref().is_some_and(|now| now.entry.policy_hash == *hash);
+            if current.is_none() || hashes.iter().all(follows) {
+                continue;
+            }
+            warn!(
+                sku = sku_id.as_str(),
+                plan = plan_type.as_str(),
+                "tenants are pinned to another policy than the one in force"
+            );
+            let event = json!({ "repin": { "sku_id": sku_id, "plan_type": plan_type } });
+            sweeper.functions.invoke_later(&sweeper.policy_upgrade, &event).await?;
+            self.swept.repinned += 1;
+            repaired("policy");
+        }
+        Ok(())
     }
 
     /// Holds the resources there are against those there should be.

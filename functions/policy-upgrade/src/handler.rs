@@ -8,10 +8,9 @@ use std::time::Instant;
 use aws::clients;
 use aws::config::{self, ConfigError, Stack};
 use aws::pages::Pages;
-use aws::registry::{IndexEntry, Registry, RegistryError, offer_of};
+use aws::registry::{IndexEntry, Published, Registry, RegistryError, offer_of};
 use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Store, StoreError};
-use domain::account::IdError;
 use domain::names::{self, Partition, printable};
 use domain::ontology;
 use domain::operations::repin::{NewPolicy, repin};
@@ -22,8 +21,28 @@ use policy::upgrade::{Compatibility, check_upgrade};
 use receipts::key::Signer;
 use receipts::receipt::{Draft, Payload, PolicyOutcome};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tracing::{error, info};
 use uuid::Uuid;
+
+/// Most times that one deployment finds that another one was first.
+const ATTEMPTS: usize = 8;
+
+/// What is asked for.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum Event {
+    Proposal(Proposal),
+    /// Tenants of a plan are pinned to another policy than the one in force: the sweep asks to have them follow.
+    Repin { repin: PlanName },
+}
+
+/// A plan of a product.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct PlanName {
+    pub sku_id: String,
+    pub plan_type: String,
+}
 
 /// What is proposed.
 #[derive(Debug, Clone, Deserialize)]
@@ -45,19 +64,19 @@ pub enum Answer {
         /// Tenants that could not be.
         governors_failed: u64,
         /// The system ledger's receipts.
-        receipts: Vec<serde_json::Value>,
+        receipts: Vec<Value>,
     },
     /// It was in force already, for every tenant.
     Unchanged {
         policy_hash: String,
         /// The system ledger's receipt.
-        receipts: Vec<serde_json::Value>,
+        receipts: Vec<Value>,
     },
     /// It was refused; what was in force stays.
     Refused {
         reason: String,
         /// The system ledger's receipt.
-        receipts: Vec<serde_json::Value>,
+        receipts: Vec<Value>,
     },
 }
 
@@ -70,15 +89,10 @@ pub enum UpgradeError {
     Store(#[from] StoreError),
     #[error("the signing key is not available")]
     Secrets(#[from] SecretsError),
-}
-
-/// Why a tenant could not be re-pinned.
-#[derive(Debug, thiserror::Error)]
-enum RepinError {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error("the policy's SKU or plan")]
-    Name(#[from] IdError),
+    #[error("other policies of plan {} of SKU {} were deployed at the same moment; deploy it again", plan.plan_type, plan.sku_id)]
+    Contended { plan: PlanName },
+    #[error("the answer has no JSON form")]
+    Form(#[from] serde_json::Error),
 }
 
 /// Everything `policy-upgrade` needs, made once per process.
@@ -103,11 +117,22 @@ impl PolicyUpgrade {
         })
     }
 
-    /// Carries out a proposal.
+    /// Carries out what is asked for, and gives its answer.
     ///
     /// # Errors
     /// [`UpgradeError`] when a part of the cloud did not answer.
-    pub async fn handle(&self, proposal: &Proposal) -> Result<Answer, UpgradeError> {
+    pub async fn handle(&self, event: &Event) -> Result<Value, UpgradeError> {
+        Ok(match event {
+            Event::Proposal(proposal) => serde_json::to_value(self.propose(proposal).await?)?,
+            Event::Repin { repin: plan } => {
+                let signer = self.secrets.signer(&self.stack.signing_key_secret).await?;
+                let (governors_updated, governors_failed) = self.follow(&signer, plan, None).await?;
+                json!({ "governors_updated": governors_updated, "governors_failed": governors_failed })
+            }
+        })
+    }
+
+    async fn propose(&self, proposal: &Proposal) -> Result<Answer, UpgradeError> {
         let started = Instant::now();
         let signer = self.secrets.signer(&self.stack.signing_key_secret).await?;
         let compiled = match ontology::compile(&proposal.ontology) {
@@ -115,48 +140,111 @@ impl PolicyUpgrade {
             Err(e) => return self.refuse(&signer, e.to_string(), None, None, started).await,
         };
         let next = &compiled.bundle;
-        let version = next.version.to_string();
-        let current = self.registry.current(&next.sku_id, &next.plan_type).await?;
-        let previous = match &current {
-            Some(entry) => Some(self.registry.enforcer(&entry.policy_hash).await?),
-            None => None,
-        };
-        let previous_version = previous.as_ref().map(|e| e.bundle().version.to_string());
-        let check = match check_upgrade(previous.as_ref().map(|e| e.bundle()), next) {
-            Ok(check) => check,
-            Err(e) => {
-                return self
-                    .refuse(&signer, e.to_string(), Some(version), previous_version, started)
-                    .await;
-            }
-        };
-        self.registry
-            .store_enforcer(&compiled.hash, &compiled.bytes)
-            .await?;
-        let entry = IndexEntry {
+        let plan = PlanName {
             sku_id: next.sku_id.clone(),
             plan_type: next.plan_type.clone(),
+        };
+        let version = next.version.to_string();
+        let entry = IndexEntry {
+            sku_id: plan.sku_id.clone(),
+            plan_type: plan.plan_type.clone(),
             policy_version: version.clone(),
             policy_hash: compiled.hash.clone(),
         };
-        let aliases: Vec<(String, String)> = next
-            .aliases
-            .iter()
-            .map(|a| (a.provider.as_str().to_owned(), a.plan_id.clone()))
-            .collect();
-        // Published first: a tenant provisioned from now on has the new one, and the walk below finds all others.
-        self.registry.publish(&entry, &aliases).await?;
-        let (updated, failed) = self.repin(&signer, &compiled, &check).await?;
-        info!(policy_hash = compiled.hash, updated, failed, "policy in force");
-        self.answer(
-            &signer,
-            &compiled,
-            &check,
-            previous_version,
-            (updated, failed),
-            started,
-        )
-        .await
+        for _ in 0..ATTEMPTS {
+            let current = self.registry.current(&plan.sku_id, &plan.plan_type).await?;
+            let previous = match &current {
+                Some(current) => Some(self.registry.enforcer(&current.entry.policy_hash).await?),
+                None => None,
+            };
+            let previous_version = previous.as_ref().map(|e| e.bundle().version.to_string());
+            let check = match check_upgrade(previous.as_ref().map(|e| e.bundle()), next) {
+                Ok(check) => check,
+                Err(e) => {
+                    return self
+                        .refuse(&signer, e.to_string(), Some(version), previous_version, started)
+                        .await;
+                }
+            };
+            self.registry
+                .store_enforcer(&compiled.hash, &compiled.bytes)
+                .await?;
+            // Published first: a tenant provisioned from now on has the new one, and the walk below finds all others.
+            match self
+                .registry
+                .publish(&entry, current.as_ref(), &next.aliases)
+                .await?
+            {
+                Published::Done => {}
+                // It is held against the one that was first.
+                Published::Overtaken => continue,
+                Published::Taken {
+                    provider,
+                    plan_id,
+                    by,
+                } => {
+                    let reason = format!(
+                        "aliases: plan {plan_id} of {provider} is plan {} of SKU {}: deploy that policy without the alias first",
+                        by.plan_type, by.sku_id
+                    );
+                    return self
+                        .refuse(&signer, reason, Some(version), previous_version, started)
+                        .await;
+                }
+            }
+            let walked = (compiled.hash.as_str(), describe(&check));
+            let (updated, failed) = self.follow(&signer, &plan, Some(walked)).await?;
+            info!(policy_hash = compiled.hash, updated, failed, "policy in force");
+            return self
+                .answer(
+                    &signer,
+                    &compiled,
+                    &check,
+                    previous_version,
+                    (updated, failed),
+                    started,
+                )
+                .await;
+        }
+        Err(UpgradeError::Contended { plan })
+    }
+
+    /// Re-pins every tenant of a plan to the policy in force, and again where another one is in force by then: pins follow
+    /// the registry, whichever of several deployments ends last. `published` is the hash that was put in force just now, and
+    /// what its check said.
+    async fn follow(
+        &self,
+        signer: &Signer,
+        plan: &PlanName,
+        published: Option<(&str, String)>,
+    ) -> Result<(u64, u64), UpgradeError> {
+        let (mut updated, mut failed) = (0, 0);
+        let mut followed: Option<String> = None;
+        loop {
+            let Some(current) = self.registry.current(&plan.sku_id, &plan.plan_type).await? else {
+                return Ok((updated, failed));
+            };
+            let hash = current.entry.policy_hash;
+            if followed.as_ref() == Some(&hash) {
+                return Ok((updated, failed));
+            }
+            let enforcer = self.registry.enforcer(&hash).await?;
+            let offer = offer_of(enforcer.bundle(), &hash).map_err(|source| RegistryError::Name {
+                hash: hash.clone(),
+                source,
+            })?;
+            let policy = NewPolicy {
+                offer,
+                compatibility_check: match &published {
+                    Some((published, check)) if *published == hash => check.clone(),
+                    _ => "in force already".to_owned(),
+                },
+            };
+            let (more_updated, now_failed) = self.repin(signer, &policy).await?;
+            updated += more_updated;
+            failed = now_failed;
+            followed = Some(hash);
+        }
     }
 
     async fn answer(
@@ -212,24 +300,19 @@ impl PolicyUpgrade {
     }
 
     /// Re-pins every tenant of the plan that has another enforcer, each with its receipt.
-    async fn repin(
-        &self,
-        signer: &Signer,
-        compiled: &Compiled,
-        check: &Compatibility,
-    ) -> Result<(u64, u64), UpgradeError> {
-        let bundle = &compiled.bundle;
+    async fn repin(&self, signer: &Signer, policy: &NewPolicy) -> Result<(u64, u64), UpgradeError> {
+        let offer = &policy.offer;
         let (mut updated, mut failed) = (0u64, 0u64);
         let mut pages = Pages::default();
         let page = async |after| {
             let store = &self.store;
             store
-                .tenants_of_plan(&bundle.sku_id, &bundle.plan_type, after)
+                .tenants_of_plan(offer.sku_id.as_str(), offer.plan_type.as_str(), after)
                 .await
         };
         while let Some(partitions) = pages.next(&page).await? {
             for partition in partitions {
-                match self.repin_one(signer, &partition, compiled, check).await {
+                match self.repin_one(signer, &partition, policy).await {
                     Ok(changed) => updated += u64::from(changed),
                     Err(e) => {
                         failed += 1;
@@ -245,17 +328,12 @@ impl PolicyUpgrade {
         &self,
         signer: &Signer,
         partition: &Partition,
-        compiled: &Compiled,
-        check: &Compatibility,
-    ) -> Result<bool, RepinError> {
+        policy: &NewPolicy,
+    ) -> Result<bool, StoreError> {
         let started = Instant::now();
         let receipt_id = Uuid::now_v7();
-        let policy = NewPolicy {
-            offer: offer_of(&compiled.bundle, &compiled.hash)?,
-            compatibility_check: describe(check),
-        };
         let repin = |account: &Account, now| {
-            let pinned = repin(account, &policy, receipt_id, milliseconds(started), now);
+            let pinned = repin(account, policy, receipt_id, milliseconds(started), now);
             Ok::<_, StoreError>(pinned)
         };
         let (_, changed) = self
@@ -289,7 +367,7 @@ impl PolicyUpgrade {
         policy_hash: Option<&str>,
         payloads: Vec<Payload>,
         started: Instant,
-    ) -> Result<Vec<serde_json::Value>, UpgradeError> {
+    ) -> Result<Vec<Value>, UpgradeError> {
         let now = Timestamp::now();
         let draft = |payload| {
             Draft::new(Uuid::now_v7(), names::SYSTEM_ACCOUNT, payload, now)

@@ -2,7 +2,7 @@
 
 mod handler;
 
-use handler::{PolicyUpgrade, Proposal};
+use handler::{Event, PolicyUpgrade};
 use lambda_runtime::{Error, LambdaEvent, run, service_fn};
 
 #[tokio::main(flavor = "current_thread")]
@@ -12,7 +12,7 @@ async fn main() -> Result<(), Error> {
         .await
         .map_err(aws::telemetry::StartFailure::new)?;
     let upgrade = &upgrade;
-    run(service_fn(|event: LambdaEvent<Proposal>| async move {
+    run(service_fn(|event: LambdaEvent<Event>| async move {
         upgrade.handle(&event.payload).await.map_err(|e| {
             tracing::error!(error = %e, source = ?std::error::Error::source(&e), "policy not upgraded");
             Error::from(e)

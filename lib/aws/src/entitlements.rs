@@ -7,10 +7,11 @@ use domain::entitlement::Offer;
 use domain::entitlement::decide::Surroundings;
 use domain::names::{LedgerId, Partition};
 use domain::operations::apply_event::{
-    self, Applied, ApplyError, LookedUp, Task, apply_event, ignored, leaving, resends,
+    self, Applied, ApplyError, LookedUp, Task, apply_event, ignored, leaving, pace_of, resends,
 };
+use domain::operations::end_expired::end_expired;
 use domain::provisioning::DeliveryRef;
-use domain::tenant::Pace;
+use domain::tenant::{IllegalTransition, Pace};
 use domain::transaction::{Account, DeliveryRecord, Keys};
 use domain::webhook::event::{Change, EntitlementEvent, PlanReference, ProductReference};
 use jiff::Timestamp;
@@ -62,6 +63,8 @@ enum EventError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Apply(#[from] ApplyError),
+    #[error(transparent)]
+    Illegal(#[from] IllegalTransition),
 }
 
 impl From<EventError> for Problem {
@@ -69,6 +72,7 @@ impl From<EventError> for Problem {
         match error {
             EventError::Store(e) => not_stored(&e),
             EventError::Apply(ApplyError::Busy { reason }) => Self::unavailable(reason),
+            EventError::Illegal(e) => Self::unavailable(e.to_string()),
             EventError::Apply(reused @ ApplyError::DeliveryReused { .. }) => {
                 Self::new(409, "Delivery id reused", reused.to_string())
             }
@@ -237,6 +241,36 @@ impl Entitlements {
             .transact(signer, &partition, &Keys::default(), None, postpone)
             .await?;
         Ok(())
+    }
+
+    /// Ends what expired a while ago, and tells how the account's mapping has to change then, if it has.
+    ///
+    /// # Errors
+    /// A [`Problem`] when something we depend on does not answer: the sweep asks again.
+    pub async fn end_expired(
+        &self,
+        signer: &Signer,
+        account_id: &AccountId,
+    ) -> Result<Option<(String, Pace)>, Problem> {
+        let partition = Partition::of(account_id);
+        let mut pace = None;
+        loop {
+            let receipt_ids = [Uuid::now_v7(), Uuid::now_v7()];
+            let end = |account: &Account, now| {
+                let (plan, ended) = end_expired(account, receipt_ids, now)?;
+                let pace = pace_of(account.tenant.as_ref(), plan.tenant.as_ref());
+                Ok::<_, EventError>((plan, ended.then_some(pace)))
+            };
+            let (committed, ended) = self
+                .store
+                .transact(signer, &partition, &Keys::default(), None, end)
+                .await?;
+            let Some(changed) = ended else { return Ok(pace) };
+            pace = changed.or(pace);
+            if let Some(generation) = committed.account.tenant.as_ref().and_then(leaving) {
+                self.order(account_id, generation, Timestamp::now()).await?;
+            }
+        }
     }
 
     /// Puts on record that a delivery changed nothing, once; in the control plane's own ledger when it names no account.

@@ -4,12 +4,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_sdk_s3::Client;
+use aws_sdk_s3::error::ProvideErrorMetadata as _;
 use aws_sdk_s3::operation::get_object::GetObjectError;
 use aws_sdk_s3::primitives::ByteStream;
 use domain::account::{IdError, SkuId};
 use domain::entitlement::{Offer, PolicyPin};
 use domain::names;
+use domain::ontology::MAX_KEY_BYTES;
 use domain::webhook::event::PlanReference;
+use policy::Alias;
 use policy::bundle::Bundle;
 use policy::enforcer::{BundleError, Enforcer};
 use serde::{Deserialize, Serialize};
@@ -70,7 +73,7 @@ impl RegistryError {
     }
 }
 
-/// Which enforcer a SKU and plan have.
+/// Which enforcer a SKU and plan have; of a provider's plan id, which SKU and plan it means.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexEntry {
     pub sku_id: String,
@@ -78,6 +81,28 @@ pub struct IndexEntry {
     pub policy_version: String,
     /// SHA-256 of the enforcer's bytes.
     pub policy_hash: String,
+}
+
+/// An index entry as it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Current {
+    pub entry: IndexEntry,
+    /// By which S3 tells whether somebody else has written since.
+    etag: String,
+}
+
+/// What became of a policy that was to be put in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Published {
+    Done,
+    /// Another one of its plan was first.
+    Overtaken,
+    /// A provider's plan id is another plan's, whose policy in force says so.
+    Taken {
+        provider: String,
+        plan_id: String,
+        by: IndexEntry,
+    },
 }
 
 /// The registry bucket.
@@ -110,7 +135,10 @@ impl Registry {
         }
     }
 
-    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, RegistryError> {
+    async fn get(&self, key: &str) -> Result<Option<(Vec<u8>, String)>, RegistryError> {
+        if key.len() > MAX_KEY_BYTES {
+            return Ok(None);
+        }
         let answer = match self
             .client
             .get_object()
@@ -123,12 +151,13 @@ impl Registry {
             Err(e) if matches!(e.as_service_error(), Some(GetObjectError::NoSuchKey(_))) => return Ok(None),
             Err(e) => return Err(self.error("GetObject", key, explain(&e))),
         };
+        let etag = answer.e_tag().unwrap_or_default().to_owned();
         let body = answer
             .body
             .collect()
             .await
             .map_err(|e| self.error("GetObject", key, e.to_string()))?;
-        Ok(Some(body.to_vec()))
+        Ok(Some((body.to_vec(), etag)))
     }
 
     async fn put(&self, key: &str, bytes: Vec<u8>) -> Result<(), RegistryError> {
@@ -144,31 +173,78 @@ impl Registry {
             .map_err(|e| self.error("PutObject", key, explain(&e)))
     }
 
-    async fn entry(&self, key: &str) -> Result<Option<IndexEntry>, RegistryError> {
-        let Some(bytes) = self.get(key).await? else {
-            return Ok(None);
-        };
-        let entry = serde_json::from_slice(&bytes);
-        entry.map(Some).map_err(|source| RegistryError::Index {
+    /// Puts an entry in place of the one that was read, and tells whether that one was still there.
+    async fn replace(
+        &self,
+        key: &str,
+        before: Option<&Current>,
+        entry: &IndexEntry,
+    ) -> Result<bool, RegistryError> {
+        let bytes = serde_json::to_vec(entry).map_err(|source| RegistryError::Index {
             key: key.to_owned(),
             source,
-        })
+        })?;
+        let put = self
+            .client
+            .put_object()
+            .bucket(&self.bucket)
+            .key(key)
+            .content_type("application/json");
+        let put = match before {
+            Some(before) => put.if_match(&before.etag),
+            None => put.if_none_match("*"),
+        };
+        match put.body(ByteStream::from(bytes)).send().await {
+            Ok(_) => Ok(true),
+            // 412: another writer was first; 409: one is writing right now.
+            Err(e)
+                if matches!(
+                    e.code(),
+                    Some("PreconditionFailed" | "ConditionalRequestConflict")
+                ) =>
+            {
+                Ok(false)
+            }
+            Err(e) => Err(self.error("PutObject", key, explain(&e))),
+        }
+    }
+
+    async fn entry(&self, key: &str) -> Result<Option<Current>, RegistryError> {
+        let Some((bytes, etag)) = self.get(key).await? else {
+            return Ok(None);
+        };
+        let entry = serde_json::from_slice(&bytes).map_err(|source| RegistryError::Index {
+            key: key.to_owned(),
+            source,
+        })?;
+        Ok(Some(Current { entry, etag }))
     }
 
     /// The enforcer a SKU and plan have now, if the plan is known.
     ///
     /// # Errors
     /// [`RegistryError`] when the bucket does not answer or the entry is not of its form.
-    pub async fn current(&self, sku_id: &str, plan_type: &str) -> Result<Option<IndexEntry>, RegistryError> {
+    pub async fn current(&self, sku_id: &str, plan_type: &str) -> Result<Option<Current>, RegistryError> {
         self.entry(&names::index_key(sku_id, plan_type)).await
     }
 
-    /// What a provider's own plan id means here, if it is known.
-    ///
-    /// # Errors
-    /// As [`Registry::current`].
-    pub async fn alias(&self, provider: &str, plan_id: &str) -> Result<Option<IndexEntry>, RegistryError> {
+    async fn alias(&self, provider: &str, plan_id: &str) -> Result<Option<Current>, RegistryError> {
         self.entry(&names::alias_key(provider, plan_id)).await
+    }
+
+    /// The plan that a provider's plan id means, as it is in force; `None` where its policy no longer says so.
+    async fn aliased(&self, provider: &str, plan_id: &str) -> Result<Option<IndexEntry>, RegistryError> {
+        let Some(Current { entry: meant, .. }) = self.alias(provider, plan_id).await? else {
+            return Ok(None);
+        };
+        let current = self.current(&meant.sku_id, &meant.plan_type).await?;
+        let Some(Current { entry, .. }) = current else {
+            return Ok(None);
+        };
+        let enforcer = self.enforcer(&entry.policy_hash).await?;
+        let mut aliases = enforcer.bundle().aliases.iter();
+        let says_so = aliases.any(|alias| alias.provider.as_str() == provider && alias.plan_id == plan_id);
+        Ok(says_so.then_some(entry))
     }
 
     /// What a plan is here now; `None` when no policy is known for it.
@@ -178,9 +254,10 @@ impl Registry {
     pub async fn offer(&self, plan: &PlanReference) -> Result<Option<Offer>, RegistryError> {
         let entry = match plan {
             PlanReference::Canonical { sku_id, plan_type } => {
-                self.current(sku_id.as_str(), plan_type.as_str()).await?
+                let current = self.current(sku_id.as_str(), plan_type.as_str()).await?;
+                current.map(|current| current.entry)
             }
-            PlanReference::Provider { provider, plan_id } => self.alias(provider, plan_id).await?,
+            PlanReference::Provider { provider, plan_id } => self.aliased(provider, plan_id).await?,
         };
         let Some(entry) = entry else { return Ok(None) };
         let enforcer = self.enforcer(&entry.policy_hash).await?;
@@ -200,7 +277,7 @@ impl Registry {
             PlanReference::Canonical { sku_id, .. } => return Ok(Some(sku_id.clone())),
             PlanReference::Provider { provider, plan_id } => (provider, plan_id),
         };
-        let Some(entry) = self.alias(provider, plan_id).await? else {
+        let Some(Current { entry, .. }) = self.alias(provider, plan_id).await? else {
             return Ok(None);
         };
         let sku_id = SkuId::parse(entry.sku_id);
@@ -226,7 +303,7 @@ impl Registry {
             return Ok(enforcer);
         }
         let bytes = self.get(&names::enforcer_key(hash)).await?;
-        let bytes = bytes.ok_or_else(|| RegistryError::Missing {
+        let (bytes, _) = bytes.ok_or_else(|| RegistryError::Missing {
             hash: hash.to_owned(),
         })?;
         let enforcer = Enforcer::load(&bytes).map_err(|source| RegistryError::Bundle {
@@ -254,7 +331,7 @@ impl Registry {
     /// [`RegistryError`] when it is not there.
     pub async fn enforcer_bytes(&self, hash: &str) -> Result<Vec<u8>, RegistryError> {
         let bytes = self.get(&names::enforcer_key(hash)).await?;
-        bytes.ok_or_else(|| RegistryError::Missing {
+        bytes.map(|(bytes, _)| bytes).ok_or_else(|| RegistryError::Missing {
             hash: hash.to_owned(),
         })
     }
@@ -264,22 +341,39 @@ impl Registry {
         self.put(&names::enforcer_key(hash), bytes.to_vec()).await
     }
 
-    /// Makes an enforcer the current one of its SKU and plan, and of the providers' plan ids that mean it.
+    /// Makes an enforcer the current one of its SKU and plan in place of the one that was read, and the plan that of the
+    /// providers' plan ids that its policy names. A plan id that another policy in force names stays that one's: it moves
+    /// once that policy is deployed without it.
     pub async fn publish(
         &self,
         entry: &IndexEntry,
-        aliases: &[(String, String)],
-    ) -> Result<(), RegistryError> {
-        let key = names::index_key(&entry.sku_id, &entry.plan_type);
-        let bytes = serde_json::to_vec(entry).map_err(|source| RegistryError::Index {
-            key: key.clone(),
-            source,
-        })?;
-        for (provider, plan_id) in aliases {
-            self.put(&names::alias_key(provider, plan_id), bytes.clone())
-                .await?;
+        before: Option<&Current>,
+        aliases: &[Alias],
+    ) -> Result<Published, RegistryError> {
+        for Alias { provider, plan_id } in aliases {
+            let provider = provider.as_str();
+            let key = names::alias_key(provider, plan_id);
+            let known = self.entry(&key).await?;
+            let means = |known: &IndexEntry| (&known.sku_id, &known.plan_type) == (&entry.sku_id, &entry.plan_type);
+            if known.as_ref().is_some_and(|known| means(&known.entry)) {
+                continue;
+            }
+            if let Some(by) = self.aliased(provider, plan_id).await? {
+                return Ok(Published::Taken {
+                    provider: provider.to_owned(),
+                    plan_id: plan_id.clone(),
+                    by,
+                });
+            }
+            if !self.replace(&key, known.as_ref(), entry).await? {
+                return Ok(Published::Overtaken);
+            }
         }
-        self.put(&key, bytes).await
+        let key = names::index_key(&entry.sku_id, &entry.plan_type);
+        match self.replace(&key, before, entry).await? {
+            true => Ok(Published::Done),
+            false => Ok(Published::Overtaken),
+        }
     }
 }
 

@@ -110,6 +110,7 @@ pub fn admit(
                     let of_entitlement = held.concurrent_left().saturating_sub(let_through.of(id));
                     EntitlementFacts::One(HeldFacts {
                         standing: held.standing,
+                        expired: held.expired(now),
                         pinned_hash: &held.policy.hash,
                         monthly_left: held.monthly_left(now).saturating_sub(let_through.of(id)),
                         concurrent_left: of_tenant.min(of_entitlement),

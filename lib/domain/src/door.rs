@@ -368,6 +368,10 @@ fn reply(code: Code, rules: &[String]) -> Reply {
             let detail = "the marketplace suspended the entitlement";
             reply(403, "Entitlement suspended", RetryWhen::Never, detail)
         }
+        RefusalCode::Expired => {
+            let detail = "the entitlement's term is over, and the marketplace did not renew it";
+            reply(403, "Entitlement expired", RetryWhen::Never, detail)
+        }
         RefusalCode::PolicyHashMismatch => {
             let detail = "the policy is another than the one in force for the entitlement";
             reply(409, "Policy hash mismatch", RetryWhen::Never, detail)

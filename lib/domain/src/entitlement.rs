@@ -5,7 +5,9 @@ pub mod decide;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 pub use policy::{Isolation, Quota};
 use serde::{Deserialize, Serialize};
 
@@ -13,8 +15,20 @@ use crate::account::{EntitlementId, PlanType, SkuId};
 
 /// Most live entitlements of one account: they stand in one item of at most 400 KB.
 pub const MAX_ENTITLEMENTS: usize = 50;
+/// How long an entitlement that expired is kept for a renewal that is late, in seconds: as long as senders repeat one.
+pub const EXPIRY_GRACE_SECONDS: i64 = 7 * 24 * 3600;
 /// Most cancellations remembered for one account, the oldest go first.
 pub const MAX_TOMBSTONES: usize = 200;
+
+/// How exactly a sender dates what happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Granularity {
+    /// As it is written: the time of day counts.
+    Instant,
+    /// To the day, in UTC: the time of day says nothing.
+    Day,
+}
 
 /// When something happened to an entitlement, as its sender tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,20 +37,37 @@ pub struct EventOrder {
     pub version: Option<u64>,
     /// Effective time by the sender's clock; the time of arrival where it tells none.
     pub at: Timestamp,
+    /// How much of `at` counts.
+    pub granularity: Granularity,
 }
 
 impl EventOrder {
-    /// Where this stands beside another event: by version where both have one, else by time.
+    /// What happened at this instant, of a sender that keeps no count.
+    #[must_use]
+    pub fn at(at: Timestamp) -> Self {
+        Self {
+            version: None,
+            at,
+            granularity: Granularity::Instant,
+        }
+    }
+
+    /// Where this stands beside another event: by version where both have one, else by time, and by that no finer than both
+    /// are dated. `Equal` is what senders cannot order: then the order of arrival counts.
     #[must_use]
     pub fn compare(&self, other: &Self) -> Ordering {
+        let day = |order: &Self| order.at.to_zoned(TimeZone::UTC).date();
         match (self.version, other.version) {
             (Some(ours), Some(theirs)) => ours.cmp(&theirs),
+            _ if [self.granularity, other.granularity].contains(&Granularity::Day) => {
+                day(self).cmp(&day(other))
+            }
             _ => self.at.cmp(&other.at),
         }
     }
 
-    /// Whether this came before `other`. Of two events at one time the one that arrives later counts, as senders tell
-    /// times to the day; of two with one version the first.
+    /// Whether this came before `other`. Of two events at one time the one that arrives later counts; of two with one
+    /// version the first.
     #[must_use]
     pub fn is_stale(&self, other: &Self) -> bool {
         match self.compare(other) {
@@ -46,16 +77,35 @@ impl EventOrder {
         }
     }
 
-    /// The later of the two; this one where neither is.
+    /// The later of the two. Where neither is, the one that is dated more exactly, so that what comes next is held against it.
     #[must_use]
     pub fn later(self, other: Self) -> Self {
-        if other.is_after(&self) { other } else { self }
+        match (other.compare(&self), self.granularity) {
+            (Ordering::Greater, _) => other,
+            (Ordering::Equal, Granularity::Day) => Self {
+                version: self.version.or(other.version),
+                ..other
+            },
+            (Ordering::Equal | Ordering::Less, _) => self,
+        }
     }
 
-    /// Whether this came after `other` beyond doubt: a purchase must, to count after a cancellation.
+    /// Whether this came after `other` beyond doubt.
     #[must_use]
     pub fn is_after(&self, other: &Self) -> bool {
         self.compare(other) == Ordering::Greater
+    }
+
+    /// Where this stands in a queue that is carried out in order: by day, and within one by the instant, which is that of
+    /// arrival where the sender dates to the day. Versions of different entitlements say nothing to each other, and need not.
+    #[must_use]
+    pub fn place(&self, received_at: Timestamp) -> (Option<u64>, Date, Timestamp, Timestamp) {
+        let instant = match self.granularity {
+            Granularity::Instant => self.at,
+            Granularity::Day => received_at,
+        };
+        let day = self.at.to_zoned(TimeZone::UTC).date();
+        (self.version, day, instant, received_at)
     }
 }
 
@@ -129,7 +179,7 @@ pub struct Entitlement {
     /// The last event about when it ends.
     pub term_order: EventOrder,
     pub granted_at: Timestamp,
-    /// When it ends unless it is renewed, as the marketplace said. The marketplace ends it: nothing here does.
+    /// When it ends unless it is renewed, as the marketplace said. From then on its signals are refused.
     pub expires_at: Option<Timestamp>,
 }
 
@@ -204,6 +254,19 @@ impl Entitlement {
             plan_order: order,
             ..self.clone()
         }
+    }
+
+    /// Whether its time is over: its signals are refused.
+    #[must_use]
+    pub fn expired(&self, now: Timestamp) -> bool {
+        self.expires_at.is_some_and(|end| end <= now)
+    }
+
+    /// When it ended, if that is so long ago that no renewal is to be expected.
+    #[must_use]
+    pub fn over(&self, now: Timestamp) -> Option<Timestamp> {
+        let grace = SignedDuration::from_secs(EXPIRY_GRACE_SECONDS);
+        self.expires_at.filter(|end| now.duration_since(*end) >= grace)
     }
 
     /// How many actions are left this month.
@@ -345,7 +408,14 @@ mod tests {
     fn order(version: Option<u64>, second: i64) -> EventOrder {
         EventOrder {
             version,
-            at: Timestamp::from_second(second).unwrap(),
+            ..EventOrder::at(Timestamp::from_second(second).unwrap())
+        }
+    }
+
+    fn dated(day: &str) -> EventOrder {
+        EventOrder {
+            granularity: Granularity::Day,
+            ..EventOrder::at(format!("{day}T00:00:00Z").parse().unwrap())
         }
     }
 
@@ -365,8 +435,27 @@ mod tests {
         check(order(Some(2), 9), order(Some(2), 1), true, false);
         check(order(None, 5), order(Some(9), 4), false, true);
         check(order(None, 4), order(None, 5), true, false);
-        // Senders tell times to the day: what comes later counts, but nothing rises from the dead by it.
+        // What the sender's clock cannot order, arrival orders.
         check(order(None, 5), order(None, 5), false, false);
+    }
+
+    #[test]
+    fn dates_are_compared_no_finer_than_to_the_day() {
+        let at = |text: &str| EventOrder::at(text.parse().unwrap());
+        let (monday, tuesday) = (dated("2026-11-23"), dated("2026-11-24"));
+        check(monday, tuesday, true, false);
+        check(tuesday, monday, false, true);
+        check(monday, monday, false, false);
+        for instant in [at("2026-11-23T00:00:00Z"), at("2026-11-23T23:59:59.999Z")] {
+            check(monday, instant, false, false);
+            check(instant, monday, false, false);
+            check(instant, tuesday, true, false);
+            check(tuesday, instant, false, true);
+            assert_eq!((monday.later(instant), instant.later(monday)), (instant, instant));
+        }
+        let counted = |version| EventOrder { version: Some(version), ..monday };
+        check(counted(2), counted(1), false, true);
+        check(counted(1), counted(1), true, false);
     }
 
     #[test]

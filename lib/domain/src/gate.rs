@@ -6,6 +6,7 @@
 //! | 2 | tenant unknown / not yet or no longer active / gone | refuse `NOT_FOUND` / `UNAVAILABLE` / `GONE` |
 //! | 2b | none, or more than one, of its entitlements fits what the signal names | refuse `NO_ENTITLEMENT` / `AMBIGUOUS_ENTITLEMENT` |
 //! | 2c | the entitlement is suspended | refuse `SUSPENDED` |
+//! | 2d | the entitlement's term is over | refuse `EXPIRED` |
 //! | 3 | not armed | refuse `DISARMED` |
 //! | 4 | signal's policy hash ≠ enforcer's hash, or enforcer's hash ≠ the tenant's pin | refuse `POLICY_HASH_MISMATCH` |
 //! | 5 | unknown action template | refuse `UNKNOWN_ACTION` |
@@ -33,6 +34,8 @@ pub enum RefusalCode {
     AmbiguousEntitlement,
     /// The marketplace suspended the entitlement.
     Suspended,
+    /// The entitlement's term is over, and the marketplace did not renew it.
+    Expired,
     /// Operators have not armed the system.
     Disarmed,
     /// The signal, the enforcer and the tenant's pin do not agree on the policy.
@@ -58,6 +61,7 @@ impl RefusalCode {
             Self::NoEntitlement => "NO_ENTITLEMENT",
             Self::AmbiguousEntitlement => "AMBIGUOUS_ENTITLEMENT",
             Self::Suspended => "SUSPENDED",
+            Self::Expired => "EXPIRED",
             Self::Disarmed => "DISARMED",
             Self::PolicyHashMismatch => "POLICY_HASH_MISMATCH",
             Self::UnknownAction => "UNKNOWN_ACTION",
@@ -119,6 +123,8 @@ pub enum EntitlementFacts<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct HeldFacts<'a> {
     pub standing: Standing,
+    /// Whether its term is over.
+    pub expired: bool,
     /// Hash its policy is pinned to.
     pub pinned_hash: &'a str,
     /// Actions left this month, those already let through in this batch taken off.
@@ -216,6 +222,9 @@ pub fn gate(facts: &GateFacts<'_>, policy: impl FnOnce() -> PolicyAnswer) -> Ver
     if held.standing == Standing::Suspended {
         return refuse(RefusalCode::Suspended);
     }
+    if held.expired {
+        return refuse(RefusalCode::Expired);
+    }
     let switches = &control.switches;
     if !switches.armed {
         return refuse(RefusalCode::Disarmed);
@@ -272,6 +281,7 @@ mod tests {
         lifecycle: Option<Lifecycle>,
         entitlements: usize,
         standing: Standing,
+        expired: bool,
         enforcer: Option<&'static str>,
         signal: &'static str,
         pin: &'static str,
@@ -297,6 +307,7 @@ mod tests {
             lifecycle: Some(Lifecycle::Active),
             entitlements: 1,
             standing: Standing::Active,
+            expired: false,
             enforcer: Some("h"),
             signal: "h",
             pin: "h",
@@ -319,6 +330,7 @@ mod tests {
                     0 => EntitlementFacts::None,
                     1 => EntitlementFacts::One(HeldFacts {
                         standing: world.standing,
+                        expired: world.expired,
                         pinned_hash: world.pin,
                         monthly_left: world.monthly,
                         concurrent_left: world.concurrent,
@@ -382,6 +394,7 @@ mod tests {
             ("refuse NO_ENTITLEMENT", |w| w.entitlements = 0),
             ("refuse AMBIGUOUS_ENTITLEMENT", |w| w.entitlements = 2),
             ("refuse SUSPENDED", |w| w.standing = Standing::Suspended),
+            ("refuse EXPIRED", |w| w.expired = true),
             ("refuse DISARMED", |w| switches(w).armed = false),
             ("refuse POLICY_HASH_MISMATCH", |w| w.signal = "other"),
             ("refuse POLICY_HASH_MISMATCH", |w| w.pin = "other"),

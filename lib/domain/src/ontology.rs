@@ -2,7 +2,11 @@
 
 use policy::{Alias, CompileError, Compiled};
 
+use crate::names;
 use crate::webhook::providers::{PROVIDERS, of_name};
+
+/// Most bytes of an object's key in S3: nothing is stored under a longer one.
+pub const MAX_KEY_BYTES: usize = 1024;
 
 /// Why a policy file was refused.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +20,9 @@ pub enum PolicyFileError {
         /// Providers that an alias may name.
         known: Vec<&'static str>,
     },
+    /// What the policy is stored under would be longer than S3 takes.
+    #[error("sku_id and plan_type together are too long: percent-encoded they take {found} bytes of at most {MAX_KEY_BYTES}")]
+    TooLong { found: usize },
     /// An alias gives an id that its provider has for no plan.
     #[error("aliases: {plan_id:?} is not a plan id of {provider}: {form}")]
     PlanId {
@@ -34,6 +41,10 @@ pub enum PolicyFileError {
 /// When it does not compile, or an alias is not a plan id of a provider in the table.
 pub fn compile(yaml: &str) -> Result<Compiled, PolicyFileError> {
     let compiled = policy::compile(yaml)?;
+    let found = names::index_key(&compiled.bundle.sku_id, &compiled.bundle.plan_type).len();
+    if found > MAX_KEY_BYTES {
+        return Err(PolicyFileError::TooLong { found });
+    }
     for alias in &compiled.bundle.aliases {
         check(alias)?;
     }

@@ -5,6 +5,7 @@ pub mod abandon;
 pub mod append_once;
 pub mod apply_event;
 pub mod decommission;
+pub mod end_expired;
 pub mod provision;
 pub mod record_dead_letters;
 pub mod recount;

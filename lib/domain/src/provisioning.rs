@@ -163,10 +163,7 @@ mod tests {
 
     fn provisioning(new_tenant: bool, dedicated: bool) -> Provisioning {
         let event = event(Change::Suspended);
-        let order = crate::entitlement::EventOrder {
-            version: None,
-            at: Timestamp::UNIX_EPOCH,
-        };
+        let order = crate::entitlement::EventOrder::at(Timestamp::UNIX_EPOCH);
         Provisioning {
             entitlement_id: EntitlementId::parse("e").unwrap(),
             entitlement: Entitlement::granted(&offer("p"), "r", None, order, Timestamp::UNIX_EPOCH),

@@ -5,12 +5,14 @@
 //! |---|---|
 //! | provisioning that nobody went on with | `entitlement` goes on with it, forward or back |
 //! | an event whose time has come | `entitlement` carries it out |
+//! | an entitlement whose term has been over for a week | `entitlement` ends it, on record |
 //! | decommissioning that nobody went on with | ordered again, now and then |
 //! | an action whose claim is long over | its signal is put on the queue again, so that the governor undoes it |
 //! | such an action that can't be undone, or wasn't after an hour | escalated, on record |
 //! | a dead letter whose action nobody goes on with | escalated, on record; the letter stays for a person |
 //! | a dead letter that is no signal | refused, on record; it stays as well |
 //! | counters that are not what the actions say | set right |
+//! | tenants that are pinned to another policy than their plan's | `policy-upgrade` re-pins them |
 //! | an active tenant's resource that is not there | `entitlement` makes it again |
 //! | a resource that is no living tenant's | `cancel` takes it away |
 //!
@@ -116,7 +118,7 @@ impl Patience {
 pub enum Due {
     /// Go on with its provisioning, and then with what waits.
     Provisioning,
-    /// Carry out events that wait: nothing went wrong, their time has come.
+    /// Carry out events that wait, or end what expired: nothing went wrong, their time has come.
     Waiting,
     /// Order its decommissioning again.
     Decommissioning,
@@ -134,7 +136,8 @@ pub fn due(tenant: &Tenant, now: Timestamp, patience: &Patience) -> Option<Due> 
         Some(saga) => (seconds(saga.began_at, now) >= patience.provisioning).then_some(Due::Provisioning),
         None => {
             let waits = tenant.deferred.iter().any(|waiting| waiting.due_at <= now);
-            waits.then_some(Due::Waiting)
+            let over = tenant.entitlements.values().any(|held| held.over(now).is_some());
+            (waits || over).then_some(Due::Waiting)
         }
     }
 }

@@ -3,10 +3,11 @@
 //! | format | what differs from the next one |
 //! |---|---|
 //! | 0 | the item has no number; of a tenant `tombstones`, `table_attempts`, `deferred`, `scale` and what was used of a cancelled entitlement may be missing, of a failed provisioning `undone`, of an action `rollbacks_forgiven` and `receipts` |
-//! | 1 | – |
+//! | 1 | its older items do not say how exactly events are dated (`granularity`) |
 //!
 //! Items are converted when they are read, and written in the last format. While a stack is updated both releases run, so
-//! the one before must be able to read what this one writes: fields are added, and none is renamed (ADR 19).
+//! the one before must be able to read what this one writes: a field that is added keeps the number, and what is missing is
+//! filled in whichever release wrote it; none is renamed (ADR 19).
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use domain::action::Action;
@@ -28,7 +29,7 @@ pub(super) fn tenant(partition: &Partition, item: Option<Item>) -> Result<Option
         partition,
         TENANT,
         "tenant",
-        converted(partition, TENANT, "tenant", item, tenant_of_0)?,
+        converted(partition, TENANT, "tenant", item, fill_tenant)?,
     )
 }
 
@@ -42,7 +43,7 @@ pub(super) fn action(
         partition,
         sk,
         "action",
-        converted(partition, sk, "action", item, action_of_0)?,
+        converted(partition, sk, "action", item, fill_action)?,
     )
 }
 
@@ -57,7 +58,7 @@ fn converted(
     sk: &str,
     field: &str,
     item: Option<Item>,
-    of_0: fn(&mut Item),
+    fill: fn(&mut Item),
 ) -> Result<Option<Item>, StoreError> {
     let Some(mut item) = item else { return Ok(None) };
     let format = match item.get(FORMAT) {
@@ -66,7 +67,7 @@ fn converted(
         Some(_) => None,
     };
     match (format, item.get_mut(field)) {
-        (Some(0), Some(AttributeValue::M(fields))) => of_0(fields),
+        (Some(0..=LAST), Some(AttributeValue::M(fields))) => fill(fields),
         (Some(0..=LAST), _) => {}
         (unknown, _) => {
             let unknown = unknown.map_or("an unknown format".to_owned(), |n: u64| format!("format {n}"));
@@ -82,7 +83,7 @@ fn converted(
     Ok(Some(item))
 }
 
-fn tenant_of_0(tenant: &mut Item) {
+fn fill_tenant(tenant: &mut Item) {
     missing(tenant, "table_attempts", number(0));
     missing(tenant, "deferred", AttributeValue::L(Vec::new()));
     missing(tenant, "scale", map([]));
@@ -97,14 +98,35 @@ fn tenant_of_0(tenant: &mut Item) {
                 ("month_actions", number(0)),
             ];
             missing(fields, "usage", map(nothing));
+            dated(fields, &["order"]);
         }
+        dated(tombstones, &["all"]);
     }
-    if let Some(failure) = inside(tenant, "provisioning").and_then(|saga| inside(saga, "failure")) {
-        missing(failure, "undone", AttributeValue::L(Vec::new()));
+    let orders = ["order", "plan_order", "standing_order", "term_order"];
+    let entitlements = inside(tenant, "entitlements").into_iter().flatten();
+    for held in entitlements.filter_map(|(_, held)| fields(held)) {
+        dated(held, &orders);
+    }
+    if let Some(saga) = inside(tenant, "provisioning") {
+        if let Some(held) = inside(saga, "entitlement") {
+            dated(held, &orders);
+        }
+        if let Some(failure) = inside(saga, "failure") {
+            missing(failure, "undone", AttributeValue::L(Vec::new()));
+        }
     }
 }
 
-fn action_of_0(action: &mut Item) {
+/// Orders of events that do not say how exactly they are dated: all were taken at their word.
+fn dated(fields: &mut Item, orders: &[&str]) {
+    for name in orders {
+        if let Some(order) = inside(fields, name) {
+            missing(order, "granularity", text("instant"));
+        }
+    }
+}
+
+fn fill_action(action: &mut Item) {
     missing(action, "rollbacks_forgiven", number(0));
     missing(action, "receipts", AttributeValue::L(Vec::new()));
 }

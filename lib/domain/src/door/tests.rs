@@ -211,6 +211,7 @@ fn answers() {
         (RefusalCode::NoEntitlement, 404, Never),
         (RefusalCode::AmbiguousEntitlement, 422, Never),
         (RefusalCode::Suspended, 403, Never),
+        (RefusalCode::Expired, 403, Never),
         (RefusalCode::Disarmed, 503, Soon),
         (RefusalCode::PolicyHashMismatch, 409, Never),
         (RefusalCode::UnknownAction, 422, Never),
@@ -277,7 +278,7 @@ fn world() -> World {
     let mut offer = offer("professional");
     offer.policy.hash = enforcer.hash().to_owned();
     let at = Timestamp::UNIX_EPOCH;
-    let order = EventOrder { version: None, at };
+    let order = EventOrder::at(at);
     let mut tenant = Tenant::absent(customer(), at);
     tenant.lifecycle = Lifecycle::Active;
     tenant.resources.queue_url = "https://queue".to_owned();

@@ -2,26 +2,28 @@
 //!
 //! | | not held | held | cancelled before |
 //! |---|---|---|---|
-//! | purchase | grant | ignored: it is live | grant if it came after the cancellation, else ignored |
+//! | purchase | grant | its plan and its term hold from then on: a cancellation was lost | grant unless it came before the cancellation |
 //! | plan change | grant: the purchase was lost or comes late | other plan | ignored |
 //! | suspension, reinstatement, renewal | wait for the purchase | refuse its signals, in force, longer | ignored |
 //! | cancellation | remembered | taken away; the tenant goes with the last one | ignored |
 //!
-//! What came after a cancellation beyond doubt counts as if there had been none: its purchase is on the way. An event older
-//! than the last one is ignored, also where that one changed nothing. While the tenant is provisioned or decommissioned, and
-//! before an event takes effect, it waits.
+//! What came after a cancellation beyond doubt counts as if there had been none: its purchase is on the way. A purchase counts
+//! also where the sender's clock cannot order the two: then arrival does. An event older than the last one is ignored, also
+//! where that one changed nothing. While the tenant is provisioned or decommissioned, and before an event takes effect, it
+//! waits.
 
 use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
 use receipts::receipt::{EntitlementOutcome, Payload, Quota as ReceiptQuota, Resources};
 
-use super::{Entitlement, EventOrder, Isolation, MAX_ENTITLEMENTS, Offer, Standing};
+use super::{Entitlement, EventOrder, Granularity, Isolation, MAX_ENTITLEMENTS, Offer, Standing};
 use crate::account::{EntitlementId, SkuId};
 use crate::names::printable;
 use crate::provisioning::{DeliveryRef, Provisioning};
-use crate::tenant::{Deferred, Lifecycle, Tenant, TenantEvent};
+use crate::tenant::{Deferred, IllegalTransition, Lifecycle, Tenant, TenantEvent};
 use crate::webhook::event::{Change, EntitlementEvent, PlanReference};
+use crate::webhook::providers::of_name;
 use crate::webhook::signature::TOLERANCE_SECONDS;
 
 /// Most events that wait for one account.
@@ -142,11 +144,23 @@ fn asking(
         context,
         around,
         now,
-        order: EventOrder {
-            version: context.event.version,
-            at: context.event.effective_at.unwrap_or(context.received_at),
-        },
+        order: order_of(context.event, context.asked, context.received_at),
     })
+}
+
+/// Where an event stands among those of its entitlement: by the sender's clock and count, as exactly as the sender dates;
+/// by its arrival where the sender tells no time.
+#[must_use]
+pub fn order_of(event: &EntitlementEvent, asked: &DeliveryRef, received_at: Timestamp) -> EventOrder {
+    let granularity = match (event.effective_at, of_name(&asked.provider)) {
+        (Some(_), Some(provider)) => provider.granularity,
+        _ => Granularity::Instant,
+    };
+    EventOrder {
+        version: event.version,
+        at: event.effective_at.unwrap_or(received_at),
+        granularity,
+    }
 }
 
 /// The receipt of an entitlement that is in force.
@@ -175,6 +189,26 @@ pub fn active_payload(
             table: table.to_owned(),
         },
     }
+}
+
+/// The tenant without one of its entitlements, which ended at this place in the order of events. It leaves with the last one.
+///
+/// # Errors
+/// [`IllegalTransition`] when the tenant cannot leave now.
+pub fn taken_away(
+    tenant: &Tenant,
+    id: &EntitlementId,
+    held: &Entitlement,
+    order: EventOrder,
+    now: Timestamp,
+) -> Result<Tenant, IllegalTransition> {
+    let mut next = match tenant.entitlements.len() {
+        1 => tenant.after(TenantEvent::Cancel, now)?,
+        _ => tenant.written(),
+    };
+    next.entitlements.remove(id);
+    next.tombstones.bury(id, order, Some(held.usage()));
+    Ok(next)
 }
 
 /// The receipt of an entitlement that has another plan.
@@ -271,8 +305,10 @@ impl Question<'_> {
         if let Some(id) = &event.entitlement_id {
             return Subject::One(id.clone());
         }
-        if event.product.is_some() && self.context.product.is_none() {
-            // Named, but not known: the account's other entitlements are not meant.
+        let takes_away = matches!(event.change, Change::Cancelled | Change::Suspended);
+        if event.product.is_some() && self.context.product.is_none() && !takes_away {
+            // Named, but not known: the account's other entitlements are not meant. What takes away needs no policy: the
+            // plan may be one that the customer changed to and that nothing is known of here.
             return Subject::Unknown;
         }
         let own = |sku: &SkuId| EntitlementId::parse(sku.as_str()).map_or(Subject::Nothing, Subject::One);
@@ -351,7 +387,7 @@ impl Question<'_> {
         let buried = self.tenant.tombstones.last(&id);
         let counts = buried.is_none_or(|buried| order.is_after(buried));
         match change {
-            Change::Granted { .. } if counts => self.grant(id),
+            Change::Granted { .. } if buried.is_none_or(|buried| !order.is_stale(buried)) => self.grant(id),
             Change::PlanChanged { .. } if counts => self.grant(id),
             Change::Suspended | Change::Reinstated | Change::Renewed { .. } if counts => {
                 self.defer("no purchase of the entitlement came yet".to_owned(), self.now)
@@ -414,6 +450,23 @@ impl Question<'_> {
             Change::Cancelled => {}
         }
         let payload = match change {
+            Change::Granted { .. } | Change::PlanChanged { .. } if !self.has_plan(held) => {
+                return self.change_plan(id, held, after);
+            }
+            Change::PlanChanged { .. } => {
+                return self.nothing_new(id, after, "the entitlement has this plan already");
+            }
+            Change::Granted {
+                expires_at: Some(until),
+                ..
+            } if held.expires_at != Some(*until) => {
+                after.expires_at = Some(*until);
+                Payload::EntitlementRenewed {
+                    entitlement_id,
+                    sku_id,
+                    expires_at: Some(*until),
+                }
+            }
             Change::Granted { .. } => {
                 return self.nothing_new(
                     id,
@@ -421,7 +474,6 @@ impl Question<'_> {
                     "the entitlement is live already; a repeated purchase changes nothing",
                 );
             }
-            Change::PlanChanged { .. } => return self.change_plan(id, held, after),
             Change::Cancelled => return self.cancel(&id, held),
             Change::Suspended if held.standing == Standing::Suspended => {
                 return self.nothing_new(id, after, "it is suspended already");
@@ -504,10 +556,8 @@ impl Question<'_> {
         let mut entitlement = Entitlement::granted(offer, region, expires_at, self.order, self.now);
         if matches!(self.context.event.change, Change::PlanChanged { .. }) {
             // It says nothing about suspensions and terms: older words about those still count when they come.
-            let floor = self.tenant.tombstones.last(&id).copied().unwrap_or(EventOrder {
-                version: None,
-                at: Timestamp::MIN,
-            });
+            let floor = self.tenant.tombstones.last(&id).copied();
+            let floor = floor.unwrap_or(EventOrder::at(Timestamp::MIN));
             entitlement.standing_order = floor;
             entitlement.term_order = floor;
         }
@@ -527,7 +577,26 @@ impl Question<'_> {
         }
     }
 
-    fn change_plan(&self, id: EntitlementId, held: &Entitlement, context: Entitlement) -> Decision {
+    /// Whether an entitlement has the plan that the event names, as far as can be told without its policy.
+    fn has_plan(&self, held: &Entitlement) -> bool {
+        match (self.context.offer, &self.context.event.change) {
+            (Some(offer), _) => (&offer.sku_id, &offer.plan_type) == (&held.sku_id, &held.plan_type),
+            (
+                None,
+                Change::Granted {
+                    plan: PlanReference::Canonical { sku_id, plan_type },
+                    ..
+                }
+                | Change::PlanChanged {
+                    plan: PlanReference::Canonical { sku_id, plan_type },
+                },
+            ) => (sku_id, plan_type) == (&held.sku_id, &held.plan_type),
+            (None, _) => false,
+        }
+    }
+
+    /// Another plan, of an entitlement that has heard the event.
+    fn change_plan(&self, id: EntitlementId, held: &Entitlement, after: Entitlement) -> Decision {
         let Some(offer) = self.context.offer else {
             return self.no_policy();
         };
@@ -540,9 +609,13 @@ impl Question<'_> {
                 ),
             };
         }
-        let after = held.changed(offer, self.order);
-        if offer.plan_type == held.plan_type {
-            return self.nothing_new(id, context, "the entitlement has this plan already");
+        let mut after = after.changed(offer, self.order);
+        if let Change::Granted {
+            expires_at: Some(until),
+            ..
+        } = self.context.event.change
+        {
+            after.expires_at = Some(until);
         }
         if offer.isolation == Isolation::Dedicated && self.tenant.tables.is_none() {
             return self.begin(id, after, false, true);
@@ -596,47 +669,42 @@ impl Question<'_> {
     }
 
     fn cancel(&self, id: &EntitlementId, held: &Entitlement) -> Decision {
-        let mut next = self.tenant.written();
-        next.entitlements.remove(id);
-        next.tombstones.bury(id, self.order, Some(held.usage()));
-        let (entitlement_id, sku_id) = (id.as_str().to_owned(), held.sku_id.as_str().to_owned());
-        let policy_hash = Some(held.policy.hash.clone());
-        if !next.entitlements.is_empty() {
-            let left = u64::try_from(next.entitlements.len()).unwrap_or(u64::MAX);
-            return Decision::Commit {
-                tenant: Box::new(next),
-                payload: Payload::EntitlementCancelled {
-                    entitlement_id,
-                    sku_id,
-                    entitlements_left: left,
-                },
-                policy_hash,
-            };
-        }
-        if self.tenant.provisioning.is_some() {
+        let last = self.tenant.entitlements.len() == 1;
+        if last && self.tenant.provisioning.is_some() {
             // Another entitlement waits for tables: only then is it known whether this was the last one.
             return self.defer(
                 "something is being provisioned for the account".to_owned(),
                 self.now,
             );
         }
-        match self.tenant.after(TenantEvent::Cancel, self.now) {
-            Ok(leaving) => Decision::Commit {
-                payload: Payload::DecommissionStart {
-                    entitlement_id: Some(entitlement_id),
-                    sku_id,
-                    in_flight_actions: self.tenant.in_flight,
-                },
-                tenant: Box::new(Tenant {
-                    entitlements: next.entitlements,
-                    tombstones: next.tombstones,
-                    ..leaving
-                }),
-                policy_hash: None,
-            },
-            Err(e) => Decision::Busy {
-                reason: e.to_string(),
-            },
+        let tenant = match taken_away(self.tenant, id, held, self.order, self.now) {
+            Ok(tenant) => tenant,
+            Err(e) => {
+                return Decision::Busy {
+                    reason: e.to_string(),
+                };
+            }
+        };
+        let (entitlement_id, sku_id) = (id.as_str().to_owned(), held.sku_id.as_str().to_owned());
+        let (payload, policy_hash) = if last {
+            let payload = Payload::DecommissionStart {
+                entitlement_id: Some(entitlement_id),
+                sku_id,
+                in_flight_actions: self.tenant.in_flight,
+            };
+            (payload, None)
+        } else {
+            let payload = Payload::EntitlementCancelled {
+                entitlement_id,
+                sku_id,
+                entitlements_left: u64::try_from(tenant.entitlements.len()).unwrap_or(u64::MAX),
+            };
+            (payload, Some(held.policy.hash.clone()))
+        };
+        Decision::Commit {
+            tenant: Box::new(tenant),
+            payload,
+            policy_hash,
         }
     }
 

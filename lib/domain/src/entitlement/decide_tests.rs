@@ -139,10 +139,7 @@ fn each_event_in_each_situation() {
     let held = tenant();
     let mut cancelled = tenant();
     cancelled.entitlements.clear();
-    let order = EventOrder {
-        version: None,
-        at: at(100),
-    };
+    let order = EventOrder::at(at(100));
     cancelled.tombstones.bury(&id("s"), order, None);
     let mut buried = cancelled.clone();
     buried.lifecycle = Lifecycle::Absent;
@@ -232,13 +229,111 @@ fn a_cancellation_before_the_purchase_leaves_a_tombstone() {
         &said(granted(), 400),
         "ignore: a purchase from before",
     );
-    // Told to the day, a purchase and a cancellation have one time: nothing rises from the dead by it.
-    check(
-        Some(buried),
-        &said(granted(), 500),
-        "ignore: a purchase from before",
-    );
+    // What the sender's clock cannot order, arrival orders: it was bought anew.
+    check(Some(buried), &said(granted(), 500), "begin g1 new=true");
     check(Some(buried), &said(granted(), 501), "begin g1 new=true");
+    // Without a purchase nothing rises from the dead.
+    check(Some(buried), &said(changed(), 500), "ignore: plan change of");
+    check(Some(buried), &said(Change::Suspended, 500), "ignore: suspension of");
+}
+
+/// GitHub dates everything at midnight: what happens on one day is ordered by its arrival.
+#[test]
+fn one_day_of_a_sender_that_dates_to_the_day() {
+    const MIDNIGHT: i64 = 86_400 * 3;
+    let play = |deliveries: &[(Change, Option<i64>)]| {
+        let mut tenant: Option<Tenant> = None;
+        let mut found = Vec::new();
+        for (n, (change, effective)) in (0..).zip(deliveries) {
+            let event = EntitlementEvent {
+                effective_at: effective.map(at),
+                ..event(change.clone())
+            };
+            let asked = DeliveryRef {
+                provider: "github".to_owned(),
+                ..asked(&format!("d-{n}"))
+            };
+            let now = at(MIDNIGHT + 40_000 + 60 * n);
+            let (sku, offer) = (SkuId::parse("s").unwrap(), offer("p"));
+            let context = EventContext {
+                event: &event,
+                asked: &asked,
+                received_at: now,
+                due_since: now,
+                attempts: 0,
+                waited: false,
+                product: Some(&sku),
+                offer: Some(&offer),
+            };
+            let decision = decide(tenant.as_ref(), &context, AROUND, now);
+            found.push(name(&decision).split([' ', ':']).next().unwrap_or_default().to_owned());
+            tenant = after(&decision).cloned().or(tenant);
+            tenant = tenant.map(|tenant| match tenant.lifecycle {
+                Lifecycle::Provisioning => tenant.provisioned(None, 0, now).unwrap().0,
+                Lifecycle::Decommissioning => tenant.after(TenantEvent::Archived, now).unwrap(),
+                _ => tenant,
+            });
+        }
+        found.join(" ")
+    };
+    let (today, yesterday) = (Some(MIDNIGHT), Some(MIDNIGHT - 86_400));
+    let bought = |day| (granted(), day);
+    let cancelled = |day| (Change::Cancelled, day);
+    for (deliveries, expected) in [
+        (
+            [bought(today), cancelled(today), bought(today)],
+            "begin decommission_start begin",
+        ),
+        // A cancellation that is dated ends a purchase that is not.
+        (
+            [bought(None), cancelled(today), bought(None)],
+            "begin decommission_start begin",
+        ),
+        (
+            [bought(today), cancelled(None), bought(today)],
+            "begin decommission_start begin",
+        ),
+        // Days are still in order.
+        (
+            [bought(yesterday), cancelled(today), bought(yesterday)],
+            "begin decommission_start ignore",
+        ),
+        (
+            [bought(today), cancelled(yesterday), cancelled(today)],
+            "begin ignore decommission_start",
+        ),
+    ] {
+        assert_eq!(play(&deliveries), expected, "{deliveries:?}");
+    }
+}
+
+/// A cancellation was lost: what was bought anew holds.
+#[test]
+fn bought_anew_while_it_is_thought_to_be_live() {
+    let again = |plan_type: &str, second, expires_at| {
+        said(
+            Change::Granted {
+                plan: plan(plan_type),
+                region: "us-east-1".to_owned(),
+                expires_at,
+            },
+            second,
+        )
+    };
+    let ask = |event: &EntitlementEvent, plan: &str| ask_with(Some(&tenant()), event, Some(&offer(plan)));
+    let decision = ask(&again("q", 200, Some(at(9_000))), "q");
+    assert_eq!(name(&decision), "entitlement_changed");
+    let held = &after(&decision).unwrap().entitlements[&id("s")];
+    assert_eq!(
+        (held.plan_type.as_str(), held.policy.hash.as_str(), held.expires_at),
+        ("q", "hash-q", Some(at(9_000)))
+    );
+    let decision = ask(&again("p", 200, Some(at(9_000))), "p");
+    assert_eq!(name(&decision), "entitlement_renewed");
+    let held = &after(&decision).unwrap().entitlements[&id("s")];
+    assert_eq!(held.expires_at, Some(at(9_000)));
+    // One that is older than what holds is a repeat.
+    assert!(name(&ask(&again("q", 1, None), "q")).starts_with("ignore"));
 }
 
 #[test]
@@ -348,7 +443,7 @@ fn unknown_plans_are_refused_where_a_plan_is_needed() {
     let refused = |tenant: Option<&Tenant>, change| name(&ask_with(tenant, &said(change, 200), None));
     assert_eq!(refused(None, granted()), "refuse load_policy");
     assert_eq!(refused(Some(&tenant()), changed()), "refuse load_policy");
-    // Of a purchase that changes nothing the plan does not matter.
+    // Of a purchase that changes nothing the policy does not matter.
     assert!(refused(Some(&tenant()), granted()).starts_with("ignore"));
     let other_sku = Offer {
         sku_id: SkuId::parse("t").unwrap(),
@@ -573,30 +668,65 @@ fn account_ids_reach_the_tenant() {
     assert_eq!(begun.account_id, event.account_id);
 }
 
-/// A product that is named and not known is not taken for the account's only entitlement.
+/// A product that is named and not known is not taken for the account's only entitlement, unless something is taken away:
+/// that needs no policy.
 #[test]
 fn what_is_named_and_not_known_is_not_guessed() {
-    let mut event = said(Change::Cancelled, 500);
-    event.product = Some(crate::webhook::event::ProductReference::Plan(
-        PlanReference::Provider {
-            provider: "github".to_owned(),
-            plan_id: "9".to_owned(),
-        },
-    ));
-    let context = EventContext {
-        event: &event,
-        asked: &asked("d"),
-        received_at: at(1_000),
-        due_since: at(1_000),
-        attempts: 0,
-        waited: false,
-        product: None,
-        offer: None,
+    let mut two = tenant();
+    two.entitlements
+        .insert(id("other"), two.entitlements[&id("s")].clone());
+    let ask = |tenant: Option<&Tenant>, change: Change| {
+        let mut event = said(change, 500);
+        event.product = Some(crate::webhook::event::ProductReference::Plan(
+            PlanReference::Provider {
+                provider: "github".to_owned(),
+                plan_id: "9".to_owned(),
+            },
+        ));
+        let context = EventContext {
+            event: &event,
+            asked: &asked("d"),
+            received_at: at(1_000),
+            due_since: at(1_000),
+            attempts: 0,
+            waited: false,
+            product: None,
+            offer: None,
+        };
+        name(&decide(tenant, &context, AROUND, at(1_000)))
     };
-    assert_eq!(
-        name(&decide(Some(&tenant()), &context, AROUND, at(1_000))),
-        "refuse load_policy"
-    );
+    let one = tenant();
+    for (change, of_one, of_two, of_none) in [
+        (
+            Change::Cancelled,
+            "decommission_start",
+            "refuse find_entitlement",
+            "ignore: the account holds no",
+        ),
+        (
+            Change::Suspended,
+            "entitlement_suspended",
+            "refuse find_entitlement",
+            "ignore: suspension of an account",
+        ),
+        (
+            Change::Reinstated,
+            "refuse load_policy",
+            "refuse load_policy",
+            "refuse load_policy",
+        ),
+        (
+            Change::Renewed { expires_at: None },
+            "refuse load_policy",
+            "refuse load_policy",
+            "refuse load_policy",
+        ),
+    ] {
+        for (tenant, expected) in [(Some(&one), of_one), (Some(&two), of_two), (None, of_none)] {
+            let found = ask(tenant, change.clone());
+            assert!(found.starts_with(expected), "{found} is not {expected}");
+        }
+    }
 }
 
 /// Everything an account is told, in every order: each event with its version, and what waits is tried again whenever

@@ -118,7 +118,8 @@ pub fn leaving(tenant: &Tenant) -> Option<u64> {
 }
 
 /// How a tenant's mapping has to change, if it has.
-fn pace_of(before: Option<&Tenant>, after: Option<&Tenant>) -> Option<(String, Pace)> {
+#[must_use]
+pub fn pace_of(before: Option<&Tenant>, after: Option<&Tenant>) -> Option<(String, Pace)> {
     let tenant = after.filter(|tenant| tenant.lifecycle == Lifecycle::Active)?;
     let now = tenant.pace();
     (before.map(Tenant::pace) != Some(now)).then(|| (tenant.resources.mapping_id.clone(), now))

@@ -134,10 +134,7 @@ mod tests {
             },
             isolation: Isolation::Pool,
         };
-        let order = EventOrder {
-            version: None,
-            at: NOW,
-        };
+        let order = EventOrder::at(NOW);
         let mut tenant = Tenant::absent(AccountId::parse("c").unwrap(), NOW);
         tenant.lifecycle = Lifecycle::Active;
         let held = Entitlement::granted(&offer, "r", None, order, NOW);

@@ -38,10 +38,7 @@ fn standing(lifecycle: Lifecycle) -> Tenant {
 }
 
 fn making(mut tenant: Tenant) -> Tenant {
-    let order = EventOrder {
-        version: None,
-        at: at(0),
-    };
+    let order = EventOrder::at(at(0));
     tenant.provisioning = Some(Provisioning {
         entitlement_id: id("e"),
         entitlement: Entitlement::granted(&offer("p"), "r", None, order, at(0)),

@@ -37,7 +37,7 @@ pub(crate) fn id(text: &str) -> EntitlementId {
 /// An active tenant with one entitlement, `s`, granted at second 100.
 pub(crate) fn tenant() -> Tenant {
     let at = Timestamp::from_second(100).unwrap();
-    let order = EventOrder { version: None, at };
+    let order = EventOrder::at(at);
     let mut tenant = Tenant::absent(AccountId::parse("c").unwrap(), at);
     let granted = Entitlement::granted(&offer("p"), "us-east-1", None, order, at);
     tenant.entitlements.insert(id("s"), granted);
@@ -117,10 +117,7 @@ fn buying_again_frees_nothing() {
     };
     let mut again = busy.released(std::slice::from_ref(&one));
     let usage = again.tombstones.raise(&id("s"));
-    let order = EventOrder {
-        version: None,
-        at: now,
-    };
+    let order = EventOrder::at(now);
     let granted = Entitlement::granted(&offer("p"), "r", None, order, now).with_usage(usage);
     assert_eq!((granted.in_flight, granted.month_actions), (1, 2));
     again.entitlements.insert(id("s"), granted);
@@ -236,7 +233,7 @@ fn a_new_generation_is_not_scaled() {
     let mut gone = tenant();
     gone.lifecycle = Lifecycle::Decommissioned;
     gone.scale.floor = Some(40);
-    let order = EventOrder { version: None, at };
+    let order = EventOrder::at(at);
     let provisioning = Provisioning {
         entitlement_id: id("s"),
         entitlement: Entitlement::granted(&offer("p"), "r", None, order, at),

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use super::event::WebhookEvent;
 use super::payload::PayloadError;
 use super::signature::{Headers, Secret, SecretError, SignatureError, Verified};
+use crate::entitlement::Granularity;
 
 /// Checks a body and its headers against every active secret, at a time of our clock.
 pub type Verify =
@@ -25,6 +26,8 @@ pub struct Provider {
     /// Whether it posts a delivery again that was not answered with success. Of one that does not, what is answered with
     /// "later" is lost.
     pub resends: bool,
+    /// How exactly it dates what happened: events are ordered no finer than that.
+    pub granularity: Granularity,
     /// Reads a secret, as it is configured.
     pub secret: fn(&str) -> Result<Secret, SecretError>,
     /// Checks a delivery.

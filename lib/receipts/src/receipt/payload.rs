@@ -257,6 +257,17 @@ pub enum Payload {
         #[cfg_attr(test, schemars(schema_with = "crate::schema::timestamp"))]
         expires_at: Option<Timestamp>,
     },
+    /// An entitlement ended on its day, as its marketplace neither renewed nor cancelled it.
+    EntitlementExpired {
+        /// The agreement.
+        entitlement_id: String,
+        /// The product.
+        sku_id: String,
+        /// When it ended.
+        #[serde(serialize_with = "millis::serialize")]
+        #[cfg_attr(test, schemars(schema_with = "crate::schema::timestamp"))]
+        expires_at: Timestamp,
+    },
     /// One of several entitlements of an account was cancelled; the tenant lives on.
     EntitlementCancelled {
         /// The agreement.
@@ -534,6 +545,7 @@ impl Payload {
             Self::EntitlementSuspended(_) => "entitlement_suspended",
             Self::EntitlementReinstated(_) => "entitlement_reinstated",
             Self::EntitlementRenewed { .. } => "entitlement_renewed",
+            Self::EntitlementExpired { .. } => "entitlement_expired",
             Self::EntitlementCancelled { .. } => "entitlement_cancelled",
             Self::EntitlementDeferred { .. } => "entitlement_deferred",
             Self::PolicyUpgraded { .. } => "policy_upgraded",
@@ -574,6 +586,7 @@ impl Payload {
             | Self::EntitlementSuspended(_)
             | Self::EntitlementReinstated(_)
             | Self::EntitlementRenewed { .. }
+            | Self::EntitlementExpired { .. }
             | Self::EntitlementCancelled { .. }
             | Self::PolicyUpgraded { .. }
             | Self::PolicyRollback(_)

@@ -11,7 +11,7 @@ use receipts::{Draft, Head, Payload, Sealed, Signer, append, canonical};
 use uuid::Uuid;
 
 /// How many operations there are; `payload` covers each.
-pub const OPERATIONS: usize = 35;
+pub const OPERATIONS: usize = 36;
 
 pub fn signer() -> Signer {
     Signer::generate([42; 32])
@@ -224,6 +224,11 @@ pub fn payload(which: usize, [a, b, c]: [String; 3], [m, n]: [u64; 2], list: Vec
             template: b,
             code: c,
             rules: list,
+        },
+        35 => Payload::EntitlementExpired {
+            entitlement_id: a,
+            sku_id: b,
+            expires_at: moment(m),
         },
         other => panic!("there is no operation {other}"),
     }

@@ -116,6 +116,7 @@ fn operations_and_statuses_are_these() {
             "action_redriven started",
             "action_resolved success",
             "signal_refused refused",
+            "entitlement_expired success",
         ]
     );
 }

@@ -54,7 +54,7 @@ pub(crate) fn account(enforcer: &Enforcer, concurrent: u64) -> Account {
         },
         isolation: Isolation::Pool,
     };
-    let order = EventOrder { version: None, at };
+    let order = EventOrder::at(at);
     let mut tenant = Tenant::absent(AccountId::parse("c").unwrap(), at);
     tenant.lifecycle = Lifecycle::Active;
     let held = Entitlement::granted(&offer, "us-east-1", None, order, at);

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use crate::account::AccountId;
+use crate::entitlement::Granularity;
 use crate::webhook::event::{Change, EntitlementEvent, PlanReference, ProductReference, WebhookEvent};
 use crate::webhook::payload::{self, DEFAULT_REGION, Date, Number, PayloadError};
 use crate::webhook::provider::{PlanIds, Provider};
@@ -21,6 +22,8 @@ pub static PROVIDER: Provider = Provider {
     paths: &["/webhooks/github"],
     secret_variable: "GITHUB_WEBHOOK_SECRET_ID",
     resends: false,
+    // GitHub dates everything at midnight.
+    granularity: Granularity::Day,
     secret: Secret::github,
     verify: verify_at_any_time,
     sign: |secret, id, _, body| {

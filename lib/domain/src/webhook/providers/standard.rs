@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use crate::account::{AccountId, EntitlementId, PlanType, SkuId};
+use crate::entitlement::Granularity;
 use crate::webhook::event::{Change, EntitlementEvent, PlanReference, ProductReference, WebhookEvent};
 use crate::webhook::payload::{self, DEFAULT_REGION, Date, Number, PayloadError};
 use crate::webhook::provider::Provider;
@@ -23,6 +24,7 @@ pub static PROVIDER: Provider = Provider {
     paths: &["/webhooks/entitlement", "/webhooks/cancel", "/webhooks/standard"],
     secret_variable: "STANDARD_WEBHOOK_SECRET_ID",
     resends: true,
+    granularity: Granularity::Instant,
     secret: Secret::standard,
     verify: verify_standard,
     sign: |secret, id, now, body| {
