@@ -2,8 +2,9 @@
 //!
 //! RFC 8785 (JCS) is defined for I-JSON (RFC 7493). Where an ordinary reader is lenient, two readers can take one text
 //! for two values, and a hash of one reading would vouch for the other: a repeated key is refused rather than the last
-//! one kept, and an integer that a double rounds is refused rather than changed. Unicode noncharacters, which I-JSON
-//! also rules out, are kept: all readers agree on them, and a receipt may quote one.
+//! one kept, and an integer that a double rounds is refused rather than changed, unless it is the one that RFC 8785 prints
+//! for that double: a canonical form is its own. Unicode noncharacters, which I-JSON also rules out, are kept: all readers
+//! agree on them, and a receipt may quote one.
 
 use std::error::Error;
 use std::fmt;
@@ -50,8 +51,8 @@ pub enum JsonError {
     Integer {
         /// As it stands in the input, cut if it is long.
         value: String,
-        /// The nearest double.
-        rounded: f64,
+        /// The nearest double, as RFC 8785 prints it.
+        rounded: String,
         /// From 1.
         line: usize,
         /// From 1, in bytes.
@@ -266,8 +267,9 @@ fn is_in_number(byte: u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E')
 }
 
-/// The nearest double of an integer that none is equal to. Fractions and exponents are no integers.
-fn rounded_integer(literal: &[u8]) -> Option<f64> {
+/// What becomes of an integer that no double is equal to, unless RFC 8785 prints a double like that. Fractions and
+/// exponents are no integers.
+fn rounded_integer(literal: &[u8]) -> Option<String> {
     let digits = literal.strip_prefix(b"-").unwrap_or(literal);
     // Up to 15 digits every integer is a double.
     if digits.len() <= 15 || !digits.iter().all(u8::is_ascii_digit) {
@@ -275,7 +277,8 @@ fn rounded_integer(literal: &[u8]) -> Option<f64> {
     }
     let nearest: f64 = str::from_utf8(literal).ok()?.parse().ok()?;
     let exact = format!("{:.0}", nearest.abs());
-    (exact.as_bytes() != digits).then_some(nearest)
+    let printed = jcs(&nearest).ok()?;
+    (exact.as_bytes() != digits && printed.as_bytes() != literal).then_some(printed)
 }
 
 fn shortened(literal: &str) -> String {
@@ -345,6 +348,14 @@ mod tests {
         );
         check("2.2250738585072011e-308", "2.225073858507201e-308");
         check("1.7976931348623157e308", "1.7976931348623157e+308");
+        // Below 10^21 it prints the shortest digits and fills up with zeros, which no double need be equal to.
+        check("1.2345678901234568e20", "123456789012345680000");
+        check("123456789012345680000", "123456789012345680000");
+        check("-295147905179352830000", "-295147905179352830000");
+        check("295147905179352825856", "295147905179352830000");
+        check("18446744073709551616", "18446744073709552000");
+        check("18446744073709552000", "18446744073709552000");
+        check("1152921504606847000", "1152921504606847000");
         // Keys are ordered by UTF-16 code units: a surrogate pair stands before U+FB33.
         check(
             "{\"\u{fb33}\":1,\"😀\":2,\"1\":3,\"\":4}",
@@ -372,10 +383,7 @@ mod tests {
             r#"{"\\\"1":-18446744073709551617}"#,
             "-18446744073709551617 at line 1 column 10",
         );
-        check_refused(
-            "1000000000000000000000000000000",
-            "RFC 8785 would print 1000000000000000000",
-        );
+        check_refused("1000000000000000000000000000000", "RFC 8785 would print 1e+30");
         check_refused(format!("1{}", "7".repeat(200)), "… (201 characters)");
         check_refused("1e400", "number out of range");
         check_refused("1".repeat(400), "number out of range");
@@ -425,13 +433,25 @@ mod tests {
             }
         }
 
-        /// Exactly the integers that survive the way through a double are taken.
+        /// Every number there is, as RFC 8785 prints it, is its own canonical form.
+        #[test]
+        fn canonical_numbers_stay(bits in any::<u64>(), whole in any::<f64>()) {
+            for number in [f64::from_bits(bits), whole.trunc(), whole % 1e21, (whole % 1e21).trunc(), bits as f64] {
+                if number.is_finite() {
+                    let once = jcs(&number).unwrap();
+                    prop_assert_eq!(canonical(once.as_bytes()).unwrap(), once);
+                }
+            }
+        }
+
+        /// Exactly the integers that survive the way through a double are taken, and those printed for one.
         #[test]
         fn integers_are_kept_or_refused(value in any::<i64>(), shift in 0_u32..63) {
             let value = value >> shift;
             // Through i128: at the ends of i64 a saturating cast would hide a rounding.
             let exact = value as f64 as i128 == i128::from(value);
-            prop_assert_eq!(canonical(value.to_string().as_bytes()).is_ok(), exact);
+            let printed = jcs(&(value as f64)).unwrap() == value.to_string();
+            prop_assert_eq!(canonical(value.to_string().as_bytes()).is_ok(), exact || printed);
         }
     }
 }

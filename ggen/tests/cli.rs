@@ -1155,6 +1155,21 @@ fn published_canonical_forms() {
 }
 
 #[test]
+fn a_canonical_form_is_its_own() {
+    for (input, form) in [
+        ("1.2345678901234568e20", "123456789012345680000"),
+        ("295147905179352825856", "295147905179352830000"),
+        ("18446744073709551616", "18446744073709552000"),
+        ("[-1e20,1e21,5e-324]", "[-100000000000000000000,1e+21,5e-324]"),
+    ] {
+        check_piped(&["canonicalize"], input, 0, form, "");
+        check_piped(&["canonicalize"], form, 0, form, "");
+        let hash = receipts::sha256_hex(form);
+        check_piped(&["hash"], form, 0, &format!("{hash}\n"), "");
+    }
+}
+
+#[test]
 fn canonical_forms_go_straight_into_a_hash() {
     let input = " {\"b\":1.50,\n\"a\":\"\\u00e9\"} \n";
     check_piped(&["canonicalize"], input, 0, "{\"a\":\"é\",\"b\":1.5}", "");
