@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use receipts::receipt::{ActionOutcome, Draft, Payload};
 use receipts::{Head, Signer};
 use serde_json::{Value, json};
@@ -473,6 +475,7 @@ fn events_that_are_none_are_named() {
         ("{", "is not JSON"),
         ("[]", "it is not an object"),
         ("{}", "it has no text named body"),
+        ("null", "it is not an object"),
         (r#"{"body":"!","isBase64Encoded":true}"#, "its body is not base64"),
     ] {
         let path = folder.file("event.json", text);
@@ -512,6 +515,32 @@ fn bodies_no_receiver_takes_are_not_signed() {
         &["webhook", "sign", "--body", &body],
         2,
         "larger than 262144 bytes",
+    );
+    // Of an event the body counts, however much is around it.
+    for (text, encoded) in [
+        ("\u{1}".repeat(256 * 1024), false),
+        (STANDARD.encode([b'x'; 256 * 1024]), true),
+    ] {
+        let event = json!({ "version": "2.0", "headers": {}, "body": text, "isBase64Encoded": encoded });
+        let path = folder.file("event.json", event.to_string());
+        assert!(std::fs::metadata(&path).unwrap().len() > 256 * 1024);
+        let fresh = folder.file("fresh.json", succeed(&["webhook", "sign", "--event", &path]));
+        assert!(succeed(&["webhook", "verify", "--event", &fresh]).starts_with("VERIFIED: "));
+    }
+    let event = json!({ "version": "2.0", "headers": {}, "body": STANDARD.encode([b'x'; 256 * 1024 + 1]), "isBase64Encoded": true });
+    let path = folder.file("event.json", event.to_string());
+    let problem = "the body in ";
+    check_failure(&["webhook", "sign", "--event", &path], 2, problem);
+    check_failure(
+        &["webhook", "verify", "--event", &path],
+        2,
+        "is larger than 262144 bytes",
+    );
+    let path = folder.file("event.json", vec![b' '; 10 * 1024 * 1024 + 1]);
+    check_failure(
+        &["webhook", "sign", "--event", &path],
+        2,
+        "larger than 10485760 bytes",
     );
 }
 
@@ -947,6 +976,24 @@ fn a_rotated_and_a_revoked_key_are_followed_along_the_trail() {
     );
 }
 
+/// What a browser makes of a `.tar.gz` that is served as `content-encoding: gzip`.
+fn unpacked(archive: &[u8]) -> Vec<u8> {
+    let mut command = Command::new("gzip");
+    let mut child = command
+        .arg("-dc")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let archive = archive.to_vec();
+    let writer = std::thread::spawn(move || input.write_all(&archive).unwrap());
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    assert!(output.status.success());
+    output.stdout
+}
+
 #[test]
 fn a_tampered_archive_is_not_verified() {
     let evidence = Evidence::new();
@@ -964,6 +1011,7 @@ fn a_tampered_archive_is_not_verified() {
         ),
         ("empty", Vec::new()),
         ("no gzip", b"#!/bin/sh\necho VERIFIED\n".to_vec()),
+        ("unpacked", unpacked(&bytes)),
     ] {
         let path = evidence.folder.file(name, tampered);
         check_failure(
@@ -972,6 +1020,12 @@ fn a_tampered_archive_is_not_verified() {
             "NOT VERIFIED",
         );
     }
+    let unpacked = evidence.folder.file("unpacked.tar", unpacked(&bytes));
+    check_failure(
+        &["verify-archive", &unpacked, "--public-key", &evidence.key],
+        1,
+        "the tar inside an archive, without the compression: something on the way, such as a browser, unpacked it",
+    );
     let other = evidence.other_key();
     check_failure(
         &["verify-archive", &evidence.archive, "--public-key", &other],

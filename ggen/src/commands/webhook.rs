@@ -38,6 +38,10 @@ Examples:
 
 Exit code 0 and the delivery's id if the signature is valid, 1 and the reason if it is not.";
 
+/// Most bytes of an event: what API Gateway puts around a body, escapes and base64 included, is no more than its own
+/// limit of 10 MB. What counts is the body in it.
+const MAX_EVENT_BYTES: u64 = 10 * 1024 * 1024;
+
 /// What to do with a webhook.
 #[derive(Subcommand)]
 pub enum WebhookCommand {
@@ -126,6 +130,8 @@ pub enum WebhookError {
         path: PathBuf,
         source: serde_json::Error,
     },
+    #[error("the body in {} is larger than {MAX_BODY_BYTES} bytes", path.display())]
+    BodyTooLarge { path: PathBuf },
     #[error("{} is not an API Gateway event: {problem}", path.display())]
     Event { path: PathBuf, problem: &'static str },
     #[error("{}: {line:?} is not a header", path.display())]
@@ -363,7 +369,8 @@ impl Event {
             path: path.to_owned(),
             problem,
         };
-        let whole: Value = serde_json::from_slice(&read(path)?).map_err(|source| WebhookError::Json {
+        let bytes = input::bytes(path, MAX_EVENT_BYTES)?;
+        let whole: Value = serde_json::from_slice(&bytes).map_err(|source| WebhookError::Json {
             path: path.to_owned(),
             source,
         })?;
@@ -379,6 +386,11 @@ impl Event {
                 .map_err(|_| refuse("its body is not base64"))?,
             _ => body.clone().into_bytes(),
         };
+        if body.len() > MAX_BODY_BYTES {
+            return Err(WebhookError::BodyTooLarge {
+                path: path.to_owned(),
+            });
+        }
         let mut headers = Headers::new();
         if let Some(Value::Object(object)) = whole.get("headers") {
             let texts = object

@@ -14,13 +14,23 @@ use crate::verify::ChainError;
 #[derive(Debug, Error)]
 pub enum ArchiveError {
     /// Not gzip as archives are written.
-    #[error("the archive begins with the bytes {found}, expected the gzip header {expected}")]
+    #[error(
+        "the archive begins with the bytes {found}, expected the gzip header {expected}: it is not the file that the stack \
+         stored; download it again"
+    )]
     Gzip {
         /// In hex.
         expected: String,
         /// In hex.
         found: String,
     },
+    /// The tar inside, without its gzip.
+    #[error(
+        "this is the tar inside an archive, without the compression: something on the way, such as a browser, unpacked it, \
+         and the bytes that were signed for are lost; download it again as it is stored, for example with `ggen archive \
+         download`"
+    )]
+    Unpacked,
     /// The stream broke off, or its checksum does not hold.
     #[error("reading `{member}` from the archive failed")]
     Read {

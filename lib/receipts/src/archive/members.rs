@@ -38,6 +38,15 @@ impl Default for Limits {
     }
 }
 
+/// Whether what begins with `start` is a tar: its format is named at byte 257.
+fn is_tar(start: &[u8], mut rest: impl Read) -> bool {
+    const MAGIC: &[u8] = b"ustar";
+    let mut block = [0; BLOCK];
+    let (before, after) = block.split_at_mut(start.len());
+    before.copy_from_slice(start);
+    rest.read_exact(after).is_ok() && block.get(257..).is_some_and(|magic| magic.starts_with(MAGIC))
+}
+
 /// A member's header, read and found in order.
 pub(super) struct Member {
     pub(super) name: String,
@@ -65,6 +74,9 @@ impl<R: Read> Members<R> {
             source,
         })?;
         if found != GZIP_HEADER {
+            if is_tar(&found, &mut file) {
+                return Err(ArchiveError::Unpacked);
+            }
             return Err(ArchiveError::Gzip {
                 expected: hex::encode(GZIP_HEADER),
                 found: hex::encode(found),

@@ -658,6 +658,18 @@ fn packings() -> Vec<Attack> {
             .into(),
         ),
         (
+            "unpacked on the way",
+            InTheArchive,
+            "this is the tar inside an archive, without the compression",
+            vec![tar.clone().into()],
+        ),
+        (
+            "a short text that is no tar",
+            InTheArchive,
+            "it is not the file that the stack stored; download it again",
+            vec![b"checkpoint".to_vec().into(), vec![b'x'; 4096].into()],
+        ),
+        (
             "cut the tar, in a whole gzip",
             InTheArchive,
             "from the archive failed",
