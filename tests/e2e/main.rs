@@ -32,6 +32,7 @@ mod signals;
 mod sweep;
 mod switches;
 mod tenants;
+mod times;
 mod webhooks;
 mod world;
 mod writers;

@@ -20,5 +20,6 @@ pub mod scale;
 pub mod signal;
 pub mod sweep;
 pub mod tenant;
+pub mod time;
 pub mod transaction;
 pub mod webhook;

@@ -5,9 +5,8 @@
 
 use std::fmt;
 
+use domain::time::rfc3339;
 use jiff::Timestamp;
-use jiff::civil::Date;
-use jiff::tz::TimeZone;
 
 /// A text that is no time.
 #[derive(Debug, thiserror::Error)]
@@ -15,7 +14,7 @@ pub enum TimeError {
     #[error(
         "{text:?} is neither an RFC 3339 time with its offset, such as 2026-11-21T08:30:00Z, nor a date, such as 2026-11-21"
     )]
-    Unreadable { text: String, source: jiff::Error },
+    Unreadable { text: String },
 }
 
 /// Reads an RFC 3339 instant, or a date for its first instant in UTC.
@@ -23,18 +22,11 @@ pub enum TimeError {
 /// # Errors
 /// [`TimeError`] repeats the text.
 pub fn time(text: &str) -> Result<Timestamp, TimeError> {
-    // Only a bare date is read as one: a time without an offset must not lose its hours on the way.
-    let read = if text.len() == "2026-11-21".len() {
-        text.parse::<Date>()
-            .and_then(|date| date.to_zoned(TimeZone::UTC))
-            .map(|start| start.timestamp())
-    } else {
-        text.parse::<Timestamp>()
-    };
-    read.map_err(|source| TimeError::Unreadable {
-        text: text.to_owned(),
-        source,
-    })
+    rfc3339(text)
+        .or_else(|_| rfc3339(&format!("{text}T00:00:00Z")))
+        .map_err(|_| TimeError::Unreadable {
+            text: text.to_owned(),
+        })
 }
 
 /// A range that holds no instant.
@@ -183,6 +175,8 @@ mod tests {
         check_time("2026-11-21T08:30:00Z", "2026-11-21T08:30:00Z");
         check_time("2026-11-21T08:30:00.123+02:00", "2026-11-21T06:30:00.123Z");
         check_time("2026-11-21T23:30:00-01:00", "2026-11-22T00:30:00Z");
+        // Behind everything.
+        check_time("9999-12-31", &Timestamp::MAX.to_string());
         for text in [
             "",
             "now",
@@ -195,6 +189,8 @@ mod tests {
             "1763712000",
             "2026-11-21T25:00:00Z",
             "2026-11",
+            "20261121T083000Z",
+            "2026-11-21T08:30:00+25:00",
         ] {
             check_no_time(text);
         }

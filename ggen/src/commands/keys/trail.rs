@@ -10,6 +10,7 @@ use aws::secrets::{Secrets, SecretsError};
 use aws::store::StoreError;
 use clap::Args;
 use domain::names::{LedgerId, Partition, SYSTEM_ACCOUNT};
+use domain::time::rfc3339;
 use domain::transaction::{Account, Keys, Plan};
 use jiff::{SignedDuration, Timestamp};
 use receipts::key::{KeyError, KeyRing, Signer};
@@ -85,7 +86,7 @@ pub struct RevokeArgs {
     #[arg(long, value_name = "TEXT")]
     reason: String,
     /// When its signatures stop counting, RFC 3339 [default: now, or five minutes after its rotation]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = rfc3339)]
     from: Option<Timestamp>,
 }
 

@@ -105,3 +105,16 @@ pub enum WebhookEvent {
         reason: String,
     },
 }
+
+impl WebhookEvent {
+    /// An event whose sender says that it never takes effect.
+    pub(super) fn never(account_id: AccountId, change: &Change) -> Self {
+        Self::Ignored {
+            account_id: Some(account_id),
+            reason: format!(
+                "the {} never takes effect: its sender dates it in year 9999",
+                change.name()
+            ),
+        }
+    }
+}

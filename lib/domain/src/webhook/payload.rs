@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use jiff::Timestamp;
 use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer};
+
+use crate::time::{StatedTime, rfc3339};
 
 /// Region of a subscription whose sender names none.
 pub const DEFAULT_REGION: &str = "us-east-1";
@@ -76,16 +77,20 @@ fn read_with_path<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, PayloadErr
 #[serde(transparent)]
 pub(super) struct Text<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 
-/// A date and time of RFC 3339, with or without a fraction of a second.
-pub(super) struct Date(pub(super) Timestamp);
+/// A date and time of RFC 3339, or the year that stands for none.
+pub(super) struct Date(pub(super) StatedTime);
 
 impl<'de> Deserialize<'de> for Date {
     fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
         let Text(text) = Text::deserialize(reader)?;
-        text.parse().map(Self).map_err(|_| {
-            D::Error::custom("not a date and time of RFC 3339, such as 2026-01-31T12:00:00Z or 2026-01-31T12:00:00.5+01:00")
-        })
+        let at = rfc3339(&text).map_err(D::Error::custom)?;
+        Ok(Self(at.into()))
     }
+}
+
+/// What an optional field says.
+pub(super) fn stated(date: Option<Date>) -> StatedTime {
+    date.map_or(StatedTime::Unset, |Date(stated)| stated)
 }
 
 /// A whole number from 0 to 2^64 - 1, which some senders and proxies write as text.

@@ -148,6 +148,13 @@ fn fields_of_the_wrong_type_are_named() {
         github(with("/effective_date", json!("soon")).as_bytes()),
         "body field `effective_date`: not a date and time of RFC 3339",
     );
+    let never = github(with("/effective_date", json!("9999-12-31T23:59:59Z")).as_bytes());
+    assert!(matches!(never, Ok(WebhookEvent::Ignored { .. })), "{never:?}");
+    let unset = github(with("/effective_date", json!("0001-01-01T00:00:00Z")).as_bytes());
+    assert!(
+        matches!(&unset, Ok(WebhookEvent::Entitlement(event)) if event.effective_at.is_none()),
+        "{unset:?}"
+    );
     refuses(
         github(with("/action", json!(5)).as_bytes()),
         "body field `action`: invalid type",

@@ -205,6 +205,13 @@ fn dates() {
         ("2026-01-31T12:00:00.123456789Z", "2026-01-31T12:00:00.123456789Z"),
         ("2026-01-31T12:00:00+00:00", "2026-01-31T12:00:00Z"),
         ("2026-01-31T12:00:00-05:30", "2026-01-31T17:30:00Z"),
+        ("2026-01-31t12:00:00z", "2026-01-31T12:00:00Z"),
+        (
+            "2026-01-31T12:00:00.1234567891Z",
+            "2026-01-31T12:00:00.123456789Z",
+        ),
+        ("2016-12-31T23:59:60Z", "2016-12-31T23:59:59.999999999Z"),
+        ("9998-12-31T23:59:59Z", "9998-12-31T23:59:59Z"),
     ] {
         let event = EntitlementEvent {
             effective_at: Some(date(same)),
@@ -223,6 +230,11 @@ fn dates() {
         "2026-02-30T12:00:00Z",
         "1769860800",
         "é",
+        "20260131T120000Z",
+        "2026-01-31 12:00:00Z",
+        "2026-01-31T12:00:00+25:00",
+        "2026-01-31T12:00:00,5Z",
+        "-000001-01-31T12:00:00Z",
     ] {
         let says = "not a date and time of RFC 3339, such as";
         for field in ["effective_at", "expires_at"] {
@@ -243,6 +255,51 @@ fn dates() {
         standard(body.as_bytes()),
         "body field `data.expires_at`: invalid type: integer",
     );
+}
+
+/// Year 1 says that the sender has no time, year 9999 that there will be none.
+#[test]
+fn dates_that_are_no_times() {
+    let stated = "2026-01-02T12:00:00Z";
+    for unset in [
+        "0001-01-01T00:00:00Z",
+        "0001-01-01T00:00:00+14:00",
+        "0000-01-01T00:00:00Z",
+    ] {
+        for (effective_at, timestamp, expected) in [
+            (unset, stated, Some(stated)),
+            (unset, unset, None),
+            (stated, unset, Some(stated)),
+        ] {
+            let data = json!({"account_id": "a", "effective_at": effective_at, "expires_at": unset});
+            check(
+                &json!({"type": "entitlement.renewed", "timestamp": timestamp, "data": data}),
+                EntitlementEvent {
+                    effective_at: expected.map(date),
+                    ..plain(Change::Renewed { expires_at: None })
+                },
+            );
+        }
+    }
+    for never in [
+        "9999-12-31T23:59:59Z",
+        "9999-12-31T23:59:59.9999999Z",
+        "9999-01-01T00:00:00-12:00",
+    ] {
+        check(
+            &json!({"type": "entitlement.renewed", "timestamp": never, "data": {"account_id": "a", "expires_at": never}}),
+            plain(Change::Renewed { expires_at: None }),
+        );
+        let body = with("entitlement.cancelled", "effective_at", json!(never)).to_string();
+        assert_eq!(
+            standard(body.as_bytes()),
+            Ok(ignored(
+                Some("a"),
+                "the cancellation never takes effect: its sender dates it in year 9999"
+            )),
+            "{body}"
+        );
+    }
 }
 
 #[test]

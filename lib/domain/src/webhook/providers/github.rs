@@ -11,6 +11,7 @@ use serde::de::IgnoredAny;
 
 use crate::account::AccountId;
 use crate::entitlement::Granularity;
+use crate::time::StatedTime;
 use crate::webhook::event::{Change, EntitlementEvent, PlanReference, ProductReference, WebhookEvent};
 use crate::webhook::payload::{self, DEFAULT_REGION, Date, Number, PayloadError};
 use crate::webhook::provider::{PlanIds, Provider};
@@ -181,7 +182,7 @@ fn parse(delivery: &Verified<'_>) -> Result<WebhookEvent, PayloadError> {
     };
     let account_id = account(&purchase.account)?;
     let Number(plan) = purchase.plan.id;
-    let at = effective_date.map(|Date(at)| at);
+    let stated = payload::stated(effective_date);
     let bought = || PlanReference::Provider {
         provider: PROVIDER.name.to_owned(),
         plan_id: plan.to_string(),
@@ -197,22 +198,28 @@ fn parse(delivery: &Verified<'_>) -> Result<WebhookEvent, PayloadError> {
         Some(Action::PendingChange) => {
             let reason = format!(
                 "pending change to plan {plan}, effective {}: its own event comes then",
-                date(at)
+                date(stated)
             );
             return Ok(ignored(Some(account_id), reason));
         }
         Some(Action::PendingChangeCancelled) => {
-            let reason = format!("pending change withdrawn: plan {plan}, effective {}", date(at));
+            let reason = format!(
+                "pending change withdrawn: plan {plan}, effective {}",
+                date(stated)
+            );
             return Ok(ignored(Some(account_id), reason));
         }
         None => return Ok(unhandled(Some(account_id), &action)),
     };
+    if stated == StatedTime::Never {
+        return Ok(WebhookEvent::never(account_id, &change));
+    }
     Ok(WebhookEvent::Entitlement(EntitlementEvent {
         account_id,
         entitlement_id: None,
         product: Some(ProductReference::Plan(bought())),
         version: None,
-        effective_at: at,
+        effective_at: stated.at(),
         change,
     }))
 }
@@ -237,8 +244,12 @@ fn account(account: &Numbered) -> Result<AccountId, PayloadError> {
         .map_err(|e| PayloadError::custom("marketplace_purchase.account.id", e))
 }
 
-fn date(at: Option<Timestamp>) -> String {
-    at.map_or_else(|| "at a time not told".to_owned(), |at| at.to_string())
+fn date(stated: StatedTime) -> String {
+    match stated {
+        StatedTime::Unset => "at a time not told".to_owned(),
+        StatedTime::At(at) => at.to_string(),
+        StatedTime::Never => "never".to_owned(),
+    }
 }
 
 fn unhandled(account_id: Option<AccountId>, action: &str) -> WebhookEvent {

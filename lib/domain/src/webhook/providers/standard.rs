@@ -10,6 +10,7 @@ use serde::de::IgnoredAny;
 
 use crate::account::{AccountId, EntitlementId, PlanType, SkuId};
 use crate::entitlement::Granularity;
+use crate::time::StatedTime;
 use crate::webhook::event::{Change, EntitlementEvent, PlanReference, ProductReference, WebhookEvent};
 use crate::webhook::payload::{self, DEFAULT_REGION, Date, Number, PayloadError};
 use crate::webhook::provider::Provider;
@@ -286,7 +287,8 @@ fn parse(delivery: &Verified<'_>) -> Result<WebhookEvent, PayloadError> {
         return Ok(unknown(&envelope.r#type, Some(envelope.data.account_id)));
     };
     let mut data = envelope.data;
-    let expires_at = data.expires_at.take().map(|Date(at)| at);
+    // What never ends has no end.
+    let expires_at = payload::stated(data.expires_at.take()).at();
     let change = match kind {
         Kind::Created => Change::Granted {
             plan: data.plan()?,
@@ -299,12 +301,16 @@ fn parse(delivery: &Verified<'_>) -> Result<WebhookEvent, PayloadError> {
         Kind::Renewed => Change::Renewed { expires_at },
         Kind::Cancelled => Change::Cancelled,
     };
+    let effective_at = match payload::stated(data.effective_at.take()) {
+        StatedTime::Never => return Ok(WebhookEvent::never(data.account_id, &change)),
+        stated => stated.or(payload::stated(envelope.timestamp)).at(),
+    };
     Ok(WebhookEvent::Entitlement(EntitlementEvent {
         account_id: data.account_id,
         entitlement_id: data.entitlement_id,
         product: data.sku_id.map(ProductReference::Sku),
         version: data.version.map(|Number(version)| version),
-        effective_at: data.effective_at.or(envelope.timestamp).map(|Date(at)| at),
+        effective_at,
         change,
     }))
 }
