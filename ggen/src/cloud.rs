@@ -48,7 +48,7 @@ pub enum InvokeError {
         function: String,
         source: Box<dyn Error + Send + Sync>,
     },
-    #[error("function {function} failed ({kind}): {answer}")]
+    #[error("function {function} failed ({kind}): {}", message(answer))]
     Function {
         function: String,
         /// What kind of failure, in Lambda's words.
@@ -61,6 +61,15 @@ pub enum InvokeError {
         answer: String,
         source: serde_json::Error,
     },
+}
+
+/// What a function that failed says of it; the whole answer where it does not say so as functions do.
+fn message(answer: &str) -> String {
+    let whole: Option<Value> = serde_json::from_str(answer).ok();
+    let message = whole
+        .as_ref()
+        .and_then(|whole| whole.get("errorMessage")?.as_str());
+    message.unwrap_or(answer).to_owned()
 }
 
 /// Invokes the function that an environment variable names and waits for its answer: as it is, and as `T`.
@@ -237,6 +246,25 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failed_function_is_quoted_without_its_envelope() {
+        let failed = |answer: &str| InvokeError::Function {
+            function: "scale".to_owned(),
+            kind: "Unhandled".to_owned(),
+            answer: answer.to_owned(),
+        };
+        let answer =
+            r#"{"errorType":"&alloc::boxed::Box<dyn core::error::Error>","errorMessage":"no such queue"}"#;
+        assert_eq!(
+            failed(answer).to_string(),
+            "function scale failed (Unhandled): no such queue"
+        );
+        assert_eq!(
+            failed("gone").to_string(),
+            "function scale failed (Unhandled): gone"
+        );
+    }
 
     #[test]
     fn what_a_person_says_is_printable() {

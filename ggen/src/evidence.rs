@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::input::{self, InputError};
 use crate::out::Out;
-use crate::report::Verdict;
+use crate::report::{self, Verdict};
 
 /// Largest public key file, in bytes; an Ed25519 key has 113.
 const MAX_KEY_BYTES: u64 = 4 * 1024;
@@ -108,7 +108,7 @@ impl Rejected {
         let mut place = place_in(error);
         let mut cause = error.source();
         while let Some(error) = cause {
-            causes.push(error.to_string());
+            causes.push(report::in_plain_words(error));
             place = place.or_else(|| place_in(error));
             cause = error.source();
         }

@@ -115,7 +115,7 @@ impl Refused {
             refused: true,
             subject: subject.into(),
             problem: error.to_string(),
-            causes: causes.map(ToString::to_string).collect(),
+            causes: causes.map(report::in_plain_words).collect(),
         }
     }
 

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use receipts::wording;
+
 use crate::out::Out;
 
 /// What a command found. Errors are apart: they mean that it could not find out.
@@ -40,12 +42,20 @@ pub fn note(line: &str) {
     let _ = writeln!(io::stderr().lock(), "ggen: {line}");
 }
 
-fn tell(error: &dyn Error) {
-    let mut told = error.to_string();
+/// What an error says, without the words of the library that found it.
+pub fn in_plain_words(error: &(dyn Error + 'static)) -> String {
+    match error.downcast_ref::<serde_json::Error>() {
+        Some(error) => wording::problem(error),
+        None => error.to_string(),
+    }
+}
+
+fn tell(error: &(dyn Error + 'static)) {
+    let mut told = in_plain_words(error);
     note(&told);
     let mut cause = error.source();
     while let Some(error) = cause {
-        let text = error.to_string();
+        let text = in_plain_words(error);
         // Some errors already end in their cause's text; saying it twice helps nobody.
         if !told.contains(&text) {
             let _ = writeln!(io::stderr().lock(), "  caused by: {text}");

@@ -70,7 +70,28 @@ fn check_failure(arguments: &[&str], code: i32, problem: &str) {
     let told = stdout(&output) + &stderr(&output);
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {told}");
     assert!(told.contains(problem), "{arguments:?}: {told}");
+    for word in LIBRARY_WORDS {
+        assert!(!told.contains(word), "{arguments:?} says {word:?}: {told}");
+    }
 }
+
+/// Words of the libraries and the language, which nobody who runs a command should have to know.
+const LIBRARY_WORDS: [&str; 14] = [
+    "invalid type",
+    "invalid length",
+    "invalid value:",
+    "struct ",
+    " enum",
+    "untagged",
+    "Option<",
+    "Some(",
+    "Policy in",
+    "budget",
+    "HeaderMap",
+    "u64",
+    "i64",
+    "panicked",
+];
 
 struct Folder(TempDir);
 
@@ -283,7 +304,7 @@ fn commands_that_need_a_stack_say_what_is_missing() {
     check_failure(
         &[&send[..], &["--parameters", "[]"]].concat(),
         2,
-        "expected a map",
+        "expected an object, found an array",
     );
     check_failure(&[&send[..], &["--action-id", "a b"]].concat(), 2, "[A-Za-z0-9_-]");
     check_failure(
@@ -641,6 +662,35 @@ fn policies_that_are_refused_say_where() {
     );
     check_failure(&["policy", "compile", &wrong], 1, "REFUSED");
     check_failure(&["policy", "compile", &wrong], 1, "\"Not A Name\" is not a name");
+    for (from, to, problem) in [
+        (
+            "sku_id: marketplace-sku-456",
+            "sku_id: &a marketplace-sku-456",
+            "write the value out",
+        ),
+        (
+            "sku_id: marketplace-sku-456",
+            "sku_id:",
+            "a text is expected, and nothing stands there",
+        ),
+        (
+            "isolation:",
+            "sku_id: twice\nisolation:",
+            "sku_id is written twice; write it once",
+        ),
+        ("tier: 1", "tier: one", "expected a whole number, 0 or more"),
+        (
+            "quota:",
+            "quota: 5\nquotas:",
+            "expected fields, each as `name: value`",
+        ),
+        ("\nactions:", "\nactions: {}\nother:", "expected a list"),
+    ] {
+        assert!(good.contains(from), "{from}");
+        let wrong = folder.file("wrong.yaml", good.replacen(from, to, 1));
+        check_failure(&["policy", "compile", &wrong], 1, problem);
+        check_failure(&["policy", "compile", &wrong], 1, "line ");
+    }
     let unknown = folder.file("unknown.yaml", format!("{good}\nsurprise: 1\n"));
     check_failure(&["policy", "compile", &unknown], 1, "surprise");
     let aliases = "aliases: [{ provider: githb, plan_id: 435 }]";

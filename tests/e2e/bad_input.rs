@@ -16,6 +16,23 @@ use crate::world::{PLAN, SKU, World, alongside, operation, unique};
 const NOT_AUTHENTIC: &str = "Webhook signature refused";
 const NOT_UNDERSTOOD: &str = "Webhook not understood";
 
+/// Words of the libraries and the language that the functions are written in, which no sender should have to know.
+pub(crate) const LIBRARY_WORDS: [&str; 13] = [
+    "invalid type",
+    "invalid length",
+    "invalid value:",
+    "struct ",
+    " enum",
+    "untagged",
+    "Option<",
+    "Some(",
+    "Policy in",
+    "budget",
+    "HeaderMap",
+    "u64",
+    "sequence",
+];
+
 /// A delivery and the refusal it gets.
 struct Case {
     name: &'static str,
@@ -57,6 +74,9 @@ fn refused(case: &Case, answer: &Answer) {
         "{name}: {detail:?} does not say {:?}",
         case.says
     );
+    for word in LIBRARY_WORDS {
+        assert!(!detail.contains(word), "{name}: {detail:?} says {word:?}");
+    }
 }
 
 /// Posts every case, and looks whether one of the accounts they name came to be.
@@ -242,6 +262,13 @@ async fn standard_webhooks_that_are_not_understood() {
             "duplicate field `type`",
         ),
         refuse("no type", raw("{}"), "missing field `type`"),
+        refuse("nothing", raw("null"), "expected an object, found null"),
+        refuse("an array", raw("[]"), "body field `.`: "),
+        refuse(
+            "an array of what should be fields",
+            raw("[\"entitlement.created\"]"),
+            "body field `.`: ",
+        ),
         refuse("mistyped type", raw("{\"type\":[]}"), "body field `type`"),
         refuse(
             "no data",

@@ -65,6 +65,8 @@ pub enum CheckpointCommandError {
 /// A checkpoint that does not hold, or does not continue the older one.
 #[derive(Debug, thiserror::Error)]
 enum WrongError {
+    #[error("it has {0} receipts: there is nothing to sign")]
+    Empty(u64),
     #[error("the stack signs no checkpoint: {0}")]
     Refused(String),
     #[error("the new checkpoint does not hold")]
@@ -87,8 +89,14 @@ enum WrongError {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Issued {
-    Refused { refused: String },
-    Checkpoint { checkpoint: String },
+    Refused {
+        refused: String,
+    },
+    /// Of a ledger without receipts there is none to sign.
+    Checkpoint {
+        size: u64,
+        checkpoint: Option<String>,
+    },
 }
 
 #[derive(Serialize)]
@@ -129,7 +137,17 @@ async fn checkpoint(args: &CheckpointArgs, out: &mut Out) -> Result<Verdict, Che
     };
     let (_, issued) = cloud::invoke(config::CHECKPOINT_FUNCTION, &event).await?;
     let note = match issued {
-        Issued::Checkpoint { checkpoint } => checkpoint,
+        Issued::Checkpoint {
+            checkpoint: Some(checkpoint),
+            ..
+        } => checkpoint,
+        Issued::Checkpoint {
+            size,
+            checkpoint: None,
+        } => {
+            let subject = format!("ledger of account {}", args.ledger.account());
+            return Ok(Rejected::new(subject, &WrongError::Empty(size)).show(out)?);
+        }
         Issued::Refused { refused } => {
             let subject = format!("ledger of account {}", args.ledger.account());
             return Ok(Rejected::new(subject, &WrongError::Refused(refused)).show(out)?);

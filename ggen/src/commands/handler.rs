@@ -22,6 +22,7 @@ use clap::Args;
 use domain::webhook::providers::standard::verify_standard;
 use domain::webhook::signature::{Secret, SecretError};
 use jiff::Timestamp;
+use receipts::wording;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -212,7 +213,11 @@ impl Service {
                 .map_err(|error| Answer::problem(401, "UNAUTHORIZED", &error.to_string()))?;
         }
         let call: Call = serde_json::from_slice(&body).map_err(|error| {
-            Answer::problem(400, "MALFORMED", &format!("the body is not an action: {error}"))
+            Answer::problem(
+                400,
+                "MALFORMED",
+                &format!("the body is not an action: {}", wording::problem(&error)),
+            )
         })?;
         let names = [&call.action_id, &call.account_id, &call.template];
         if names.iter().any(|name| name.len() > MAX_NAME_BYTES) || call.parameters.delay_ms > MAX_DELAY_MS {

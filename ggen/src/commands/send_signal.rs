@@ -13,6 +13,7 @@ use domain::names::Partition;
 use domain::signal::{ActionId, ActionIdError, Signal};
 use domain::tenant::{Lifecycle, Selected};
 use jiff::Timestamp;
+use receipts::wording;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -69,8 +70,8 @@ pub struct SendSignalArgs {
     policy_hash: Option<String>,
 }
 
-fn parameters(text: &str) -> Result<Map<String, Value>, serde_json::Error> {
-    serde_json::from_str(text)
+fn parameters(text: &str) -> Result<Map<String, Value>, String> {
+    serde_json::from_str(text).map_err(|e| wording::problem(&e))
 }
 
 fn sku_id(text: &str) -> Result<SkuId, IdError> {

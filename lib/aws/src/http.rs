@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use domain::webhook::MAX_BODY_BYTES;
 use domain::webhook::signature::Headers;
+use receipts::wording;
 use serde_json::{Value, json};
 
 /// When a sender that is turned away for now should come back, in seconds.
@@ -137,8 +138,12 @@ fn answer(status: u16, content_type: &str, body: String) -> ApiGatewayV2httpResp
 /// A [`Problem`] with status 400 for bytes that cannot be read, 413 for a body over 256 KiB.
 pub fn request(event: Value) -> Result<Request, Problem> {
     let bad = |detail: String| Problem::new(400, "Malformed request", detail);
-    let event: ApiGatewayV2httpRequest = serde_json::from_value(event)
-        .map_err(|e| bad(format!("not an HTTP API event (payload format 2.0): {e}")))?;
+    let event: ApiGatewayV2httpRequest = serde_json::from_value(event).map_err(|e| {
+        bad(format!(
+            "not an HTTP API event (payload format 2.0): {}",
+            unreadable(&e)
+        ))
+    })?;
     let text = event.body.unwrap_or_default();
     // Base64 spends four characters on three bytes.
     if text.len() > MAX_BODY_BYTES.div_ceil(3) * 4 {
@@ -166,6 +171,17 @@ pub fn request(event: Value) -> Result<Request, Problem> {
         headers,
         body,
     })
+}
+
+/// What is wrong with an event. It comes from whoever invoked the function directly: no gateway sends such a one.
+fn unreadable(error: &serde_json::Error) -> String {
+    match wording::problem(error) {
+        // What the reader of headers calls what it expects.
+        problem if problem.contains("HeaderMap") => {
+            "its headers are not an object of texts by name".to_owned()
+        }
+        problem => problem,
+    }
 }
 
 fn too_large() -> Problem {

@@ -1,5 +1,6 @@
 //! Signals: what a producer puts on a tenant's queue to ask for an action.
 
+use receipts::wording;
 use serde::{Deserialize, Serialize};
 use serde_json::error::Category;
 use serde_json::{Map, Value};
@@ -80,7 +81,7 @@ impl From<ActionId> for String {
 
 /// Why a message on a tenant's queue is not a signal. The message names the field.
 #[derive(Debug, thiserror::Error)]
-#[error("signal field `{field}`: {source}")]
+#[error("signal field `{field}`: {}", wording::problem(source))]
 pub struct SignalError {
     /// Path of the field, `.` for the whole message.
     pub field: String,
@@ -101,9 +102,9 @@ impl SignalError {
             .unwrap_or(".");
         let text = self.source.to_string();
         let said = text.split(" at line ").next().unwrap_or_default();
-        let problem = match (self.source.classify(), said.split_once(", expected ")) {
+        let problem = match (self.source.classify(), wording::expectation(&self.source)) {
             (Category::Io | Category::Syntax | Category::Eof, _) => "is not JSON".to_owned(),
-            (Category::Data, Some((_, expected))) => format!("expected {expected}"),
+            (Category::Data, Some(expected)) => format!("expected {expected}"),
             (Category::Data, None) if said.starts_with("missing field") => said.to_owned(),
             (Category::Data, None) => "is not of its form".to_owned(),
         };
@@ -171,7 +172,7 @@ mod tests {
         );
         check(
             r#"{"action_id":"a","account_id":"c","template":"t","policy_hash":"h","parameters":[]}"#,
-            Err("signal field `parameters`: invalid type: sequence"),
+            Err("signal field `parameters`: expected an object, found an array"),
         );
         check(
             r#"{"action_id":"a","account_id":"c","template":"t","policy_hash":"h"} {}"#,
@@ -192,7 +193,7 @@ mod tests {
             ),
             (
                 r#"{"action_id":"a","account_id":"c","template":"t","policy_hash":"h","parameters":"me@example.org"}"#,
-                "signal field `parameters`: expected a map",
+                "signal field `parameters`: expected an object",
             ),
             (
                 r#"{"parameters":{"me@example.org":x}}"#,

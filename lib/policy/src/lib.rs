@@ -20,6 +20,7 @@ mod document;
 pub mod enforcer;
 pub mod ontology;
 pub mod upgrade;
+mod yaml;
 
 pub use bundle::{Bundle, PolicyText};
 pub use canonical::MAX_INTEGER;

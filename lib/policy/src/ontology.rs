@@ -9,6 +9,7 @@ use semver::Version;
 use serde::{Deserialize, Serialize};
 
 use crate::canonical::sha256_hex;
+use crate::yaml;
 
 /// Largest policy file accepted, in bytes.
 pub const MAX_ONTOLOGY_BYTES: usize = 256 * 1024;
@@ -205,8 +206,8 @@ pub enum OntologyError {
     #[error("policy of {bytes} bytes is larger than the {limit} allowed")]
     TooLarge { bytes: usize, limit: usize },
     /// Not YAML of the expected shape; the message carries line and column.
-    #[error("cannot read the policy: {0}")]
-    Yaml(#[source] Box<serde_saphyr::Error>),
+    #[error("cannot read the policy: {}", yaml::explained(.0))]
+    Yaml(Box<serde_saphyr::Error>),
     #[error("{place}: {problem}")]
     Field {
         /// Path of the field, such as `actions[0].parameters.replicas.minimum`; lists count from 0.

@@ -17,6 +17,7 @@
 //! | [`checkpoint`] | a ledger's size and root as a signed note |
 //! | [`proof`] | proofs that travel: a C2SP tlog-proof, and JSON beside a checkpoint |
 //! | [`archive`] | writing and checking a tenant's archive |
+//! | [`wording`] | what a reader of JSON finds wrong, in plain words |
 
 pub mod archive;
 pub mod canonical;
@@ -34,6 +35,7 @@ pub mod spool;
 pub mod tile;
 pub mod trail;
 pub mod verify;
+pub mod wording;
 
 pub use archive::{ArchiveInput, ArchiveSummary, Limits, Verified};
 pub use canonical::{FormError, jcs, sha256_hex};

@@ -143,20 +143,20 @@ fn bodies() {
         Ok("msg_1"),
     );
     check_body("", Err("signal field `.`: EOF"));
-    check_body(
-        "null",
-        Err("signal field `.`: invalid type: null, expected an object"),
-    );
+    check_body("null", Err("signal field `.`: expected an object, found null"));
     check_body("[]", Err("signal field `.`: "));
     check_body("{}", Err("signal field `.`: missing field `template`"));
-    check_body(r#"{"template":5}"#, Err("signal field `template`: invalid type"));
+    check_body(
+        r#"{"template":5}"#,
+        Err("signal field `template`: expected a string, found the number 5"),
+    );
     check_body(
         r#"{"template":"t","template":"u"}"#,
         Err("signal field `.`: duplicate field `template`"),
     );
     check_body(
         r#"{"template":"t","parameters":[]}"#,
-        Err("signal field `parameters`: invalid type"),
+        Err("signal field `parameters`: expected an object"),
     );
     check_body(
         r#"{"template":"t","action_id":"a.1"}"#,

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use receipts::wording;
 use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer};
 
@@ -18,7 +19,7 @@ pub enum PayloadError {
     #[error("body is empty")]
     Empty,
     /// The body is not JSON, or a field is missing or of the wrong type.
-    #[error("body field `{field}`: {source}")]
+    #[error("body field `{field}`: {}", wording::problem(source))]
     Field {
         /// Path of the field, `.` for the whole body.
         field: String,

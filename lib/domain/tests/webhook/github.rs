@@ -157,11 +157,11 @@ fn fields_of_the_wrong_type_are_named() {
     );
     refuses(
         github(with("/action", json!(5)).as_bytes()),
-        "body field `action`: invalid type",
+        "body field `action`: expected a string",
     );
     refuses(
         github(with("/marketplace_purchase", Value::Null).as_bytes()),
-        "body field `marketplace_purchase`: invalid type: null, expected an object",
+        "body field `marketplace_purchase`: expected an object, found null",
     );
     refuses(github(b"{}"), "body field `.`: missing field `action`");
     for action in [

@@ -27,9 +27,15 @@ fn bodies_that_are_no_json() {
         refuses(read(start.as_bytes()), "body field `.`: EOF while parsing");
         refuses(read(b"payload=%7B%7D"), "body field `.`: expected value");
         refuses(read(b"\xef\xbb\xbf{}"), "body field `.`: expected value");
-        refuses(read(b"null"), "body field `.`: invalid type: null");
-        refuses(read(b"7"), "body field `.`: invalid type: integer");
-        refuses(read(b"\"text\""), "body field `.`: invalid type: string");
+        refuses(read(b"null"), "body field `.`: expected an object, found null");
+        refuses(
+            read(b"7"),
+            "body field `.`: expected an object, found the number 7",
+        );
+        refuses(
+            read(b"\"text\""),
+            "body field `.`: expected an object, found the text \"text\"",
+        );
         for rest in ["x", "{}", ",", "\0"] {
             let body = format!("{start}}} {rest}");
             refuses(read(body.as_bytes()), "body field `.`: trailing characters");

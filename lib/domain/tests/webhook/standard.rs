@@ -253,7 +253,7 @@ fn dates() {
     let body = with("entitlement.created", "expires_at", json!(1_769_860_800)).to_string();
     refuses(
         standard(body.as_bytes()),
-        "body field `data.expires_at`: invalid type: integer",
+        "body field `data.expires_at`: expected a string, found the number 1769860800",
     );
 }
 
@@ -356,7 +356,7 @@ fn fields_of_the_wrong_type_are_named() {
                 let body = with(r#type, field, value).to_string();
                 refuses(
                     standard(body.as_bytes()),
-                    &format!("body field `data.{field}`: invalid type"),
+                    &format!("body field `data.{field}`: expected a string, found "),
                 );
             }
         }
@@ -369,7 +369,10 @@ fn fields_of_the_wrong_type_are_named() {
         }
         for value in [json!(5), json!("x"), json!([]), Value::Null] {
             let body = json!({"type": r#type, "data": value}).to_string();
-            refuses(standard(body.as_bytes()), "body field `data`: invalid");
+            refuses(
+                standard(body.as_bytes()),
+                "body field `data`: expected an object, found ",
+            );
         }
         let body = json!({"type": r#type}).to_string();
         refuses(standard(body.as_bytes()), "body field `.`: missing field `data`");
