@@ -7,8 +7,9 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    audit, canonicalize, checkpoint, escalations, export_receipts, handler, hash, keys, policy, prove,
-    redrive, resolve, scale, send_signal, switches, tenants, verify_archive, verify_receipt, webhook,
+    action, archive, audit, canonicalize, checkpoint, escalations, export_receipts, handler, hash, keys,
+    policy, prove, redrive, resolve, scale, send_signal, switches, tenants, verify_archive, verify_receipt,
+    webhook,
 };
 use crate::out::{Format, Out};
 use crate::report::Verdict;
@@ -28,6 +29,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
         &[
             "tenants",
             "send-signal",
+            "action",
             "escalations",
             "resolve",
             "redrive",
@@ -37,7 +39,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ),
     (
         "Audit a live ledger",
-        &["audit", "export-receipts", "checkpoint", "prove"],
+        &["audit", "export-receipts", "checkpoint", "prove", "archive"],
     ),
     (
         "Verify (offline, no AWS account)",
@@ -68,6 +70,12 @@ pub struct Cli {
 /// The commands, one file below `commands/` each.
 #[derive(Subcommand)]
 pub enum Command {
+    /// Show the state of one action, why, and its receipts
+    #[command(subcommand)]
+    Action(action::ActionCommand),
+    /// Download the archive of a tenant that has left
+    #[command(subcommand)]
+    Archive(archive::ArchiveCommand),
     /// Check a whole live ledger: receipts, head, checkpoints and actions
     Audit(audit::AuditArgs),
     /// Write the canonical form (RFC 8785) of a JSON value
@@ -120,6 +128,8 @@ impl Command {
     /// The command's own error, when it could not tell.
     pub fn run(self, out: &mut Out) -> Result<Verdict, Box<dyn Error>> {
         Ok(match self {
+            Self::Action(command) => action::run(&command, out)?,
+            Self::Archive(command) => archive::run(&command, out)?,
             Self::Audit(args) => audit::run(&args, out)?,
             Self::Canonicalize(args) => canonicalize::run(&args, out)?,
             Self::Checkpoint(args) => checkpoint::run(&args, out)?,

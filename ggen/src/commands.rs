@@ -1,5 +1,7 @@
 //! One file per command.
 
+pub mod action;
+pub mod archive;
 pub mod audit;
 pub mod canonicalize;
 pub mod checkpoint;

@@ -147,7 +147,7 @@ impl World {
 }
 
 /// A tenant with tables of its own, under a policy with these changes.
-async fn dedicated(world: &World, name: &str, changes: &[(&str, &str)]) -> Tenant {
+pub(crate) async fn dedicated(world: &World, name: &str, changes: &[(&str, &str)]) -> Tenant {
     let sku = unique(name);
     let named = format!("sku_id: {sku}");
     let changes = [&[("sku_id: dedicated-sku", named.as_str())], changes].concat();

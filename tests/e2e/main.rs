@@ -28,6 +28,7 @@ mod provisioning;
 mod saga;
 mod scale;
 mod secrets;
+mod shown;
 mod signals;
 mod sweep;
 mod switches;

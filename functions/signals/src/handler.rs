@@ -375,14 +375,8 @@ impl Door {
     /// An action with its receipts. Those stand as they do in the ledger, byte for byte: they can be checked.
     async fn told(&self, account_id: &AccountId, action: &Action) -> Result<String, DoorError> {
         let partition = Partition::of(account_id);
-        let mut lines = Vec::with_capacity(action.receipts.len());
-        for id in &action.receipts {
-            let places = self.store.find_receipt(*id, Some(&partition)).await?;
-            // A moment after a commit the index may not know yet; `receipt_ids` has all.
-            for (_, seq) in places.into_iter().filter(|(of, _)| *of == partition) {
-                lines.extend(self.store.receipt(&partition, seq).await?);
-            }
-        }
+        // The index may lag behind; `receipt_ids` has all.
+        let lines = self.store.receipts_of(&partition, &action.receipts).await?;
         let mut body = json!({
             "action_id": action.action_id,
             "template": action.template,

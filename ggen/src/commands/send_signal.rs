@@ -1,7 +1,9 @@
 //! `ggen send-signal`: ask a tenant's governor for actions, through the tenant's queue.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::time::{Duration, Instant};
 
 use aws::clients;
 use aws::config::{ConfigError, Stack};
@@ -9,9 +11,11 @@ use aws::queues::{Messages, QueueError};
 use aws::store::{Store, StoreError};
 use clap::Args;
 use domain::account::{AccountId, EntitlementId, IdError, SkuId};
+use domain::action::ActionState;
 use domain::names::Partition;
 use domain::signal::{ActionId, ActionIdError, Signal};
 use domain::tenant::{Lifecycle, Selected};
+use domain::transaction::Keys;
 use jiff::Timestamp;
 use receipts::wording;
 use serde::Serialize;
@@ -22,6 +26,12 @@ use crate::cloud::{self, NEEDS_A_STACK};
 use crate::out::Out;
 use crate::report::Verdict;
 
+/// Longest wait for actions to end, in seconds.
+const MAX_WAIT_SECONDS: u64 = 3600;
+/// Actions that are read in one call.
+const READ_AT_ONCE: usize = 50;
+/// How often those that have not ended are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Most signals of one call.
 const MAX_COUNT: u64 = 100_000;
 
@@ -32,10 +42,14 @@ Examples:
   ggen send-signal --account-id customer-123 --template restart-service --parameters '{{\"service\":\"web\"}}'
   ggen send-signal --account-id customer-123 --template restart-service --parameters '{{\"service\":\"web\"}}' --count 20
   ggen send-signal --account-id customer-123 --template restart-service --sku-id marketplace-sku-456
+  ggen send-signal --account-id customer-123 --template restart-service --parameters '{{\"service\":\"web\"}}' --wait
 
-Prints the action ids. Exit code 0 means that the signals are on the queue; their receipts say what became of them. Two
+Prints the action ids. Exit code 0 means that the signals are on the queue; `ggen action show` says what became of them. Two
 signals with the same --action-id are one action. Exit code 1 if the tenant takes no signals. If the account has several
 entitlements (ggen tenants show), choose one with --sku-id or --entitlement-id.
+
+With --wait, waits until every action has ended, and prints each with its state: exit code 0 if all are complete, 1 if one is
+not (refused, rolled back, escalated, for a person), 2 if one had not ended in time.
 {NEEDS_A_STACK}"
     )
 }
@@ -65,6 +79,10 @@ pub struct SendSignalArgs {
     /// How many signals to send, each for its own action
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=MAX_COUNT))]
     count: u64,
+    /// Wait for the actions to end, for at most this long [default: 60]
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "60",
+          value_parser = clap::value_parser!(u64).range(1..=MAX_WAIT_SECONDS))]
+    wait: Option<u64>,
     /// The policy hash the signal relies on; the governor refuses any other [default: the entitlement's]
     #[arg(long, value_name = "HASH")]
     policy_hash: Option<String>,
@@ -99,6 +117,15 @@ pub enum SendSignalError {
         count: u64,
         source: QueueError,
     },
+    #[error(
+        "{open} of {count} actions have not ended after {seconds} s, action {first} among them: see `ggen action show`"
+    )]
+    StillOpen {
+        open: usize,
+        count: usize,
+        seconds: u64,
+        first: String,
+    },
     #[error("cannot start the runtime, or write to stdout")]
     System(#[from] io::Error),
 }
@@ -126,6 +153,29 @@ impl fmt::Display for SentSignals {
     }
 }
 
+/// What became of the actions, of those that had ended.
+#[derive(Serialize)]
+struct Ended {
+    actions: Vec<EndedAction>,
+}
+
+#[derive(Serialize)]
+struct EndedAction {
+    action_id: ActionId,
+    /// `null` while it has not ended.
+    state: Option<ActionState>,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = |action: &EndedAction| {
+            let state = action.state.map_or("not ended", ActionState::name);
+            format!("{}  {state}", action.action_id.as_str())
+        };
+        f.write_str(&self.actions.iter().map(line).collect::<Vec<_>>().join("\n"))
+    }
+}
+
 #[derive(Serialize)]
 struct Refusal<'a> {
     refused: bool,
@@ -145,6 +195,59 @@ impl fmt::Display for Refusal<'_> {
     }
 }
 
+/// Looks at the actions until all have ended, and tells how.
+async fn wait(
+    store: &Store,
+    partition: &Partition,
+    action_ids: Vec<ActionId>,
+    seconds: u64,
+    out: &mut Out,
+) -> Result<Verdict, SendSignalError> {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    let mut ended = BTreeMap::new();
+    loop {
+        // One that no governor has looked at yet is in no table.
+        let open: Vec<_> = action_ids.iter().filter(|id| !ended.contains_key(*id)).collect();
+        for some in open.chunks(READ_AT_ONCE) {
+            let keys = Keys {
+                actions: some.iter().map(|id| (*id).clone()).collect(),
+                ..Keys::default()
+            };
+            let account = store.load(partition, &keys).await?;
+            let actions = account.actions.into_values();
+            ended.extend(
+                actions
+                    .filter(|action| action.state.is_final())
+                    .map(|action| (action.action_id, action.state)),
+            );
+        }
+        if ended.len() == action_ids.len() || Instant::now() >= deadline {
+            break;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    let open: Vec<_> = action_ids.iter().filter(|id| !ended.contains_key(*id)).collect();
+    let still_open = open.first().map(|first| SendSignalError::StillOpen {
+        open: open.len(),
+        count: action_ids.len(),
+        seconds,
+        first: first.as_str().to_owned(),
+    });
+    let actions = action_ids.into_iter().map(|action_id| EndedAction {
+        state: ended.get(&action_id).copied(),
+        action_id,
+    });
+    out.show(&Ended {
+        actions: actions.collect(),
+    })?;
+    match still_open {
+        Some(error) => Err(error),
+        None => Ok(Verdict::when(
+            ended.into_values().all(|state| state == ActionState::Complete),
+        )),
+    }
+}
+
 /// Sends signals.
 ///
 /// # Errors
@@ -156,7 +259,9 @@ pub fn run(args: &SendSignalArgs, out: &mut Out) -> Result<Verdict, SendSignalEr
 async fn send(args: &SendSignalArgs, out: &mut Out) -> Result<Verdict, SendSignalError> {
     let stack = Stack::from_env()?;
     let sdk = clients::load().await;
-    let account = cloud::load(&Store::new(&sdk, stack), &Partition::of(&args.account_id)).await?;
+    let store = Store::new(&sdk, stack);
+    let partition = Partition::of(&args.account_id);
+    let account = cloud::load(&store, &partition).await?;
     let tenant = match account.tenant {
         Some(tenant) if tenant.lifecycle == Lifecycle::Active => tenant,
         other => {
@@ -226,8 +331,12 @@ async fn send(args: &SendSignalArgs, out: &mut Out) -> Result<Verdict, SendSigna
         sent.action_ids.push(action_id);
     }
     // What was sent is told even if not all was: those actions will happen.
-    if !sent.action_ids.is_empty() {
-        out.show(&sent)?;
+    match args.wait {
+        Some(seconds) if outcome.is_ok() => wait(&store, &partition, sent.action_ids, seconds, out).await,
+        _ if sent.action_ids.is_empty() => outcome,
+        _ => {
+            out.show(&sent)?;
+            outcome
+        }
     }
-    outcome
 }

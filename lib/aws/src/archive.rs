@@ -1,5 +1,7 @@
 //! The way out: a tenant's ledger as one archive in the audit bucket, under Object Lock.
 
+mod download;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use receipts::ledger::Head;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+pub use self::download::{ClosedArchive, Download, DownloadError};
 use crate::audit::{Audit, AuditError, checksum};
 use crate::clients::explain;
 use crate::log::{Log, LogError};

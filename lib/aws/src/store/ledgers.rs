@@ -133,6 +133,22 @@ impl Store {
         Ok(seq.map_or(since, |seq| seq.saturating_add(1)))
     }
 
+    /// The lines of receipts of one account by their ids, in that order. A moment after a commit the index may not know the
+    /// last ones yet: those are left out.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the index or the table does not answer, or an item is not of its form.
+    pub async fn receipts_of(&self, partition: &Partition, ids: &[Uuid]) -> Result<Vec<String>, StoreError> {
+        let mut lines = Vec::with_capacity(ids.len());
+        for id in ids {
+            let places = self.find_receipt(*id, Some(partition)).await?;
+            for (_, seq) in places.into_iter().filter(|(of, _)| of == partition) {
+                lines.extend(self.receipt(partition, seq).await?);
+            }
+        }
+        Ok(lines)
+    }
+
     /// Where the receipts with this id stand: partition and `seq`. A moment after a commit the index may not know yet.
     ///
     /// One place, unless a receipt was written behind our back: whoever looks for it should see both. Receipts in a
