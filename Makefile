@@ -9,6 +9,8 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 PORT ?=
 ONCE ?=
+HANDLER ?=
+EMPTY ?=
 ARCH ?= x86_64
 SECONDS ?= 60
 TARGET ?=
@@ -41,6 +43,7 @@ help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 	echo
 	echo '  PORT=4567 make run    another port for the local cloud (4566)'
+	echo '  HANDLER=http://127.0.0.1:8080 make up    with a handler of your own; EMPTY=1 make up as a new stack on AWS'
 	echo '  ONCE=1 make run       ends after the story; exit 0 when every step held'
 	echo '  ARCH=arm64 make release'
 	echo '  TARGET=archive SECONDS=600 make fuzz'
@@ -73,8 +76,8 @@ compile:
 run: build       ## the life of a tenant on a local cloud, then stays up until Ctrl-C
 	@PORT="$(or $(PORT),4566)" ONCE="$(ONCE)" $(VENV)/python infra/local/story.py
 
-up: build        ## the local cloud and the deployed stack without the story, until Ctrl-C
-	@PORT="$(or $(PORT),4566)" $(STACK) up
+up: build        ## a local cloud to work with: the stack deployed, sample policies in force, armed; until Ctrl-C
+	@PORT="$(or $(PORT),4566)" $(STACK) up $(if $(HANDLER),--handler-url "$(HANDLER)") $(if $(EMPTY),--empty)
 
 test: build      ## unit and property tests, then end-to-end tests on a local cloud of their own
 	$(call step,unit and property tests)
@@ -141,6 +144,8 @@ lint-template: setup
 	$(VENV)/python -B infra/test_template.py
 	$(call step,infra/local/proxy.py)
 	$(VENV)/python -B infra/local/test_proxy.py
+	$(call step,infra/local/stack.py)
+	$(VENV)/python -B infra/local/test_stack.py
 
 # zig links against the C library of Amazon Linux 2023, whatever this machine has. cargo-lambda adds the CPU level that
 # Lambda guarantees; its own profile settings, panic=abort among them, give way to those in Cargo.toml.

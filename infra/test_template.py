@@ -300,6 +300,22 @@ class DeadLettersStay(unittest.TestCase):
             self.assertRegex(text(denied[0]["Resource"]), OWN_DEAD_LETTERS)
 
 
+class OutputsAreTheEnvironment(unittest.TestCase):
+    """A function that runs alone, and ggen, take their whole environment from the stack's outputs."""
+
+    # What has a default of its own, and who calls AWS.
+    OWN = {"RUST_LOG", "AWS_SDK_UA_APP_ID"}
+
+    def test_every_variable_is_an_output(self):
+        template = plain(cfn_yaml.load(str(TEMPLATE)))
+        of_all = template["Globals"]["Function"].get("Environment", {}).get("Variables", {})
+        functions = [r["Properties"] for r in template["Resources"].values() if r["Type"] == "AWS::Serverless::Function"]
+        variables = {name for f in functions for name in f.get("Environment", {}).get("Variables", {})} | set(of_all)
+        outputs = {re.sub(r"(?<!^)(?=[A-Z])", "_", name).upper() for name in template["Outputs"]}
+        self.assertGreater(len(variables), 20)
+        self.assertEqual(variables - outputs - self.OWN, set())
+
+
 class EscalationsAlarms(unittest.TestCase):
     """Each function that can escalate an action is heard."""
 

@@ -2,7 +2,8 @@
 """The whole system on one machine: local cloud, proxy, sample action handler, and infra/template.yaml deployed to it.
 
     stack.py exec [options] -- COMMAND...   runs COMMAND with the stack's environment; exits as it does
-    stack.py up [options]                   stays up until Ctrl-C; `. target/local-cloud/env.sh` in another shell
+    stack.py up [options]                   with the sample policies in force and armed, until Ctrl-C;
+                                            `. target/local-cloud/env.sh` in another shell
 
 Everything listens on 127.0.0.1 only, and whatever is started here is gone when this process is.
 """
@@ -27,8 +28,11 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BASE = ROOT / "target" / "local-cloud"
+ENV = BASE / "env.sh"
 TEMPLATE = ROOT / "infra" / "template.yaml"
 FUNCTIONS = ["entitlement", "cancel", "policy-upgrade", "governor", "health", "checkpoint", "scale", "signals"]
+SAMPLE_POLICIES = ["marketplace-sku-456/professional", "github-marketplace/basic", "github-marketplace/premium"]
+ARMED = ["armed=true", "automation_enabled=true", "safe_mode=false", "rollout_tier=2", "disabled_templates="]
 STACK_NAME = "governor"
 REGION = "us-east-1"
 LOOPBACK = "127.0.0.1"
@@ -129,7 +133,10 @@ class Stack:
     """`with Stack() as stack:` — `stack.env` is the environment for what drives it. Enter it on the main thread: the
     kernel ties the children's lives to the thread that starts them."""
 
-    def __init__(self, port: int = 0, health_schedule: bool = False, handler_url: str | None = None):
+    def __init__(self, port: int = 0, health_schedule: bool = False, handler_url: str | None = None,
+                 for_other_shells: bool = False):
+        """`for_other_shells` puts the environment where a person's other shells find it, target/local-cloud/env.sh."""
+        self.for_other_shells = for_other_shells
         self.wanted_port = port
         self.health_schedule = health_schedule
         self.handler_url = handler_url
@@ -156,6 +163,12 @@ class Stack:
             self.children.clear()
             for name in ("state", "tmp"):
                 shutil.rmtree(self.dir / name, ignore_errors=True)
+            if ENV.is_symlink() and ENV.readlink() == self.env_file:
+                ENV.unlink()
+
+    @property
+    def env_file(self) -> Path:
+        return self.dir / "env.sh"
 
     # -- what tests and the story steer
 
@@ -312,14 +325,34 @@ class Stack:
 
     def _write_env(self) -> None:
         quoted = {name: "'" + value.replace("'", "'\\''") + "'" for name, value in sorted(self.env.items())}
-        own = self.dir / "env.sh"
-        own.write_text("".join(f"export {name}={value}\n" for name, value in quoted.items()))
-        own.chmod(0o600)
-        # The last one started is the one meant by a person who has not asked for another.
+        self.env_file.write_text("".join(f"export {name}={value}\n" for name, value in quoted.items()))
+        self.env_file.chmod(0o600)
+        if not self.for_other_shells:
+            return
+        # Whoever came first keeps it: another shell that reads it anew must not end up at another stack.
+        if ENV.is_symlink() and is_alive(ENV.readlink().parent):
+            say(f"another stack has {shown(ENV)}: `. {shown(self.env_file)}` gives a shell the environment of this one")
+            return
         link = BASE / f".env-{os.getpid()}"
         link.unlink(missing_ok=True)
-        link.symlink_to(own)
-        link.replace(BASE / "env.sh")
+        link.symlink_to(self.env_file)
+        link.replace(ENV)
+
+    def fill(self) -> None:
+        """Puts the sample policies in force and arms the stack, so that customers can subscribe at once."""
+        say("putting the sample policies in force and arming")
+        for policy in SAMPLE_POLICIES:
+            self.ggen("policy", "deploy", ROOT / "policies" / f"{policy}.yaml")
+        self.ggen("switches", "set", *ARMED, "--who", "make-up")
+
+    def ggen(self, *arguments) -> str:
+        own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        done = subprocess.run([self.env["GGEN"], *map(str, arguments)], capture_output=True, text=True,
+                              env={**own, **self.env}, timeout=120, cwd=ROOT)
+        if done.returncode:
+            said = (done.stderr or done.stdout).strip()
+            raise StackError(f"ggen {' '.join(map(str, arguments[:2]))} exited {done.returncode}: {said}")
+        return done.stdout.strip()
 
 
 def variable(output: str) -> str:
@@ -343,8 +376,7 @@ def built() -> tuple[Path, dict[str, Path]]:
     ggen = Path(os.environ.get("GGEN") or newest)
     for path in (ggen, *zips.values()):
         if not path.exists():
-            shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-            raise StackError(f"{shown} is missing: run `make build` first")
+            raise StackError(f"{shown(path)} is missing: run `make build` first")
     try:
         import boto3  # noqa: F401
         import ministack  # noqa: F401
@@ -389,12 +421,23 @@ def dev_secrets(ggen: Path) -> tuple[dict[str, str], Path]:
 def forget_dead_runs() -> None:
     """Removes the logs of runs whose process is gone; the last run's are there until the next one starts."""
     for directory in BASE.glob("run-*"):
-        try:
-            os.kill(int(directory.name.split("-")[1]), 0)
-        except (ProcessLookupError, ValueError):
+        if not is_alive(directory):
             shutil.rmtree(directory, ignore_errors=True)
-        except PermissionError:
-            pass  # someone else's, alive
+
+
+def is_alive(directory: Path) -> bool:
+    """Whether the process of a run is there."""
+    try:
+        os.kill(int(directory.name.split("-")[1]), 0)
+    except (ProcessLookupError, ValueError, IndexError):
+        return False
+    except PermissionError:
+        pass  # someone else's
+    return True
+
+
+def shown(path: Path) -> Path:
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 # ------------------------------------------------------------------ the command line
@@ -440,28 +483,40 @@ def run(command: list[str], env: dict[str, str]) -> int:
     return 128 - code if code < 0 else code
 
 
-def main() -> int:
+def parsed(own: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options and the command of a command line; ends the process on wrong usage, as argparse does."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("action", choices=["exec", "up"])
     parser.add_argument("--port", type=int, default=int(os.environ.get("PORT") or 0),
                         help="of the local cloud; PORT, or a free one, when not given")
     parser.add_argument("--health-schedule", action="store_true",
                         help="let the schedule run health checks every minute")
-    parser.add_argument("--handler-url", help="action handlers that already run, instead of the sample one")
-    own, command = sys.argv[1:], []
+    parser.add_argument("--handler-url", metavar="URL",
+                        help="a handler of your own, instead of the sample one: https, or http at 127.0.0.1")
+    parser.add_argument("--empty", action="store_true",
+                        help="up: no policy in force, and disarmed, as a new stack on AWS is")
+    command: list[str] = []
     if "--" in own:
         cut = own.index("--")
         own, command = own[:cut], own[cut + 1:]
     options = parser.parse_args(own)
+    if options.handler_url and not re.match(r"https://[^/]|http://127\.\d+\.\d+\.\d+(:\d+)?(/|$)", options.handler_url):
+        parser.error(f"{options.handler_url} is not an https URL, nor http at 127.0.0.1: no other handler would be called")
     if (options.action == "exec") != bool(command):
         parser.error("exec needs `-- COMMAND...`, and only exec takes one")
+    return options, command
 
+
+def main() -> int:
+    options, command = parsed(sys.argv[1:])
     exit_on_signals()
     try:
-        with Stack(options.port, options.health_schedule, options.handler_url) as stack:
+        with Stack(options.port, options.health_schedule, options.handler_url, options.action == "up") as stack:
             if command:
                 return run(command, stack.env)
-            say("`. target/local-cloud/env.sh` gives another shell its environment; Ctrl-C ends it")
+            if not options.empty:
+                stack.fill()
+            say(f"`. {shown(ENV)}` gives another shell its environment; Ctrl-C ends it")
             while True:
                 signal.pause()
     except StackError as error:

@@ -156,13 +156,12 @@ class Story:
 
     def compliance(self) -> None:
         chapter("Compliance deploys the sample policies; an operator arms the system")
-        for policy in ("marketplace-sku-456/professional", "github-marketplace/basic", "github-marketplace/premium"):
+        for policy in local.SAMPLE_POLICIES:
             began = time.monotonic()
             self.ggen("policy", "deploy", str(POLICIES / f"{policy}.yaml"))
             self.step(f"policy {policy} compiled, stored by hash, in force", began)
         began = time.monotonic()
-        self.ggen("switches", "set", "armed=true", "automation_enabled=true", "safe_mode=false", "rollout_tier=2",
-                  "disabled_templates=", "--who", "story")
+        self.ggen("switches", "set", *local.ARMED, "--who", "story")
         self.step("switches set", began)
         self.show_new("_system")
 
@@ -420,7 +419,7 @@ def main() -> int:
     local.exit_on_signals()
     once = os.environ.get("ONCE", "") not in ("", "0")
     try:
-        with Stack(int(os.environ.get("PORT") or 4566), health_schedule=True) as stack:
+        with Stack(int(os.environ.get("PORT") or 4566), health_schedule=True, for_other_shells=True) as stack:
             story = Story(stack)
             try:
                 story.compliance()
