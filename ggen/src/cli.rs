@@ -54,7 +54,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
 #[derive(Parser)]
 #[command(name = "ggen", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
 pub struct Cli {
-    /// Output format: human, json or jsonl [default: human; export-receipts: jsonl, and csv]
+    /// Output format: human, json or jsonl; export-receipts: json, jsonl or csv [default: human; export-receipts: jsonl]
     #[arg(
         long,
         global = true,
@@ -181,8 +181,155 @@ fn grouped(command: clap::Command) -> clap::Command {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
     use super::*;
+
+    /// The words of each call of `ggen` in a line of a document or of a help, as a shell splits them; far enough for what is
+    /// written there. Placeholders such as `<NAME>` are no redirections.
+    fn calls(line: &str) -> Vec<Vec<String>> {
+        let mut commands = vec![Vec::new()];
+        let (mut word, mut quote) = (None::<String>, None);
+        let end = |word: &mut Option<String>, commands: &mut Vec<Vec<String>>| {
+            commands.last_mut().unwrap().extend(word.take());
+        };
+        let mut letters = line.chars().peekable();
+        while let Some(letter) = letters.next() {
+            match (letter, quote) {
+                ('\'' | '"', None) => {
+                    word.get_or_insert_default();
+                    quote = Some(letter);
+                }
+                (_, Some(open)) if letter == open => quote = None,
+                ('\\', None | Some('"')) => word.get_or_insert_default().extend(letters.next()),
+                // What a command in quotes gives is one word.
+                ('#', None) if word.is_none() => break,
+                (' ' | '\n', None) => end(&mut word, &mut commands),
+                ('|' | ';' | '&' | '(' | ')' | '`', None) => {
+                    end(&mut word, &mut commands);
+                    commands.push(Vec::new());
+                }
+                ('<', None) if letters.peek() != Some(&' ') => word.get_or_insert_default().push(letter),
+                ('>' | '<', None) => {
+                    end(&mut word, &mut commands);
+                    // The file it goes to, or comes from.
+                    while letters.next_if(|letter| *letter == ' ').is_some() {}
+                    while letters.next_if(|letter| !" |;)".contains(*letter)).is_some() {}
+                }
+                _ => word.get_or_insert_default().push(letter),
+            }
+        }
+        end(&mut word, &mut commands);
+        let calls = commands.into_iter().filter_map(|words| {
+            let is_assignment = |word: &String| word.contains('=');
+            let at = words.iter().position(|word| !is_assignment(word))?;
+            let words = words.get(at..)?;
+            matches!(words.first()?.as_str(), "ggen" | "$GGEN").then(|| words.to_vec())
+        });
+        calls.collect()
+    }
+
+    #[track_caller]
+    fn check_call(words: &[String], place: &str) {
+        // What stands for a UUID in documents.
+        let words = words.iter().map(|word| match word.as_str() {
+            "ID" | "0198c9a2-…" => "00000000-0000-0000-0000-000000000000",
+            word => word,
+        });
+        let words = std::iter::once("ggen").chain(words.skip(1));
+        match from_environment(Cli::command()).try_get_matches_from(words.clone()) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::DisplayHelp => {}
+            Err(error) => panic!("{place}: {:?}\n{error}", words.collect::<Vec<_>>()),
+        }
+    }
+
+    /// The command of one who has set every variable.
+    fn from_environment(command: clap::Command) -> clap::Command {
+        let command = command.mut_args(|arg| match arg.get_env() {
+            Some(_) => arg.required(false),
+            None => arg,
+        });
+        command.mut_subcommands(from_environment)
+    }
+
+    /// Every document of the project.
+    fn documents(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if path.is_dir() && !name.starts_with('.') && name != "target" {
+                documents(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                found.push(path);
+            }
+        }
+    }
+
+    #[test]
+    fn commands_are_found_in_lines() {
+        let of = |line: &str| calls(line);
+        assert_eq!(
+            of("SECRET=$($GGEN keys secret) ggen x 'a b' \"c\" # d"),
+            [vec!["$GGEN", "keys", "secret"], vec!["ggen", "x", "a b", "c"]]
+        );
+        assert_eq!(
+            of("echo a | A=1 ggen hash - > b.txt | jq ggen"),
+            [vec!["ggen", "hash", "-"]]
+        );
+        assert!(of("cargo build -p ggen").is_empty());
+    }
+
+    #[test]
+    fn every_command_in_the_documents_is_understood() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let (mut found, mut checked) = (Vec::new(), 0);
+        documents(&root, &mut found);
+        for path in found {
+            let text = fs::read_to_string(&path).unwrap().replace("\\\n", " ");
+            let mut fenced = None;
+            for (number, line) in text.lines().enumerate() {
+                if let Some(language) = line.trim_start().strip_prefix("```") {
+                    fenced = fenced.is_none().then(|| language.to_owned());
+                    continue;
+                }
+                let is_command = match &fenced {
+                    Some(language) => matches!(language.as_str(), "sh" | "bash"),
+                    None => line.starts_with("    "),
+                };
+                if is_command {
+                    for call in calls(line) {
+                        check_call(&call, &format!("{}:{}", path.display(), number + 1));
+                        checked += 1;
+                    }
+                }
+            }
+        }
+        assert!(checked > 50, "only {checked} commands were found");
+    }
+
+    #[test]
+    fn every_example_in_a_help_is_understood() {
+        fn check(command: &mut clap::Command, checked: &mut usize) {
+            let help = command.render_long_help().to_string().replace("\\\n", " ");
+            let name = command.get_name().to_owned();
+            for line in help.lines().filter(|line| line.starts_with("  ggen ")) {
+                for call in calls(line) {
+                    check_call(&call, &name);
+                    *checked += 1;
+                }
+            }
+            command
+                .get_subcommands_mut()
+                .for_each(|command| check(command, checked));
+        }
+        let mut checked = 0;
+        check(&mut Cli::command(), &mut checked);
+        assert!(checked > 50, "only {checked} examples were found");
+    }
 
     #[test]
     fn arguments_are_consistent() {

@@ -24,8 +24,8 @@ const MAX_TEXT_CHARS: usize = 512;
 
 /// The end of every help of a command that needs a stack.
 pub const NEEDS_A_STACK: &str = "\
-Needs the stack's names and AWS credentials in the environment (TENANTS_TABLE and so on): the template's outputs in the
-cloud, target/local-cloud/env.sh for the local one.";
+Needs the stack's names and AWS credentials in the environment (TENANTS_TABLE and so on): the stack's outputs in the cloud
+(docs/deploying.md), target/local-cloud/env.sh for the local one.";
 
 /// Runs to the end on this thread.
 ///

@@ -13,6 +13,7 @@
 mod actions;
 mod backlog;
 mod bad_input;
+mod documents;
 mod entitlements;
 mod escalations;
 mod evidence;

@@ -53,7 +53,7 @@ pub struct EscalationsArgs {
     /// Only this account [default: all]
     #[arg(long, value_name = "ID", value_parser = cloud::account_id)]
     account_id: Option<AccountId>,
-    /// Most actions to list, oldest first
+    /// Maximum number of actions to list, oldest first
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=MAX_LIMIT))]
     limit: u64,
 }

@@ -67,7 +67,7 @@ pub struct RedriveArgs {
     /// Only this action, with or without a dead letter [default: all letters]
     #[arg(long, value_name = "ID", value_parser = cloud::action_id)]
     action_id: Option<ActionId>,
-    /// Most letters to process
+    /// Maximum number of dead letters to process
     #[arg(long, value_name = "N", default_value_t = 100, conflicts_with = "action_id",
           value_parser = clap::value_parser!(u64).range(1..=MAX_LETTERS))]
     max: u64,

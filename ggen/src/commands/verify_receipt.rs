@@ -40,7 +40,9 @@ The file holds one line of a ledger, byte for byte: canonical JSON (RFC 8785) wi
 values and the Ed25519 signature. --proof also checks that a signed checkpoint covers the receipt in its place: a
 c2sp.org/tlog-proof@v1 text, which includes its checkpoint, or JSON together with --checkpoint (see `ggen prove`). A receipt
 signed with a revoked key needs a proof. --key-trail leads from the key you trust to the keys before and after it (`ggen
-keys trail`, or keys.jsonl of an archive). --receipt-id takes receipt, key trail and proof from the live stack.
+keys trail`, or keys.jsonl of an archive). With a file, nothing else is needed.
+
+Only --receipt-id needs a stack: it takes receipt, key trail and proof from there.
 {NEEDS_A_STACK}
 Exit code 0 VERIFIED, 1 NOT VERIFIED, 2 could not tell."
     )

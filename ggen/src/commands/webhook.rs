@@ -25,8 +25,10 @@ const SIGN_EXAMPLES: &str = "\
 Examples:
   ggen webhook sign --body created.json
   ggen webhook sign --provider github --body purchased.json --curl --url \"$API_URL/webhooks/github\" | sh
-  ggen webhook sign --event events/entitlement/standard-created.json > fresh.json
-  cargo lambda invoke entitlement --data-file fresh.json
+  ggen webhook sign --event events/entitlement/standard-created.json > target/event.json
+  cargo lambda invoke -A 127.0.0.1 entitlement --data-file target/event.json
+
+created.json stands for a body of your own: docs/webhooks.md has one. events/ is in the project.
 
 The secret is read from an environment variable, never from the command line, which others can see.";
 

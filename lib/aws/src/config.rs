@@ -12,7 +12,8 @@ use crate::handler::{self, NetworksError, Target, TargetError};
 pub enum ConfigError {
     /// The variable is not set, or empty.
     #[error(
-        "environment variable {0} is missing: set it (infra/template.yaml does, and `make run` prints a file that does)"
+        "environment variable {0} is missing: it is among the stack's outputs (docs/deploying.md says how to set them all), and \
+         `. target/local-cloud/env.sh` sets it for a local stack"
     )]
     Missing(&'static str),
     /// The variable has a value that makes no sense.
