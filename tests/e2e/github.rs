@@ -110,7 +110,11 @@ async fn bought_cancelled_and_bought_again_on_one_day() {
     let bought = world.post(&today("purchased")).await;
     let tenant = world.provisioned(bought.body).await;
     let cancelled = world.post(&today("cancelled")).await;
-    assert_eq!(operation(&cancelled.json()), "decommission_start", "{cancelled:?}");
+    assert_eq!(
+        operation(&cancelled.json()),
+        "decommission_start",
+        "{cancelled:?}"
+    );
     gone(&world, &tenant).await;
     let again = world.post(&today("purchased")).await;
     assert_eq!(operation(&again.json()), "entitlement_active", "{again:?}");
@@ -131,7 +135,13 @@ async fn a_cancellation_needs_no_policy() {
         .await;
     assert_eq!(changed.status, 422, "{changed:?}");
     let cancelled = world
-        .post(&said(&world, "cancelled", account, 999_999, "2026-03-01T00:00:00Z"))
+        .post(&said(
+            &world,
+            "cancelled",
+            account,
+            999_999,
+            "2026-03-01T00:00:00Z",
+        ))
         .await;
     assert_eq!(
         (cancelled.status, operation(&cancelled.json())),

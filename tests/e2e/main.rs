@@ -13,6 +13,7 @@
 mod actions;
 mod backlog;
 mod bad_input;
+mod deliveries;
 mod documents;
 mod entitlements;
 mod escalations;

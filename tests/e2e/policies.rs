@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::webhooks::Delivery;
 use crate::world::{PLAN, Ran, SYSTEM, World, alongside, operation, project, unique};
 
 /// Policies of a SKU that only one test has.
@@ -201,4 +202,60 @@ async fn policies_that_are_refused_change_nothing() {
         answer.policy_hash.as_str(),
         "{PLAN}"
     );
+}
+
+/// Several versions of one plan, deployed at the same moment: in the end every tenant has the one in force.
+#[tokio::test]
+async fn versions_that_are_deployed_at_once() {
+    let world = alongside().await;
+    let own = OwnSku::new();
+    let first = deploy(&world, &own.policy("1.0.0", 10)).await;
+    assert_eq!(first.code, Some(0), "{first:?}");
+    let created = Delivery::created(world.env, &unique("at-once"), &own.sku, PLAN);
+    let tenant = world.provisioned(world.post(&created).await.body).await;
+    let versions = ["1.1.0", "1.2.0", "1.3.0", "1.4.0"].map(|version| own.policy(version, 10));
+    let [a, b, c, d] = &versions;
+    let _ = tokio::join!(
+        deploy(&world, a),
+        deploy(&world, b),
+        deploy(&world, c),
+        deploy(&world, d)
+    );
+    // Whatever came of the others: the last version is newer than each of them.
+    let last = deploy(&world, d).await;
+    assert_eq!(last.code, Some(0), "{last:?}");
+    let shown = world
+        .ggen(&["tenants", "show", &tenant.account, "--format", "json"])
+        .await
+        .json();
+    let pinned = &shown["entitlements"][0]["policy"]["hash"];
+    assert_eq!(*pinned, last.json()["policy_hash"], "{shown}");
+}
+
+/// A marketplace's plan id means one plan, until that plan's own policy gives it up.
+#[tokio::test]
+async fn an_alias_is_not_taken_away() {
+    let world = alongside().await;
+    let (one, other) = (OwnSku::new(), OwnSku::new());
+    let plan_id = uuid::Uuid::new_v4().as_u64_pair().0 >> 10;
+    let aliased = |own: &OwnSku, version: &str, alias: bool| {
+        let yaml = std::fs::read_to_string(own.policy(version, 10)).unwrap();
+        let aliases = format!("aliases:\n  - {{ provider: github, plan_id: \"{plan_id}\" }}\n");
+        own.write(&if alias { yaml + &aliases } else { yaml })
+    };
+    for (own, version, alias, code) in [
+        (&one, "1.0.0", true, 0),
+        (&other, "1.0.0", true, 1),
+        (&one, "1.1.0", true, 0),
+        (&one, "1.2.0", false, 0),
+        (&other, "1.0.0", true, 0),
+        (&one, "1.3.0", true, 1),
+    ] {
+        let ran = deploy(&world, &aliased(own, version, alias)).await;
+        assert_eq!(ran.code, Some(code), "{version} {alias}: {ran:?}");
+        if code == 1 {
+            let reason = ran.json()["reason"].as_str().unwrap().to_owned();
+            assert!(reason.contains("without the alias first"), "{reason}");
+        }
+    }
 }

@@ -315,7 +315,10 @@ impl Sweep<'_> {
                 self.letters.insert(Partition::of(&tenant.account_id), queue_url);
                 for held in tenant.entitlements.values() {
                     let plan = (held.sku_id.clone(), held.plan_type.clone());
-                    self.pins.entry(plan).or_default().insert(held.policy.hash.clone());
+                    self.pins
+                        .entry(plan)
+                        .or_default()
+                        .insert(held.policy.hash.clone());
                 }
             }
         }
@@ -600,7 +603,10 @@ impl Sweep<'_> {
     async fn compare_pins(&mut self) -> Result<(), SweepError> {
         let sweeper = self.sweeper;
         for ((sku_id, plan_type), hashes) in std::mem::take(&mut self.pins) {
-            let current = sweeper.registry.current(sku_id.as_str(), plan_type.as_str()).await?;
+            let current = sweeper
+                .registry
+                .current(sku_id.as_str(), plan_type.as_str())
+                .await?;
             let follows = |hash: &String| current.as_ref().is_some_and(|now| now.entry.policy_hash == *hash);
             if current.is_none() || hashes.iter().all(follows) {
                 continue;
@@ -611,7 +617,10 @@ impl Sweep<'_> {
                 "tenants are pinned to another policy than the one in force"
             );
             let event = json!({ "repin": { "sku_id": sku_id, "plan_type": plan_type } });
-            sweeper.functions.invoke_later(&sweeper.policy_upgrade, &event).await?;
+            sweeper
+                .functions
+                .invoke_later(&sweeper.policy_upgrade, &event)
+                .await?;
             self.swept.repinned += 1;
             repaired("policy");
         }

@@ -34,7 +34,9 @@ const ATTEMPTS: usize = 8;
 pub enum Event {
     Proposal(Proposal),
     /// Tenants of a plan are pinned to another policy than the one in force: the sweep asks to have them follow.
-    Repin { repin: PlanName },
+    Repin {
+        repin: PlanName,
+    },
 }
 
 /// A plan of a product.

@@ -1,13 +1,12 @@
 //! The control object in S3, changed only by compare-and-swap on its ETag.
 
 use aws_sdk_s3::Client;
-use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::operation::get_object::GetObjectError;
-use aws_sdk_s3::primitives::ByteStream;
 use domain::control::Control;
 use tokio::sync::Mutex;
 
 use crate::clients::explain;
+use crate::swap::swap;
 
 /// Name of the object.
 const KEY: &str = "control.json";
@@ -124,25 +123,9 @@ impl ControlStore {
                 bucket: self.bucket.clone(),
                 source,
             })?;
-            let put = self
-                .client
-                .put_object()
-                .bucket(&self.bucket)
-                .key(KEY)
-                .content_type("application/json");
-            let put = match etag {
-                Some(etag) => put.if_match(etag),
-                None => put.if_none_match("*"),
-            };
-            match put.body(ByteStream::from(bytes)).send().await {
-                Ok(_) => return Ok(Changed { before, after }),
-                // 412: another writer was first; 409: one is writing right now.
-                Err(e)
-                    if matches!(
-                        e.code(),
-                        Some("PreconditionFailed" | "ConditionalRequestConflict")
-                    ) =>
-                {
+            match swap(&self.client, (&self.bucket, KEY), etag.as_deref(), bytes).await {
+                Ok(true) => return Ok(Changed { before, after }),
+                Ok(false) => {
                     let most = 10u64.saturating_mul(1 << attempt.min(6));
                     tokio::time::sleep(std::time::Duration::from_millis(fastrand::u64(0..=most))).await;
                 }

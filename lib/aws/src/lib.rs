@@ -22,6 +22,7 @@ pub mod registry;
 pub mod secrets;
 pub mod spool;
 pub mod store;
+mod swap;
 pub mod tables;
 pub mod telemetry;
 pub mod webhooks;

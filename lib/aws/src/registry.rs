@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_sdk_s3::Client;
-use aws_sdk_s3::error::ProvideErrorMetadata as _;
 use aws_sdk_s3::operation::get_object::GetObjectError;
 use aws_sdk_s3::primitives::ByteStream;
 use domain::account::{IdError, SkuId};
@@ -18,6 +17,7 @@ use policy::enforcer::{BundleError, Enforcer};
 use serde::{Deserialize, Serialize};
 
 use crate::clients::explain;
+use crate::swap::swap;
 
 /// Why the registry could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -184,29 +184,9 @@ impl Registry {
             key: key.to_owned(),
             source,
         })?;
-        let put = self
-            .client
-            .put_object()
-            .bucket(&self.bucket)
-            .key(key)
-            .content_type("application/json");
-        let put = match before {
-            Some(before) => put.if_match(&before.etag),
-            None => put.if_none_match("*"),
-        };
-        match put.body(ByteStream::from(bytes)).send().await {
-            Ok(_) => Ok(true),
-            // 412: another writer was first; 409: one is writing right now.
-            Err(e)
-                if matches!(
-                    e.code(),
-                    Some("PreconditionFailed" | "ConditionalRequestConflict")
-                ) =>
-            {
-                Ok(false)
-            }
-            Err(e) => Err(self.error("PutObject", key, explain(&e))),
-        }
+        let etag = before.map(|before| before.etag.as_str());
+        let swapped = swap(&self.client, (&self.bucket, key), etag, bytes).await;
+        swapped.map_err(|e| self.error("PutObject", key, explain(&e)))
     }
 
     async fn entry(&self, key: &str) -> Result<Option<Current>, RegistryError> {
@@ -331,9 +311,11 @@ impl Registry {
     /// [`RegistryError`] when it is not there.
     pub async fn enforcer_bytes(&self, hash: &str) -> Result<Vec<u8>, RegistryError> {
         let bytes = self.get(&names::enforcer_key(hash)).await?;
-        bytes.map(|(bytes, _)| bytes).ok_or_else(|| RegistryError::Missing {
-            hash: hash.to_owned(),
-        })
+        bytes
+            .map(|(bytes, _)| bytes)
+            .ok_or_else(|| RegistryError::Missing {
+                hash: hash.to_owned(),
+            })
     }
 
     /// Stores an enforcer under its hash. Doing so again changes nothing.
@@ -354,7 +336,8 @@ impl Registry {
             let provider = provider.as_str();
             let key = names::alias_key(provider, plan_id);
             let known = self.entry(&key).await?;
-            let means = |known: &IndexEntry| (&known.sku_id, &known.plan_type) == (&entry.sku_id, &entry.plan_type);
+            let means =
+                |known: &IndexEntry| (&known.sku_id, &known.plan_type) == (&entry.sku_id, &entry.plan_type);
             if known.as_ref().is_some_and(|known| means(&known.entry)) {
                 continue;
             }

@@ -453,7 +453,10 @@ mod tests {
             check(tuesday, instant, false, true);
             assert_eq!((monday.later(instant), instant.later(monday)), (instant, instant));
         }
-        let counted = |version| EventOrder { version: Some(version), ..monday };
+        let counted = |version| EventOrder {
+            version: Some(version),
+            ..monday
+        };
         check(counted(2), counted(1), false, true);
         check(counted(1), counted(1), true, false);
     }

@@ -21,7 +21,9 @@ pub enum PolicyFileError {
         known: Vec<&'static str>,
     },
     /// What the policy is stored under would be longer than S3 takes.
-    #[error("sku_id and plan_type together are too long: percent-encoded they take {found} bytes of at most {MAX_KEY_BYTES}")]
+    #[error(
+        "sku_id and plan_type together are too long: percent-encoded they take {found} bytes of at most {MAX_KEY_BYTES}"
+    )]
     TooLong { found: usize },
     /// An alias gives an id that its provider has for no plan.
     #[error("aliases: {plan_id:?} is not a plan id of {provider}: {form}")]

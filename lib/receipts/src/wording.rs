@@ -11,7 +11,7 @@ const QUOTED_CHARS: usize = 64;
 /// ```
 /// let error = serde_json::from_str::<Vec<u64>>("[1, null]").unwrap_err();
 /// assert_eq!(
-///     receipts::wording::problem(&error),
+///     governor_receipts::wording::problem(&error),
 ///     "expected a whole number, 0 or more, found null at line 1 column 8"
 /// );
 /// ```

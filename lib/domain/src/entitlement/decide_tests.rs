@@ -234,7 +234,11 @@ fn a_cancellation_before_the_purchase_leaves_a_tombstone() {
     check(Some(buried), &said(granted(), 501), "begin g1 new=true");
     // Without a purchase nothing rises from the dead.
     check(Some(buried), &said(changed(), 500), "ignore: plan change of");
-    check(Some(buried), &said(Change::Suspended, 500), "ignore: suspension of");
+    check(
+        Some(buried),
+        &said(Change::Suspended, 500),
+        "ignore: suspension of",
+    );
 }
 
 /// GitHub dates everything at midnight: what happens on one day is ordered by its arrival.
@@ -266,7 +270,13 @@ fn one_day_of_a_sender_that_dates_to_the_day() {
                 offer: Some(&offer),
             };
             let decision = decide(tenant.as_ref(), &context, AROUND, now);
-            found.push(name(&decision).split([' ', ':']).next().unwrap_or_default().to_owned());
+            found.push(
+                name(&decision)
+                    .split([' ', ':'])
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned(),
+            );
             tenant = after(&decision).cloned().or(tenant);
             tenant = tenant.map(|tenant| match tenant.lifecycle {
                 Lifecycle::Provisioning => tenant.provisioned(None, 0, now).unwrap().0,
@@ -325,7 +335,11 @@ fn bought_anew_while_it_is_thought_to_be_live() {
     assert_eq!(name(&decision), "entitlement_changed");
     let held = &after(&decision).unwrap().entitlements[&id("s")];
     assert_eq!(
-        (held.plan_type.as_str(), held.policy.hash.as_str(), held.expires_at),
+        (
+            held.plan_type.as_str(),
+            held.policy.hash.as_str(),
+            held.expires_at
+        ),
         ("q", "hash-q", Some(at(9_000)))
     );
     let decision = ask(&again("p", 200, Some(at(9_000))), "p");

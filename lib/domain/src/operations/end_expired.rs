@@ -47,7 +47,9 @@ pub fn end_expired(
     let account_id = tenant.account_id.as_str();
     let plan = Plan {
         drafts: drafts
-            .map(|(payload, receipt_id)| Draft::new(receipt_id, account_id, payload, now).under(&held.policy.hash))
+            .map(|(payload, receipt_id)| {
+                Draft::new(receipt_id, account_id, payload, now).under(&held.policy.hash)
+            })
             .collect(),
         ..Plan::tenant(Some(after))
     };
@@ -85,7 +87,11 @@ mod tests {
         };
         let now = Timestamp::from_second(second).unwrap();
         let (plan, ended) = end_expired(&account, IDS, now).unwrap();
-        let found: Vec<&str> = plan.drafts.iter().map(|draft| draft.payload.operation()).collect();
+        let found: Vec<&str> = plan
+            .drafts
+            .iter()
+            .map(|draft| draft.payload.operation())
+            .collect();
         assert_eq!((found.as_slice(), ended), (operations, !operations.is_empty()));
         let after = plan.tenant.as_ref().or(account.tenant.as_ref()).unwrap();
         assert_eq!(after.entitlements.len(), left);

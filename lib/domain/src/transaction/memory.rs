@@ -132,10 +132,10 @@ impl Memory {
         if plan.once.iter().any(|id| kept.once.contains(id)) {
             return Some("the receipt was appended before");
         }
-        let answered = |key: &String| self.deliveries.contains_key(key);
+        let known = |key: &String| self.deliveries.get(key).map(|record| record.receipt.clone());
         plan.delivery
             .as_ref()
-            .is_some_and(|delivery| answered(&delivery.key))
+            .is_some_and(|delivery| known(&delivery.key) != delivery.replaces)
             .then_some("the delivery was answered")
     }
 
@@ -199,14 +199,9 @@ impl Memory {
             kept.ledger.extend(appended.sealed.iter().cloned());
         }
         if let Some(delivery) = &plan.delivery {
-            let receipt = appended.sealed.get(delivery.draft);
-            let record = DeliveryRecord {
-                key: delivery.key.clone(),
-                body_sha256: delivery.body_sha256.clone(),
-                status: delivery.status,
-                receipt: receipt.map(|sealed| sealed.line.clone()).unwrap_or_default(),
-            };
-            self.deliveries.insert(delivery.key.clone(), record);
+            let record = delivery.record(&appended.sealed);
+            self.deliveries.insert(delivery.key.clone(), record.clone());
+            account.delivery = Some(record);
         }
         let committed = Committed {
             account,

@@ -51,7 +51,10 @@ fn every_format_is_read() {
         let format = |item: &Item| item.get(FORMAT).map(|format| format.as_n().unwrap().clone());
         items.iter().map(format).collect()
     };
-    let every: BTreeSet<_> = (1..=LAST).map(|format| Some(format.to_string())).chain([None]).collect();
+    let every: BTreeSet<_> = (1..=LAST)
+        .map(|format| Some(format.to_string()))
+        .chain([None])
+        .collect();
     let (tenants, actions) = (TENANTS.map(item), ACTIONS.map(item));
     assert_eq!((&formats(&tenants), &formats(&actions)), (&every, &every));
     let tenants = tenants.map(read_tenant);
