@@ -225,7 +225,14 @@ async fn versions_that_are_deployed_at_once() {
     let last = deploy(&world, d).await;
     assert_eq!(last.code, Some(0), "{last:?}");
     let shown = world
-        .ggen(&["tenants", "show", &tenant.account, "--format", "json"])
+        .ggen(&[
+            "tenants",
+            "show",
+            "--account-id",
+            &tenant.account,
+            "--format",
+            "json",
+        ])
         .await
         .json();
     let pinned = &shown["entitlements"][0]["policy"]["hash"];

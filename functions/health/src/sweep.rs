@@ -234,6 +234,8 @@ impl Sweep<'_> {
             let state = Lifecycle::Active.name();
             let ended = within(self.deadline, LOOK_BUDGET, self.look(state)).await;
             self.note(state, ended);
+            let ended = within(self.deadline, DUE_BUDGET, self.hand_over()).await;
+            self.note("what expired", ended);
         }
         let ended = within(self.deadline, WAKE_BUDGET, self.wake()).await;
         self.note("stuck actions", ended);

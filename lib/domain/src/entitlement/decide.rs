@@ -2,7 +2,7 @@
 //!
 //! | | not held | held | cancelled before |
 //! |---|---|---|---|
-//! | purchase | grant | its plan and its term hold from then on: a cancellation was lost | grant unless it came before the cancellation |
+//! | purchase | grant | its term holds from then on, and its plan unless the agreement has an id: a cancellation was lost | grant unless it came before the cancellation |
 //! | plan change | grant: the purchase was lost or comes late | other plan | ignored |
 //! | suspension, reinstatement, renewal | wait for the purchase | refuse its signals, in force, longer | ignored |
 //! | cancellation | remembered | taken away; the tenant goes with the last one | ignored |
@@ -450,7 +450,11 @@ impl Question<'_> {
             Change::Cancelled => {}
         }
         let payload = match change {
-            Change::Granted { .. } | Change::PlanChanged { .. } if !self.has_plan(held) => {
+            // An agreement with an id of its own has one plan until a change of it is told.
+            Change::Granted { .. } if self.context.event.entitlement_id.is_none() && !self.has_plan(held) => {
+                return self.change_plan(id, held, after);
+            }
+            Change::PlanChanged { .. } if !self.has_plan(held) => {
                 return self.change_plan(id, held, after);
             }
             Change::PlanChanged { .. } => {

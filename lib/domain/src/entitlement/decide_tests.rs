@@ -346,6 +346,10 @@ fn bought_anew_while_it_is_thought_to_be_live() {
     assert_eq!(name(&decision), "entitlement_renewed");
     let held = &after(&decision).unwrap().entitlements[&id("s")];
     assert_eq!(held.expires_at, Some(at(9_000)));
+    // An agreement with an id has its plan until a change is told.
+    let mut agreement = again("q", 200, None);
+    agreement.entitlement_id = Some(id("s"));
+    assert!(name(&ask(&agreement, "q")).starts_with("ignore"));
     // One that is older than what holds is a repeat.
     assert!(name(&ask(&again("q", 1, None), "q")).starts_with("ignore"));
 }
@@ -592,7 +596,7 @@ fn between_two_states_events_wait_in_line() {
     );
     check(
         Some(&leaving),
-        &said(granted(), 200),
+        &said(granted(), 199),
         "ignore: a purchase from before",
     );
     check(
