@@ -156,6 +156,36 @@ async fn accounts_of_any_name_live_side_by_side() {
     assert_eq!(paths.len(), ids.len());
 }
 
+/// SQS takes neither U+FFFE nor U+FFFF in a message, which are in no way forbidden in a name: the tenant comes, is asked and
+/// leaves all the same.
+#[tokio::test]
+async fn characters_that_queues_refuse_hold_nothing_up() {
+    let world = alongside().await;
+    let account = unique("\u{FFFE}odd\u{FFFF}");
+    let answer = world
+        .post(&Delivery::created(world.env, &account, SKU, PLAN))
+        .await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let tenant = world.provisioned(answer.body).await;
+    let action_id = unique("odd");
+    let signal = tenant
+        .signal(&action_id, "restart-service", json!({ "service": "web\u{FFFF}" }))
+        .to_string();
+    let signal = signal
+        .replace('\u{FFFE}', "\\ufffe")
+        .replace('\u{FFFF}', "\\uffff");
+    world.send(&tenant, signal).await;
+    let ledger = world.came_to(&account, "action_complete").await;
+    assert_eq!(ledger.operations(), ["entitlement_active", "action_complete"]);
+    let answer = world.post(&Delivery::cancelled(world.env, &account, SKU)).await;
+    assert_eq!(
+        (answer.status, operation(&answer.json())),
+        (200, "decommission_start"),
+        "{answer:?}"
+    );
+    world.came_to(&account, "decommission_complete").await;
+}
+
 #[tokio::test]
 async fn a_signal_for_another_account_is_refused_on_ones_own() {
     let world = alongside().await;

@@ -742,6 +742,7 @@ async fn accounts_of_any_name_are_reached() {
         format!("{unique}%"),
         format!(" {unique} é\u{1F980}+&=#:@"),
         format!("\"{unique}\\<b>;'"),
+        format!("{unique}\u{FFFE}\u{FFFF}"),
     ] {
         let delivery = Delivery::created(world.env, &account, SKU, PLAN);
         assert_eq!(world.post(&delivery).await.status, 200, "{account:?}");
