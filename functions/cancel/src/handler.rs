@@ -88,8 +88,7 @@ impl Cancel {
     /// Answers one event: a queue's batch or an HTTP request.
     ///
     /// # Errors
-    /// When the event is neither, or the answer cannot be written as JSON. When a webhook's secret would accept anybody: no
-    /// delivery is looked at.
+    /// When the event is neither, or the answer cannot be written as JSON.
     pub async fn handle(&self, event: Value) -> Result<Value, Error> {
         if event.get("Records").is_some() {
             return Ok(serde_json::to_value(

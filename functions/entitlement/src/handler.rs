@@ -109,8 +109,7 @@ impl Entitlement {
     /// Answers one event: an HTTP request, or a request to go on.
     ///
     /// # Errors
-    /// When a request to go on could not be carried out: whoever asks, asks again. When a webhook's secret would accept
-    /// anybody: no delivery is looked at.
+    /// When a request to go on could not be carried out: whoever asks, asks again.
     pub async fn handle(&self, event: Value) -> Result<Value, Error> {
         if let Some(asked) = event.get("resume") {
             let asked = Resume::deserialize(asked)?;

@@ -26,7 +26,7 @@ use domain::signal::ActionId;
 use domain::tenant::Tenant;
 use domain::transaction::{Account, Keys};
 use domain::webhook::providers::standard::verify_standard;
-use domain::webhook::signature::{Secret, SecretError, Verified};
+use domain::webhook::signature::{Secret, SecretError, SignatureError, Verified};
 use jiff::Timestamp;
 use lambda_runtime::Error;
 use receipts::key::Signer;
@@ -131,14 +131,7 @@ impl Door {
 
     async fn answer(&self, request: &Request) -> Result<Response, Problem> {
         let way = Route::of(&request.method, &request.path).map_err(no_way)?;
-        let secrets = self.secrets_of(way.account_id()).await?;
-        let now = Timestamp::now();
-        let verified = verify_standard(&secrets, &request.headers, &request.body, now).map_err(|e| {
-            // Whether there is such a tenant is nobody's to know who can't sign for it.
-            telemetry::count(FUNCTION, "signal_rejected", ("reason", "signature"));
-            warn!(error = %e, "signature refused");
-            Problem::new(400, "Signature refused", e.to_string())
-        })?;
+        let verified = self.verify(way.account_id(), request).await?;
         match &way {
             Route::Ask { account_id } => Box::pin(self.ask(account_id, &verified)).await,
             Route::Tell {
@@ -154,14 +147,40 @@ impl Door {
         }
     }
 
+    /// Checks the signature, with the secrets as they are kept. Where none fits, they are read again: the value may have been put
+    /// a moment ago.
+    async fn verify<'a>(
+        &self,
+        account_id: &AccountId,
+        request: &'a Request,
+    ) -> Result<Verified<'a>, Problem> {
+        let now = Timestamp::now();
+        let verify = |secrets: &[Secret]| verify_standard(secrets, &request.headers, &request.body, now);
+        let kept = self
+            .secrets
+            .shared_with_sender(&self.producer_secret, Secret::standard);
+        let mut verified = verify(&Self::secrets_of(account_id, kept.await)?);
+        if matches!(verified, Err(SignatureError::NoMatch)) {
+            let read = self
+                .secrets
+                .shared_with_sender_now(&self.producer_secret, Secret::standard);
+            verified = verify(&Self::secrets_of(account_id, read.await)?);
+        }
+        verified.map_err(|e| {
+            // Whether there is such a tenant is nobody's to know who can't sign for it.
+            telemetry::count(FUNCTION, "signal_rejected", ("reason", "signature"));
+            warn!(error = %e, "signature refused");
+            Problem::new(400, "Signature refused", e.to_string())
+        })
+    }
+
     /// The secrets an account's producers may sign with: derived from the stack's, and from the one before it while a
     /// rotation is under way.
-    async fn secrets_of(&self, account_id: &AccountId) -> Result<Vec<Secret>, Problem> {
-        let masters = self
-            .secrets
-            .shared_with_sender(&self.producer_secret, Secret::standard)
-            .await
-            .map_err(|e| DoorError::from(e).problem())?;
+    fn secrets_of(
+        account_id: &AccountId,
+        masters: Result<Vec<Secret>, SecretsError>,
+    ) -> Result<Vec<Secret>, Problem> {
+        let masters = masters.map_err(|e| DoorError::from(e).problem())?;
         if masters.is_empty() {
             error!("the producer secret has no value yet");
             return Err(turned_away(

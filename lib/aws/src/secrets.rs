@@ -6,21 +6,27 @@ use std::time::{Duration, Instant};
 
 use aws_sdk_secretsmanager::Client;
 use aws_sdk_secretsmanager::operation::get_secret_value::{GetSecretValueError, GetSecretValueOutput};
+use aws_sdk_secretsmanager::types::SecretVersionsListEntry;
 use domain::webhook::signature::{Secret, SecretError};
 use jiff::Timestamp;
 use receipts::key::Signer;
-use tracing::warn;
+use tracing::{error, warn};
 
 use crate::clients::{Sdk, explain};
 
 /// How long a secret is kept before it is read again; a rotation is seen within this time.
 const KEEP: Duration = Duration::from_secs(300);
+/// How old a sender's secrets must be to be read again for a signature that none of them fits: whoever posts forged
+/// signatures causes no more reads than that.
+const READ_AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// How many versions that hold one value are looked behind for the value before it.
+const LOOK_BEHIND: usize = 10;
 
 /// The version everybody reads.
 const CURRENT: &str = "AWSCURRENT";
 /// The version that was read before.
 const PREVIOUS: &str = "AWSPREVIOUS";
-/// For how long after a rotation the version before still counts, in seconds: a day.
+/// For how long after a value became current the one before it still counts, in seconds: a day.
 const ROTATION_SECONDS: i64 = 24 * 3600;
 /// The version that is to be read next.
 const PENDING: &str = "AWSPENDING";
@@ -73,14 +79,20 @@ impl<T> Default for Kept<T> {
 }
 
 impl<T: Clone> Kept<T> {
-    async fn get<E>(&self, id: &str, read: impl AsyncFnOnce() -> Result<T, E>) -> Result<T, E> {
+    /// What was read of a secret less than `keep` ago, or else what is read now.
+    async fn get<E>(
+        &self,
+        id: &str,
+        keep: Duration,
+        read: impl AsyncFnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
         let slot = {
             let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(slots.entry(id.to_owned()).or_default())
         };
         let mut kept = slot.lock().await;
         if let Some((at, value)) = &*kept
-            && at.elapsed() < KEEP
+            && at.elapsed() < keep
         {
             return Ok(value.clone());
         }
@@ -94,8 +106,35 @@ impl<T: Clone> Kept<T> {
     }
 }
 
-/// The current version of a secret and the previous one, where there are any.
+/// The current value of a secret and the one before it, where there are any.
 type Staged = (Option<String>, Option<String>);
+
+/// A version of a secret, as far as the value before it is concerned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Version {
+    value: String,
+    /// When it was put, in seconds since 1970.
+    put_at: i64,
+}
+
+/// The value before the current one, and when the current one replaced it, in seconds since 1970. `versions` begin with the
+/// current one, each before the next; of one that was put once, `changed_at` says when the secret was changed last.
+fn replaced(versions: &[Version], changed_at: i64) -> Option<(&str, i64)> {
+    let (current, _) = versions.split_first()?;
+    let same = versions
+        .iter()
+        .take_while(|version| version.value == current.value);
+    let same = same.count();
+    let before = versions.get(same)?;
+    let first = versions.get(same.checked_sub(1)?)?;
+    // A value that was put once may have waited as pending since then. One that was put again was current the first time.
+    let since = if same == 1 {
+        first.put_at.max(changed_at)
+    } else {
+        first.put_at
+    };
+    Some((&before.value, since))
+}
 
 impl Secrets {
     /// A reader on this account.
@@ -109,20 +148,14 @@ impl Secrets {
     }
 
     async fn text(&self, id: &str) -> Result<String, SecretsError> {
-        self.current.get(id, async || self.read_text(id).await).await
+        self.current
+            .get(id, KEEP, async || self.read_text(id).await)
+            .await
     }
 
     async fn read_text(&self, id: &str) -> Result<String, SecretsError> {
-        let answer = self
-            .client
-            .get_secret_value()
-            .secret_id(id)
-            .send()
-            .await
-            .map_err(|e| SecretsError::Read {
-                id: id.to_owned(),
-                detail: explain(&e),
-            })?;
+        let answer = self.client.get_secret_value().secret_id(id).send().await;
+        let answer = answer.map_err(|e| unread(id, &e))?;
         let text = answer.secret_string().filter(|text| !text.trim().is_empty());
         text.map(str::to_owned)
             .ok_or_else(|| SecretsError::Empty { id: id.to_owned() })
@@ -147,7 +180,30 @@ impl Secrets {
         id: &str,
         read: fn(&str) -> Result<Secret, SecretError>,
     ) -> Result<Vec<Secret>, SecretsError> {
-        let (current, previous) = self.staged(id).await?;
+        self.read_with(id, KEEP, read).await
+    }
+
+    /// The same, read again unless that was done within the last seconds: for a signature that fits none of those that are
+    /// kept, as one does that was made with a value put since.
+    ///
+    /// # Errors
+    /// As [`Secrets::shared_with_sender`].
+    pub async fn shared_with_sender_now(
+        &self,
+        id: &str,
+        read: fn(&str) -> Result<Secret, SecretError>,
+    ) -> Result<Vec<Secret>, SecretsError> {
+        self.read_with(id, READ_AGAIN_AFTER, read).await
+    }
+
+    async fn read_with(
+        &self,
+        id: &str,
+        keep: Duration,
+        read: fn(&str) -> Result<Secret, SecretError>,
+    ) -> Result<Vec<Secret>, SecretsError> {
+        let staged = self.staged.get(id, keep, async || self.read_staged(id).await);
+        let (current, previous) = staged.await?;
         let Some(current) = current else {
             return Ok(Vec::new());
         };
@@ -156,29 +212,91 @@ impl Secrets {
             match read(&previous) {
                 Ok(secret) => secrets.push(secret),
                 // It was never one that a sender could have signed with.
-                Err(_) => warn!(
+                Err(e) => warn!(
                     id,
-                    "the previous version of a webhook secret is none, and is not used"
+                    error = %e,
+                    "the previous value of a webhook secret cannot be used, and is left out"
                 ),
             }
         }
         Ok(secrets)
     }
 
-    /// The current version and, for a day after that one was put, the one before it. Both are kept for a while.
-    async fn staged(&self, id: &str) -> Result<Staged, SecretsError> {
-        self.staged.get(id, async || self.read_staged(id).await).await
-    }
-
     async fn read_staged(&self, id: &str) -> Result<Staged, SecretsError> {
         let (current, previous) = tokio::join!(self.version(id, CURRENT), self.version(id, PREVIOUS));
-        let current = current?;
-        // A secret that was rotated because it leaked must not count for ever.
-        let since = current.as_ref().and_then(|version| version.created_date);
-        let rotating =
-            since.is_none_or(|since| Timestamp::now().as_second() - since.secs() < ROTATION_SECONDS);
-        let text = |version: Option<GetSecretValueOutput>| version.and_then(|version| version.secret_string);
-        Ok((text(current), text(previous?).filter(|_| rotating)))
+        let (current, previous) = (current?, previous?);
+        let mut versions: Vec<Version> = [current, previous]
+            .into_iter()
+            .flatten()
+            .filter_map(value_of)
+            .collect();
+        let Some(now) = versions.first().map(|current| current.value.clone()) else {
+            return Ok((None, None));
+        };
+        // Without an answer to these, the sender's new secret still counts: only the old one does not.
+        match self.look_behind(id, &mut versions).await {
+            Ok(changed_at) => {
+                // A secret that was rotated because it leaked must not count for ever.
+                let counts = |since: &i64| Timestamp::now().as_second() - since < ROTATION_SECONDS;
+                let before = replaced(&versions, changed_at).filter(|(_, since)| counts(since));
+                Ok((Some(now), before.map(|(before, _)| before.to_owned())))
+            }
+            Err(e) => {
+                error!(error = %e, "the value before the current one of a webhook secret is left out");
+                Ok((Some(now), None))
+            }
+        }
+    }
+
+    /// Adds older versions, where those that have a stage are of one value, until one is of another. Tells when the secret was
+    /// changed last, where that matters.
+    async fn look_behind(&self, id: &str, versions: &mut Vec<Version>) -> Result<i64, SecretsError> {
+        let (Some(current), Some(previous)) = (versions.first(), versions.get(1)) else {
+            return Ok(0);
+        };
+        let day_old = Timestamp::now().as_second() - current.put_at >= ROTATION_SECONDS;
+        if previous.value != current.value {
+            return if day_old {
+                self.changed_at(id).await
+            } else {
+                Ok(current.put_at)
+            };
+        }
+        let value = current.value.clone();
+        for older in self.without_stage(id, previous.put_at).await? {
+            let get = self.client.get_secret_value().secret_id(id).version_id(older);
+            let found = get.send().await.map_err(|e| unread(id, &e))?;
+            let found = value_of(found);
+            let differs = found.as_ref().is_some_and(|version| version.value != value);
+            versions.extend(found);
+            if differs {
+                break;
+            }
+        }
+        Ok(0)
+    }
+
+    /// When anything of the secret was changed last, in seconds since 1970: no stage was moved later.
+    async fn changed_at(&self, id: &str) -> Result<i64, SecretsError> {
+        let answer = self.client.describe_secret().secret_id(id).send().await;
+        let answer = answer.map_err(|e| unread(id, &e))?;
+        Ok(answer.last_changed_date.map_or(0, |at| at.secs()))
+    }
+
+    /// Ids of the versions that have no stage any more and were put before this, the latest first.
+    async fn without_stage(&self, id: &str, before: i64) -> Result<Vec<String>, SecretsError> {
+        let list = self.client.list_secret_version_ids().secret_id(id);
+        let answer = list
+            .include_deprecated(true)
+            .send()
+            .await
+            .map_err(|e| unread(id, &e))?;
+        let put_at = |version: &SecretVersionsListEntry| version.created_date.map_or(0, |at| at.secs());
+        let mut versions = answer.versions.unwrap_or_default();
+        versions.retain(|version| version.version_stages().is_empty() && put_at(version) <= before);
+        versions.sort_by_key(|version| std::cmp::Reverse(put_at(version)));
+        let ids = versions.into_iter().filter_map(|version| version.version_id);
+        Ok(ids.take(LOOK_BEHIND).collect())
     }
 
     /// The key that signs receipts.
@@ -307,11 +425,22 @@ impl Secrets {
             {
                 Ok(None)
             }
-            Err(e) => Err(SecretsError::Read {
-                id: id.to_owned(),
-                detail: explain(&e),
-            }),
+            Err(e) => Err(unread(id, &e)),
         }
+    }
+}
+
+fn value_of(version: GetSecretValueOutput) -> Option<Version> {
+    Some(Version {
+        put_at: version.created_date.map_or(0, |at| at.secs()),
+        value: version.secret_string?,
+    })
+}
+
+fn unread(id: &str, error: &(dyn std::error::Error + 'static)) -> SecretsError {
+    SecretsError::Read {
+        id: id.to_owned(),
+        detail: explain(error),
     }
 }
 
@@ -327,5 +456,44 @@ fn change(operation: &'static str, id: &str, error: &(dyn std::error::Error + 's
         operation,
         id: id.to_owned(),
         detail: explain(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn versions(newest_first: &[(&str, i64)]) -> Vec<Version> {
+        let version = |(value, put_at): &(&str, i64)| Version {
+            value: (*value).to_owned(),
+            put_at: *put_at,
+        };
+        newest_first.iter().map(version).collect()
+    }
+
+    #[track_caller]
+    fn check(newest_first: &[(&str, i64)], changed_at: i64, expected: Option<(&str, i64)>) {
+        assert_eq!(
+            replaced(&versions(newest_first), changed_at),
+            expected,
+            "{newest_first:?}"
+        );
+    }
+
+    #[test]
+    fn a_value_replaces_the_one_before_when_it_becomes_current() {
+        check(&[], 9, None);
+        check(&[("new", 5)], 9, None);
+        check(&[("new", 5), ("old", 1)], 5, Some(("old", 5)));
+        // It waited as pending, and was made current at 900.
+        check(&[("new", 5), ("old", 1)], 900, Some(("old", 900)));
+        // It was put twice: the old value was replaced by the first of the two.
+        check(&[("new", 7), ("new", 5), ("old", 1)], 0, Some(("old", 5)));
+        check(
+            &[("new", 9), ("new", 7), ("new", 5), ("old", 1), ("older", 0)],
+            0,
+            Some(("old", 5)),
+        );
+        check(&[("new", 7), ("new", 5)], 9, None);
     }
 }

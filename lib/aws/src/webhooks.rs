@@ -10,12 +10,10 @@ use domain::webhook::event::WebhookEvent;
 use domain::webhook::payload::PayloadError;
 use domain::webhook::provider::Provider;
 use domain::webhook::providers::{PROVIDERS, at_path};
-use domain::webhook::signature::SignatureError;
+use domain::webhook::signature::{Secret, SignatureError, Verified};
 use jiff::Timestamp;
 use receipts::key::Signer;
 use serde_json::Value;
-use tokio::sync::OnceCell;
-use tokio::task::JoinSet;
 use tracing::{error, warn};
 
 use crate::config::{self, ConfigError};
@@ -24,22 +22,11 @@ use crate::secrets::{Secrets, SecretsError};
 use crate::store::StoreError;
 use crate::telemetry;
 
-/// Why an event got no answer at all.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    #[error(transparent)]
-    Secrets(#[from] SecretsError),
-    #[error(transparent)]
-    Json(#[from] serde_json::Error),
-}
-
 /// Checks and reads deliveries.
 pub struct Webhooks {
     secrets: Arc<Secrets>,
     /// Ids of the providers' secrets, by provider.
     secret_ids: BTreeMap<&'static str, String>,
-    /// Set once no secret is one that must not be used.
-    checked: OnceCell<()>,
     function: &'static str,
 }
 
@@ -80,7 +67,6 @@ impl Webhooks {
         Ok(Self {
             secrets: Arc::new(secrets),
             secret_ids,
-            checked: OnceCell::new(),
             function,
         })
     }
@@ -91,49 +77,15 @@ impl Webhooks {
         &self.secrets
     }
 
-    /// Looks once at every secret that has a value: while one of them would accept anybody, nothing is served. Secrets that
-    /// cannot be read now are read when they are needed.
-    ///
-    /// # Errors
-    /// [`SecretsError::Webhook`] naming the secret that cannot be used.
-    async fn ready(&self) -> Result<(), SecretsError> {
-        self.checked
-            .get_or_try_init(|| self.check_secrets())
-            .await
-            .copied()
-    }
-
-    async fn check_secrets(&self) -> Result<(), SecretsError> {
-        let mut reading = JoinSet::new();
-        for provider in PROVIDERS {
-            if let Some(id) = self.secret_ids.get(provider.name).cloned() {
-                let secrets = Arc::clone(&self.secrets);
-                reading.spawn(async move {
-                    let read = secrets.shared_with_sender(&id, provider.secret).await;
-                    (provider.name, read)
-                });
-            }
-        }
-        for (provider, read) in reading.join_all().await {
-            match read {
-                Ok(_) => {}
-                Err(e @ SecretsError::Webhook { .. }) => return Err(e),
-                Err(e) => warn!(provider, error = %e, "webhook secret not looked at yet"),
-            }
-        }
-        Ok(())
-    }
-
     /// Answers an HTTP event with what `receive` makes of its request.
     ///
     /// # Errors
-    /// When a webhook's secret would accept anybody, no delivery is looked at. When the answer cannot be written as JSON.
+    /// When the answer cannot be written as JSON.
     pub async fn serve(
         &self,
         event: Value,
         receive: impl AsyncFnOnce(Request) -> Result<DeliveryRecord, Problem>,
-    ) -> Result<Value, ServeError> {
-        self.ready().await?;
+    ) -> Result<Value, serde_json::Error> {
         let answered = match http::request(event) {
             Ok(request) => receive(request).await,
             Err(problem) => Err(problem),
@@ -142,7 +94,7 @@ impl Webhooks {
             Ok(record) => http::answered(record.status, record.receipt),
             Err(problem) => problem.response(),
         };
-        Ok(serde_json::to_value(response)?)
+        serde_json::to_value(response)
     }
 
     /// The key that signs receipts; a [`Problem`] for the sender when it can't be had.
@@ -170,19 +122,7 @@ impl Webhooks {
                 "no provider posts to this path",
             ));
         };
-        let secrets = self.secrets.shared_with_sender(id, provider.secret).await;
-        let secrets = secrets.map_err(|e| {
-            error!(error = %e, "webhook secret is not available");
-            Problem::unavailable("the webhook secret cannot be read; retry later")
-        })?;
-        if secrets.is_empty() {
-            error!(provider = provider.name, "webhook secret has no value yet");
-            return Err(Problem::unavailable(
-                "the webhook secret is not set up yet; retry later",
-            ));
-        }
-        let verified = (provider.verify)(&secrets, &request.headers, &request.body, now);
-        let verified = verified.map_err(|e| self.rejected(provider, &e))?;
+        let verified = self.verify(provider, id, request, now).await?;
         let said = (provider.parse)(&verified).map_err(|e| {
             telemetry::count(self.function, "webhook_unreadable", ("provider", provider.name));
             // The full text quotes what stands in the body, an address perhaps: only the sender gets that.
@@ -199,6 +139,42 @@ impl Webhooks {
             id: verified.into_delivery(),
             said,
         })
+    }
+
+    /// Checks the signature, with the secrets as they are kept. Where they do not fit, or cannot be used, they are read again:
+    /// the value may have been put a moment ago, and not every sender posts a delivery again.
+    async fn verify<'a>(
+        &self,
+        provider: &'static Provider,
+        id: &str,
+        request: &'a Request,
+        now: Timestamp,
+    ) -> Result<Verified<'a>, Problem> {
+        let verify = |secrets: &[Secret]| (provider.verify)(secrets, &request.headers, &request.body, now);
+        if let Ok(kept) = self.secrets.shared_with_sender(id, provider.secret).await {
+            match verify(&kept) {
+                Ok(verified) => return Ok(verified),
+                Err(SignatureError::NoMatch) => {}
+                Err(e) => return Err(self.rejected(provider, &e)),
+            }
+        }
+        let secrets = self.secrets.shared_with_sender_now(id, provider.secret).await;
+        let secrets = secrets.map_err(|e| self.without_secret(provider, &e))?;
+        if secrets.is_empty() {
+            return Err(self.without_secret(provider, &SecretsError::Empty { id: id.to_owned() }));
+        }
+        verify(&secrets).map_err(|e| self.rejected(provider, &e))
+    }
+
+    /// Nothing of this provider can be checked, until a person puts a value that can be used. The others go on.
+    fn without_secret(&self, provider: &Provider, error: &SecretsError) -> Problem {
+        telemetry::count(
+            self.function,
+            "webhook_secret_unusable",
+            ("provider", provider.name),
+        );
+        error!(provider = provider.name, error = %error, "deliveries of the provider are turned away");
+        Problem::unavailable("the webhook secret cannot be used; retry later")
     }
 
     fn rejected(&self, provider: &Provider, error: &SignatureError) -> Problem {

@@ -1,8 +1,10 @@
 //! What signatures of all providers have in common: keys, headers, errors, and the proof that a delivery was checked.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use hmac::{Hmac, KeyInit, Mac};
+use serde::de::IgnoredAny;
 use sha2::Sha256;
 use subtle::{Choice, ConstantTimeEq};
 
@@ -25,6 +27,14 @@ pub enum SecretError {
     /// The specification asks for 24 to 64 bytes.
     #[error("webhook secret has {0} bytes; Standard Webhooks allows 24 to 64")]
     Length(usize),
+    /// `v1` names the kind of signature, and is no part of the secret.
+    #[error("webhook secret begins with `v1,`; put what follows it, from whsec_ on")]
+    Version,
+    /// The console of Secrets Manager stores an object unless it is told to store plain text.
+    #[error(
+        "webhook secret is a JSON object, as the console stores key/value pairs; put the secret itself as plain text"
+    )]
+    Object,
     /// An empty secret would accept anybody's signature.
     #[error("webhook secret is empty")]
     Empty,
@@ -52,6 +62,21 @@ impl Secret {
         Hmac::new_from_slice(key)
             .map(Self)
             .map_err(|_| SecretError::Length(key.len()))
+    }
+
+    /// What was put as a secret, without the line feed that an editor or `echo` leaves at its end.
+    ///
+    /// # Errors
+    /// [`SecretError::Object`] when it is no text but a JSON object around one.
+    pub(super) fn plain(text: &str) -> Result<&str, SecretError> {
+        let text = text.trim_end_matches(['\r', '\n']);
+        let object = text.trim_start().starts_with('{');
+        let object = object && serde_json::from_str::<BTreeMap<String, IgnoredAny>>(text).is_ok();
+        if object {
+            Err(SecretError::Object)
+        } else {
+            Ok(text)
+        }
     }
 
     /// HMAC-SHA256 of the parts, one after the other.
@@ -120,7 +145,7 @@ impl<'a> Verified<'a> {
 }
 
 /// Headers of one delivery by lower-case name.
-pub type Headers = std::collections::BTreeMap<String, String>;
+pub type Headers = BTreeMap<String, String>;
 
 pub(super) fn malformed(header: &'static str, problem: &'static str) -> SignatureError {
     SignatureError::Malformed { header, problem }

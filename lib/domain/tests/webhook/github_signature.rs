@@ -89,7 +89,33 @@ fn any_active_secret_will_do_and_none_will_not() {
         let got = verify(&secrets, &headers, BODY);
         assert_eq!(got, Err("no signature matches".to_owned()));
     }
-    assert_eq!(Secret::github("").err(), Some(SecretError::Empty));
+    for nothing in ["", "\n", " ", " \r\n"] {
+        assert_eq!(
+            Secret::github(nothing).err(),
+            Some(SecretError::Empty),
+            "{nothing:?}"
+        );
+    }
+}
+
+/// An editor or `echo` leaves a line feed behind; the console stores an object unless it is told not to.
+#[test]
+fn secrets_as_they_are_put() {
+    let headers = headers([(GITHUB_SIGNATURE, SIGNATURE), (GITHUB_DELIVERY, "d")]);
+    for end in ["", "\n", "\r\n", "\n\n"] {
+        let secret = Secret::github(&format!("{GITHUB_SECRET}{end}")).unwrap();
+        assert_eq!(verify(&[secret], &headers, BODY), Ok(()), "{end:?}");
+    }
+    for object in [r#"{"secret":"s"}"#, " {\"a\": \"b\", \"c\": \"d\"}\n", "{}"] {
+        assert_eq!(
+            Secret::github(object).err(),
+            Some(SecretError::Object),
+            "{object}"
+        );
+    }
+    for text in ["{", "{secret}", "whsec_x", "v1,x", " inner and outer spaces "] {
+        assert!(Secret::github(text).is_ok(), "{text}");
+    }
 }
 
 proptest! {

@@ -261,6 +261,14 @@ fn secrets() {
         "WHSEC_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
         Some(SecretError::Prefix),
     );
+    check(
+        "v1,whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        Some(SecretError::Version),
+    );
+    check(
+        r#"{"secret":"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}"#,
+        Some(SecretError::Object),
+    );
     check("whsec_!!", Some(SecretError::Base64));
     check("whsec_é", Some(SecretError::Base64));
     check(&of(23), Some(SecretError::Length(23)));

@@ -51,11 +51,15 @@ pub const GITHUB_SIGNATURE: &str = "x-hub-signature-256";
 pub const GITHUB_DELIVERY: &str = "x-github-delivery";
 
 impl Secret {
-    /// Takes GitHub's secret, any text.
+    /// Takes GitHub's secret, any text but a JSON object. A line feed at its end is no part of it.
     ///
     /// # Errors
-    /// [`SecretError::Empty`] when there is none.
+    /// [`SecretError`] when there is none, or it is an object around one.
     pub fn github(text: &str) -> Result<Self, SecretError> {
+        let text = Self::plain(text)?;
+        if text.trim().is_empty() {
+            return Err(SecretError::Empty);
+        }
         Self::new(text.as_bytes())
     }
 }

@@ -93,7 +93,11 @@ impl Secret {
     /// # Errors
     /// [`SecretError`] when the text is not such a secret.
     pub fn standard(text: &str) -> Result<Self, SecretError> {
-        let encoded = text.trim().strip_prefix("whsec_").ok_or(SecretError::Prefix)?;
+        let text = Self::plain(text)?.trim();
+        if text.starts_with("v1,") {
+            return Err(SecretError::Version);
+        }
+        let encoded = text.strip_prefix("whsec_").ok_or(SecretError::Prefix)?;
         let bytes = STANDARD.decode(encoded).map_err(|_| SecretError::Base64)?;
         if !(24..=64).contains(&bytes.len()) {
             return Err(SecretError::Length(bytes.len()));
