@@ -119,7 +119,7 @@ fn measure(body: &[u8], times: usize) -> [f64; 4] {
     let tenant = tenant(&offer, now);
     let read = || {
         let verified = (provider.verify)(&secrets, &headers, black_box(body), now).expect("a good signature");
-        let said = (provider.parse)(&verified).expect("a good payload");
+        let said = (provider.parse)(&verified, &headers).expect("a good payload");
         (verified.into_delivery(), said)
     };
     let whole = |tenant: Option<&Tenant>| {

@@ -1,13 +1,15 @@
 //! GitHub Marketplace's own deliveries.
 
-use domain::webhook::providers::github::GITHUB_DELIVERY;
+use domain::webhook::providers::github::{GITHUB_DELIVERY, GITHUB_EVENT, GITHUB_SIGNATURE};
 use serde_json::{Value, json};
 
 use crate::life::gone;
 use crate::webhooks::Delivery;
-use crate::world::{World, alongside, operation};
+use crate::world::{PLAN, SKU, World, alongside, operation, unique};
 
 const PURCHASED: &str = include_str!("../fixtures/github/purchased.json");
+const FORM: &str = include_str!("../fixtures/github/purchased.urlencoded");
+const PUSH: &str = include_str!("../fixtures/github/push.json");
 const CANCELLED: &str = include_str!("../fixtures/github/cancelled.json");
 
 /// A delivery of GitHub's with another account.
@@ -169,4 +171,68 @@ async fn bought_anew_with_another_plan() {
         ("entitlement_changed", &json!("premium")),
         "{anew:?}"
     );
+}
+
+/// The content type that GitHub proposes for a listing. The signature is over the form as it stands.
+#[tokio::test]
+async fn a_form_is_taken_as_its_json_is() {
+    let world = alongside().await;
+    let github_id = account();
+    let form = FORM.trim_end().replace("18404719", &github_id.to_string());
+    let purchase = Delivery::github(world.env, form.as_str());
+    let answer = world.post(&purchase).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let tenant = world.provisioned(answer.body.clone()).await;
+    assert_eq!(tenant.account, format!("github-{github_id}"));
+    same_delivery_again(&world, &purchase, &answer.body, &tenant.account).await;
+    let forged = Delivery::github(world.env, form.replace("purchased", "cancelled"));
+    let refused = world
+        .post(&forged.with(GITHUB_SIGNATURE, purchase.header(GITHUB_SIGNATURE)))
+        .await;
+    assert_eq!(refused.status, 400, "{refused:?}");
+}
+
+/// What the listing's address gets beside purchases changes nothing, and GitHub does not show it as failed.
+#[tokio::test]
+async fn other_events_are_ignored_by_their_name() {
+    let world = alongside().await;
+    for event in ["push", "installation", "ping"] {
+        let delivery = Delivery::github(world.env, PUSH).with(GITHUB_EVENT, event);
+        let answer = world.post(&delivery).await;
+        assert_eq!(answer.status, 200, "{event}: {answer:?}");
+        assert_eq!(operation(&answer.json()), "webhook_ignored");
+    }
+}
+
+/// Whoever types the address in at the marketplace may end it with a slash.
+#[tokio::test]
+async fn a_slash_at_the_end_of_the_path_is_no_other_path() {
+    let world = alongside().await;
+    let purchase = Delivery::github(world.env, purchased(account()).to_string());
+    let answer = world.post(&purchase.to("/webhooks/github/")).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let customer = unique("slash");
+    for (delivery, path, expected) in [
+        (
+            Delivery::created(world.env, &customer, SKU, PLAN),
+            "/webhooks/entitlement/",
+            "entitlement_active",
+        ),
+        (
+            Delivery::created(world.env, &customer, SKU, PLAN),
+            "/webhooks/standard/",
+            "webhook_ignored",
+        ),
+        (
+            Delivery::cancelled(world.env, &customer, SKU),
+            "/webhooks/cancel/",
+            "decommission_start",
+        ),
+    ] {
+        let answer = world.post(&delivery.to(path)).await;
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        assert_eq!(operation(&answer.json()), expected, "{path}");
+    }
+    let nowhere = Delivery::github(world.env, purchased(account()).to_string()).to("/webhooks/github/x");
+    assert_eq!(world.post(&nowhere).await.status, 404);
 }

@@ -83,6 +83,12 @@ impl Delivery {
         Self::standard(env, ENTITLEMENT, body.to_string())
     }
 
+    /// The same to another path.
+    pub(crate) fn to(mut self, path: &'static str) -> Self {
+        self.path = path;
+        self
+    }
+
     /// The same with one header changed.
     pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.retain(|(n, _)| *n != name);
@@ -135,7 +141,13 @@ impl World {
         for (name, value) in &delivery.headers {
             request = request.header(*name, value);
         }
-        let request = request.header("content-type", "application/json");
+        let form = delivery.body.starts_with(b"payload=");
+        let content_type = if form {
+            "application/x-www-form-urlencoded"
+        } else {
+            "application/json"
+        };
+        let request = request.header("content-type", content_type);
         let answer = request.body(delivery.body.clone()).send().await.unwrap();
         let header = |name| {
             let value = answer.headers().get(name);

@@ -123,7 +123,7 @@ impl Webhooks {
             ));
         };
         let verified = self.verify(provider, id, request, now).await?;
-        let said = (provider.parse)(&verified).map_err(|e| {
+        let said = (provider.parse)(&verified, &request.headers).map_err(|e| {
             telemetry::count(self.function, "webhook_unreadable", ("provider", provider.name));
             // The full text quotes what stands in the body, an address perhaps: only the sender gets that.
             let field = match &e {

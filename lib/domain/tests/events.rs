@@ -33,7 +33,7 @@ fn github(file: &str) -> Result<WebhookEvent, SignatureError> {
     let secret = (provider.secret)("It's a Secret to Everybody").unwrap();
     let body = event["body"].as_str().unwrap().as_bytes();
     let verified = (provider.verify)(&[secret], &headers, body, Timestamp::UNIX_EPOCH)?;
-    Ok((provider.parse)(&verified).unwrap())
+    Ok((provider.parse)(&verified, &headers).unwrap())
 }
 
 #[test]

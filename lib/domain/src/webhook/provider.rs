@@ -38,8 +38,8 @@ pub struct Provider {
     pub id_prefix: &'static str,
     /// The ids it has of its own for plans, which policies give as aliases; none where it names our SKUs and plans.
     pub plan_ids: Option<PlanIds>,
-    /// Reads what a delivery says.
-    pub parse: fn(&Verified<'_>) -> Result<WebhookEvent, PayloadError>,
+    /// Reads what a delivery says. Headers beyond those that were checked are the carrier's word.
+    pub parse: fn(&Verified<'_>, &Headers) -> Result<WebhookEvent, PayloadError>,
 }
 
 /// A provider's own ids of plans.

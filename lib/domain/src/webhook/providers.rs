@@ -14,9 +14,10 @@ pub fn of_name(name: &str) -> Option<&'static Provider> {
     PROVIDERS.iter().find(|provider| provider.name == name).copied()
 }
 
-/// The provider that posts to this path.
+/// The provider that posts to this path. Whoever types it in at a marketplace may leave a slash at its end.
 #[must_use]
 pub fn at_path(path: &str) -> Option<&'static Provider> {
+    let path = path.strip_suffix('/').unwrap_or(path);
     PROVIDERS
         .iter()
         .find(|provider| provider.paths.contains(&path))

@@ -6,9 +6,11 @@ use super::domain::account::AccountId;
 use super::domain::webhook::event::{
     Change, EntitlementEvent, PlanReference, ProductReference, WebhookEvent,
 };
-use super::{date, github, refuses};
+use super::{date, github, github_event, refuses};
 
 const PURCHASED: &str = include_str!("../../../../tests/fixtures/github/purchased.json");
+const FORM: &str = include_str!("../../../../tests/fixtures/github/purchased.urlencoded");
+const PUSH: &str = include_str!("../../../../tests/fixtures/github/push.json");
 const CANCELLED: &str = include_str!("../../../../tests/fixtures/github/cancelled.json");
 
 fn plan(id: &str) -> PlanReference {
@@ -198,4 +200,47 @@ fn other_deliveries_are_ignored_whatever_they_hold() {
         r#"{"zen":"Keep it logically awesome.","hook_id":5,"hook":{}}"#,
         ignored(None, "GitHub's ping"),
     );
+}
+
+/// A listing's content type is its owner's choice, and `application/x-www-form-urlencoded` is what GitHub proposes.
+#[test]
+fn a_form_says_what_its_json_says() {
+    assert_eq!(github(FORM.trim_end().as_bytes()), github(PURCHASED.as_bytes()));
+    let at = |date: &str| event("github-5", "6", Some(date), granted("6"));
+    let json = r#"{"action":"purchased","marketplace_purchase":{"account":{"id":5},"plan":{"id":6}},"x":"&payload=a+b%","effective_date":"2026-01-31T12:00:00+00:00"}"#;
+    check(json, at("2026-01-31T12:00:00Z"));
+    let encoded: String = json.bytes().map(|b| format!("%{b:02X}")).collect();
+    for form in [
+        format!("payload={encoded}"),
+        format!("payload={}", encoded.to_lowercase().replace("%20", "+")),
+        format!("other=1&payload={encoded}&more=2"),
+    ] {
+        check(&form, at("2026-01-31T12:00:00Z"));
+    }
+    refuses(
+        github(b"payload=%7B%7D"),
+        "body field `.`: missing field `action`",
+    );
+    refuses(github(b"payload="), "body is empty");
+    refuses(github(b"payload=%FF"), "body field `.`: not UTF-8");
+    refuses(github(b"payloads=%7B%7D"), "body field `.`: expected value");
+}
+
+/// A webhook may be subscribed to everything that GitHub tells.
+#[test]
+fn events_about_something_else_are_ignored() {
+    for (name, reason) in [
+        ("push", "unhandled GitHub event \"push\""),
+        (
+            "marketplace_purchases",
+            "unhandled GitHub event \"marketplace_purchases\"",
+        ),
+        ("a b", "unhandled GitHub event"),
+        ("ping", "GitHub's ping"),
+    ] {
+        for body in [PUSH, PURCHASED, FORM, "", "not JSON"] {
+            let got = github_event(name, body.as_bytes());
+            assert_eq!(got, Ok(ignored(None, reason)), "{name}");
+        }
+    }
 }

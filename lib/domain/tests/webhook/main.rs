@@ -19,7 +19,7 @@ use governor_domain as domain;
 use domain::webhook::DeliveryId;
 use domain::webhook::event::WebhookEvent;
 use domain::webhook::provider::Provider;
-use domain::webhook::providers::github::{GITHUB_DELIVERY, GITHUB_SIGNATURE, sign_github};
+use domain::webhook::providers::github::{GITHUB_DELIVERY, GITHUB_EVENT, GITHUB_SIGNATURE, sign_github};
 use domain::webhook::providers::standard::{WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP, sign_standard};
 use domain::webhook::providers::{PROVIDERS, at_path};
 use domain::webhook::signature::Headers;
@@ -55,8 +55,9 @@ fn deliver(
 ) -> Result<WebhookEvent, String> {
     let provider = at_path(path).unwrap();
     let secrets = [(provider.secret)(secret).unwrap()];
-    let verified = (provider.verify)(&secrets, &sign(provider), body, seconds(1_700_000_000)).unwrap();
-    (provider.parse)(&verified).map_err(|e| e.to_string())
+    let headers = sign(provider);
+    let verified = (provider.verify)(&secrets, &headers, body, seconds(1_700_000_000)).unwrap();
+    (provider.parse)(&verified, &headers).map_err(|e| e.to_string())
 }
 
 fn standard(body: &[u8]) -> Result<WebhookEvent, String> {
@@ -75,10 +76,15 @@ fn standard(body: &[u8]) -> Result<WebhookEvent, String> {
 }
 
 fn github(body: &[u8]) -> Result<WebhookEvent, String> {
+    github_event("marketplace_purchase", body)
+}
+
+fn github_event(event: &str, body: &[u8]) -> Result<WebhookEvent, String> {
     let sign = |provider: &Provider| {
         let secret = (provider.secret)(GITHUB_SECRET).unwrap();
         headers([
             (GITHUB_DELIVERY, "d"),
+            (GITHUB_EVENT, event),
             (GITHUB_SIGNATURE, &sign_github(&secret, body)),
         ])
     };
@@ -99,19 +105,25 @@ fn refuses(got: Result<WebhookEvent, String>, expected: &str) {
 fn every_path_has_one_provider() {
     let paths: Vec<_> = PROVIDERS.iter().flat_map(|provider| provider.paths).collect();
     assert_eq!(paths.iter().collect::<BTreeSet<_>>().len(), paths.len());
-    let at = |path| at_path(path).map(|provider| (provider.name, provider.secret_variable, provider.resends));
-    for path in ["/webhooks/entitlement", "/webhooks/cancel", "/webhooks/standard"] {
-        assert_eq!(at(path), Some(("standard", "STANDARD_WEBHOOK_SECRET_ID", true)));
+    let at = |path: &str| {
+        at_path(path).map(|provider| (provider.name, provider.secret_variable, provider.resends))
+    };
+    for end in ["", "/"] {
+        for path in ["/webhooks/entitlement", "/webhooks/cancel", "/webhooks/standard"] {
+            let found = at(&format!("{path}{end}"));
+            assert_eq!(found, Some(("standard", "STANDARD_WEBHOOK_SECRET_ID", true)));
+        }
+        assert_eq!(
+            at(&format!("/webhooks/github{end}")),
+            Some(("github", "GITHUB_WEBHOOK_SECRET_ID", false))
+        );
     }
-    assert_eq!(
-        at("/webhooks/github"),
-        Some(("github", "GITHUB_WEBHOOK_SECRET_ID", false))
-    );
     for path in [
         "",
         "/",
         "/webhooks",
-        "/webhooks/github/",
+        "/webhooks/github//",
+        "/webhooks/github/x",
         "/prod/webhooks/github",
         "/WEBHOOKS/GITHUB",
     ] {

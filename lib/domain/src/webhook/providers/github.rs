@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 
 use jiff::Timestamp;
+use percent_encoding::percent_decode;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -31,7 +32,7 @@ pub static PROVIDER: Provider = Provider {
         vec![
             (GITHUB_DELIVERY, id.to_owned()),
             (GITHUB_SIGNATURE, sign_github(secret, body)),
-            ("x-github-event", "marketplace_purchase".to_owned()),
+            (GITHUB_EVENT, MARKETPLACE_PURCHASE.to_owned()),
         ]
     },
     id_prefix: "",
@@ -49,6 +50,10 @@ pub static PROVIDER: Provider = Provider {
 pub const GITHUB_SIGNATURE: &str = "x-hub-signature-256";
 /// GitHub's delivery id header.
 pub const GITHUB_DELIVERY: &str = "x-github-delivery";
+/// What GitHub names the kind of event in. It is not signed, and neither is the delivery's id.
+pub const GITHUB_EVENT: &str = "x-github-event";
+/// The kind of event that is about entitlements.
+const MARKETPLACE_PURCHASE: &str = "marketplace_purchase";
 
 impl Secret {
     /// Takes GitHub's secret, any text but a JSON object. A line feed at its end is no part of it.
@@ -169,12 +174,22 @@ impl Action {
     }
 }
 
-/// Reads a `marketplace_purchase` body. Unknown fields are ignored.
+/// Reads a delivery: JSON, or a form around it, as the listing's content type says. What is about something else than
+/// `marketplace_purchase` is not looked into. Unknown fields are ignored.
 ///
 /// # Errors
 /// [`PayloadError`] naming the field that is missing or mistyped.
-fn parse(delivery: &Verified<'_>) -> Result<WebhookEvent, PayloadError> {
-    let body = delivery.body();
+fn parse(delivery: &Verified<'_>, headers: &Headers) -> Result<WebhookEvent, PayloadError> {
+    match headers.get(GITHUB_EVENT).map(String::as_str) {
+        None | Some(MARKETPLACE_PURCHASE) => {}
+        Some("ping") => return Ok(ping()),
+        Some(event) => {
+            let reason = format!("unhandled GitHub event{}", payload::named(event));
+            return Ok(ignored(None, reason));
+        }
+    }
+    let json = of_form(delivery.body());
+    let body = json.as_deref().unwrap_or_else(|| delivery.body());
     let Delivery {
         action,
         effective_date,
@@ -238,8 +253,27 @@ fn other(body: &[u8]) -> Option<WebhookEvent> {
             let account_id = named.and_then(|named| account(&named.marketplace_purchase.account).ok());
             Some(unhandled(account_id, &action))
         }
-        None => other.zen.map(|_| ignored(None, "GitHub's ping".to_owned())),
+        None => other.zen.map(|_| ping()),
     }
+}
+
+/// The JSON in a body of `application/x-www-form-urlencoded`, which is GitHub's default. The body itself tells: it is what is
+/// signed.
+fn of_form(body: &[u8]) -> Option<Vec<u8>> {
+    if body.trim_ascii_start().starts_with(b"{") {
+        return None;
+    }
+    let mut fields = body.split(|byte| *byte == b'&');
+    let payload = fields.find_map(|field| field.strip_prefix(b"payload="))?;
+    let spaced: Vec<u8> = payload
+        .iter()
+        .map(|byte| if *byte == b'+' { b' ' } else { *byte })
+        .collect();
+    Some(percent_decode(&spaced).collect())
+}
+
+fn ping() -> WebhookEvent {
+    ignored(None, "GitHub's ping".to_owned())
 }
 
 fn account(account: &Numbered) -> Result<AccountId, PayloadError> {

@@ -275,7 +275,7 @@ impl Kind {
 ///
 /// # Errors
 /// [`PayloadError`] naming the field that is missing or mistyped.
-fn parse(delivery: &Verified<'_>) -> Result<WebhookEvent, PayloadError> {
+fn parse(delivery: &Verified<'_>, _headers: &Headers) -> Result<WebhookEvent, PayloadError> {
     let body = delivery.body();
     let envelope: Envelope<'_> = match payload::read(body) {
         Ok(envelope) => envelope,
