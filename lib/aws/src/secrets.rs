@@ -16,7 +16,7 @@ use crate::clients::{Sdk, explain};
 
 /// How long a secret is kept before it is read again; a rotation is seen within this time.
 const KEEP: Duration = Duration::from_secs(300);
-/// How often a sender's secrets are read again for a signature that none of them fits, at most: whoever posts forged
+/// How old a sender's secrets must be to be read again for a signature that none of them fits: whoever posts forged
 /// signatures causes no more reads than that.
 const READ_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// How many versions that hold one value are looked behind for the value before it.
@@ -64,8 +64,6 @@ pub struct Secrets {
     client: Client,
     current: Kept<String>,
     staged: Kept<Staged>,
-    /// When a sender's secrets were last read for a signature that fitted none, by id.
-    read_again: Mutex<HashMap<String, Instant>>,
 }
 
 /// What was read of each secret, by its id.
@@ -146,7 +144,6 @@ impl Secrets {
             client: sdk.secrets(),
             current: Kept::default(),
             staged: Kept::default(),
-            read_again: Mutex::default(),
         }
     }
 
@@ -186,7 +183,7 @@ impl Secrets {
         self.read_with(id, KEEP, read).await
     }
 
-    /// The same, read again unless that was done for this within the last seconds: for a signature that fits none of those that are
+    /// The same, read again unless that was done within the last seconds: for a signature that fits none of those that are
     /// kept, as one does that was made with a value put since.
     ///
     /// # Errors
@@ -196,16 +193,7 @@ impl Secrets {
         id: &str,
         read: fn(&str) -> Result<Secret, SecretError>,
     ) -> Result<Vec<Secret>, SecretsError> {
-        let again = {
-            let mut last = self.read_again.lock().unwrap_or_else(PoisonError::into_inner);
-            let due = last.get(id).is_none_or(|last| last.elapsed() >= READ_AGAIN_AFTER);
-            if due {
-                last.insert(id.to_owned(), Instant::now());
-            }
-            due
-        };
-        let keep = if again { Duration::ZERO } else { KEEP };
-        self.read_with(id, keep, read).await
+        self.read_with(id, READ_AGAIN_AFTER, read).await
     }
 
     async fn read_with(
