@@ -173,15 +173,6 @@ impl Entitlement {
             TaskOutcome::Answered { record, pace } => {
                 let (account, change) = (task.event.account_id.as_str(), task.event.change.name());
                 info!(account, change, status = record.status, "answered");
-                if record.status == 422 {
-                    // Its sender does not know what to do: a person has to, and then have it delivered again.
-                    telemetry::count(
-                        "entitlement",
-                        "event_refused",
-                        ("provider", task.asked.provider.as_str()),
-                    );
-                    error!(account, change, receipt = record.receipt, "refused");
-                }
                 self.pace(pace).await;
                 return Ok(Some(record));
             }

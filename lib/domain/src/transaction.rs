@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
 use receipts::ledger::{Head, Sealed};
 use receipts::receipt::Draft;
 use serde::{Deserialize, Serialize};
@@ -50,7 +49,7 @@ pub struct Account {
     pub actions: BTreeMap<ActionId, Action>,
     /// Those of them that stand in the tenant's own table.
     pub own_actions: BTreeSet<ActionId>,
-    /// What is kept of the delivery asked for: its answer, or that it is being carried out.
+    /// The delivery asked for, if it was answered before.
     pub delivery: Option<DeliveryRecord>,
     /// The receipts asked for that were appended before.
     pub once: BTreeSet<Uuid>,
@@ -59,12 +58,6 @@ pub struct Account {
 }
 
 impl Account {
-    /// The answer to the delivery that was asked for, if it has one.
-    #[must_use]
-    pub fn answer(&self) -> Option<&DeliveryRecord> {
-        self.delivery.as_ref().filter(|record| !record.is_claim())
-    }
-
     /// An account that nothing is known of.
     #[must_use]
     pub fn unknown(partition: &Partition) -> Self {
@@ -138,8 +131,6 @@ pub struct DeliveryPlan {
     pub status: u16,
     /// Which of the plan's drafts is the receipt.
     pub draft: usize,
-    /// The receipt of the record that this one takes the place of, which must still be there; none where there was no record.
-    pub replaces: Option<String>,
 }
 
 impl Committed {
@@ -160,64 +151,11 @@ impl DeliveryPlan {
             body_sha256: asked.body_sha256.clone(),
             status,
             draft: 0,
-            replaces: None,
-        }
-    }
-
-    /// Makes a delivery's id that of its body, before anything is done: there is no answer yet.
-    #[must_use]
-    pub fn claim(asked: &DeliveryRef) -> Self {
-        Self::of(asked, CLAIMED)
-    }
-
-    /// What is kept of it, once the plan's receipts are sealed.
-    #[must_use]
-    pub fn record(&self, sealed: &[Sealed]) -> DeliveryRecord {
-        DeliveryRecord {
-            key: self.key.clone(),
-            body_sha256: self.body_sha256.clone(),
-            status: self.status,
-            receipt: sealed
-                .get(self.draft)
-                .map(|sealed| sealed.line.clone())
-                .unwrap_or_default(),
-        }
-    }
-
-    /// In place of the record that was read, if there was one.
-    #[must_use]
-    pub fn over(self, record: Option<&DeliveryRecord>) -> Self {
-        Self {
-            replaces: record.map(|record| record.receipt.clone()),
-            ..self
         }
     }
 }
 
-/// The status of a delivery that is being carried out, as HTTP names it (RFC 2518, section 10.1).
-const CLAIMED: u16 = 102;
-
 impl DeliveryRecord {
-    /// Whether there is no answer yet: the delivery is being carried out, or is to be posted again.
-    #[must_use]
-    pub fn is_claim(&self) -> bool {
-        self.status == CLAIMED
-    }
-
-    /// When a delivery came that changed nothing, as it was refused or ignored: what changed meanwhile may have it carried
-    /// out. `None` for all others.
-    #[must_use]
-    pub fn changed_nothing_at(&self) -> Option<Timestamp> {
-        #[derive(Deserialize)]
-        struct Left {
-            operation: String,
-            occurred_at: Timestamp,
-        }
-        let left: Left = serde_json::from_str(&self.receipt).ok()?;
-        let nothing = self.status == 422 || left.operation == "webhook_ignored";
-        nothing.then_some(left.occurred_at)
-    }
-
     /// The answer to a delivery that was given with these receipts.
     #[must_use]
     pub fn of(asked: &DeliveryRef, status: u16, sealed: &[Sealed]) -> Self {

@@ -157,9 +157,6 @@ impl Store {
         if let Some(tenant) = &plan.tenant {
             after.tenant = Some(tenant.clone());
         }
-        if let Some(delivery) = &plan.delivery {
-            after.delivery = Some(delivery.record(&appended.sealed));
-        }
         for action in &plan.actions {
             after.actions.insert(action.action_id.clone(), action.clone());
             let new = !account.actions.contains_key(&action.action_id);

@@ -6,7 +6,7 @@ use aws_sdk_dynamodb::types::{ConditionCheck, Put, TransactWriteItem};
 use domain::action::{Action, ActionState};
 use domain::names::Partition;
 use domain::tenant::{Tables, Tenant};
-use domain::transaction::{Account, DeliveryPlan};
+use domain::transaction::{Account, DeliveryPlan, DeliveryRecord};
 use jiff::Timestamp;
 use receipts::ledger::{Head, Sealed};
 
@@ -338,7 +338,13 @@ impl Store {
         sealed: &[Sealed],
         now: Timestamp,
     ) -> Result<TransactWriteItem, StoreError> {
-        let record = plan.record(sealed);
+        let receipt = sealed.get(plan.draft).map(|s| s.line.clone()).unwrap_or_default();
+        let record = DeliveryRecord {
+            key: plan.key.clone(),
+            body_sha256: plan.body_sha256.clone(),
+            status: plan.status,
+            receipt,
+        };
         let expires = now
             .as_second()
             .saturating_add(DELIVERY_KEPT_SECONDS)
@@ -348,17 +354,13 @@ impl Store {
             ("expires_at".to_owned(), number(expires)),
         ];
         let filed = delivery_partition(&plan.key);
-        let (condition, values) = match &plan.replaces {
-            None => ("attribute_not_exists(sk)", Item::new()),
-            Some(receipt) => (
-                "delivery.receipt = :receipt AND delivery.body_sha256 = :body",
-                Item::from([
-                    (":receipt".to_owned(), text(receipt)),
-                    (":body".to_owned(), text(&plan.body_sha256)),
-                ]),
-            ),
-        };
-        self.put(&filed, WEBHOOK, fields.into(), condition, values)
+        self.put(
+            &filed,
+            WEBHOOK,
+            fields.into(),
+            "attribute_not_exists(sk)",
+            Item::new(),
+        )
     }
 }
 

@@ -84,7 +84,7 @@ pub struct LookedUp {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
     /// The delivery id came before with another body.
-    #[error("delivery {delivery_id} came before with another body")]
+    #[error("delivery {delivery_id} was answered before with another body")]
     DeliveryReused { delivery_id: String },
     /// The account can take no event now: its sender has to come back.
     #[error("{reason}")]
@@ -146,14 +146,8 @@ pub fn apply_event(
             return Ok((Plan::default(), Applied::Waits));
         };
         tenant = Some(rest);
-    }
-    let before = match task.waited {
-        true => None,
-        false => answered_before(&task.asked, account)?,
-    };
-    let first_came = before.as_ref().and_then(DeliveryRecord::changed_nothing_at);
-    if let Some(record) = before.as_ref().filter(|_| first_came.is_none()) {
-        return Ok((Plan::default(), Applied::AnsweredBefore(record.clone())));
+    } else if let Some(record) = answered_before(&task.asked, account.delivery.as_ref())? {
+        return Ok((Plan::default(), Applied::AnsweredBefore(record)));
     }
     // Of a task that waited, the tenant is written without it whatever is decided.
     let rest = tenant
@@ -173,29 +167,16 @@ pub fn apply_event(
         };
         let plan = Plan {
             drafts: vec![Draft::new(receipt_id, account_id, payload, now).under(policy_hash)],
-            delivery: (!task.waited)
-                .then(|| DeliveryPlan::of(&task.asked, status).over(account.delivery.as_ref())),
+            delivery: (!task.waited).then(|| DeliveryPlan::of(&task.asked, status)),
             ..Plan::tenant(tenant)
         };
         (plan, applied)
     };
-    let mut context = task.context(looked_up);
-    if let Some(first_came) = first_came {
-        // It is decided anew, and stands where it stood.
-        context.received_at = first_came;
-    }
+    let context = task.context(looked_up);
     let decision = match looked_up.unknown {
         None => decide(tenant.as_ref(), &context, around, now),
         Some(reason) => keep(tenant.as_ref(), &context, around, now, reason),
     };
-    let again = match &decision {
-        Decision::Ignore { .. } => Some(200),
-        Decision::Refuse { .. } => Some(422),
-        _ => None,
-    };
-    if let Some(record) = before.filter(|record| Some(record.status) == again) {
-        return Ok((Plan::default(), Applied::AnsweredBefore(record)));
-    }
     Ok(match decision {
         Decision::Ignore { reason, tenant } => answer(200, tenant.or(rest), ignored(reason, &task.asked), ""),
         Decision::Refuse { step, reason } => answer(422, rest, failed(&context, step, reason), ""),
@@ -213,9 +194,6 @@ pub fn apply_event(
             let plan = Plan {
                 // Whose the queue is must be known before there is one.
                 queue: Some(tenant.fsm_id.clone()),
-                // Nor may another body come under the same id while it is made.
-                delivery: (!task.waited)
-                    .then(|| DeliveryPlan::claim(&task.asked).over(account.delivery.as_ref())),
                 ..Plan::tenant(Some(*tenant))
             };
             (plan, Applied::Begun)
@@ -272,23 +250,26 @@ pub fn ignore(
     asked: &DeliveryRef,
     draft: &Draft,
 ) -> Result<(Plan, Option<DeliveryRecord>), ApplyError> {
-    if let Some(record) = answered_before(asked, account)? {
+    if let Some(record) = answered_before(asked, account.delivery.as_ref())? {
         return Ok((Plan::default(), Some(record)));
     }
     let plan = Plan {
-        delivery: Some(DeliveryPlan::of(asked, 200).over(account.delivery.as_ref())),
+        delivery: Some(DeliveryPlan::of(asked, 200)),
         ..Plan::append(draft.clone())
     };
     Ok((plan, None))
 }
 
 /// What was answered to this delivery before, if it was.
-fn answered_before(asked: &DeliveryRef, account: &Account) -> Result<Option<DeliveryRecord>, ApplyError> {
-    match &account.delivery {
+fn answered_before(
+    asked: &DeliveryRef,
+    record: Option<&DeliveryRecord>,
+) -> Result<Option<DeliveryRecord>, ApplyError> {
+    match record {
         Some(record) if record.body_sha256 != asked.body_sha256 => Err(ApplyError::DeliveryReused {
             delivery_id: asked.delivery_id.clone(),
         }),
-        _ => Ok(account.answer().cloned()),
+        other => Ok(other.cloned()),
     }
 }
 

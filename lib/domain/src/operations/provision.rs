@@ -58,10 +58,10 @@ pub fn activate(
     };
     let draft = draft(receipt_id, saga, payload, &after, now).under(&held.policy.hash);
     // Of an event that waited, the sender has an answer already.
-    let unanswered = !saga.waited && account.answer().is_none();
+    let unanswered = !saga.waited && account.delivery.is_none();
     let plan = Plan {
         drafts: vec![draft],
-        delivery: unanswered.then(|| DeliveryPlan::of(&saga.asked, 200).over(account.delivery.as_ref())),
+        delivery: unanswered.then(|| DeliveryPlan::of(&saga.asked, 200)),
         ..Plan::tenant(Some(after))
     };
     (plan, true)
@@ -139,11 +139,10 @@ pub fn close_failed(
         undone: names_of(&saga, &failure, undone),
     };
     let draft = draft(receipt_id, &saga, payload, &after, now);
-    let unanswered = status.filter(|_| !saga.waited && account.answer().is_none());
+    let unanswered = status.filter(|_| !saga.waited && account.delivery.is_none());
     let plan = Plan {
         drafts: vec![draft],
-        delivery: unanswered
-            .map(|status| DeliveryPlan::of(&saga.asked, status).over(account.delivery.as_ref())),
+        delivery: unanswered.map(|status| DeliveryPlan::of(&saga.asked, status)),
         ..Plan::tenant(Some(after))
     };
     (plan, Some(Undone { failure, status }))

@@ -132,10 +132,10 @@ impl Memory {
         if plan.once.iter().any(|id| kept.once.contains(id)) {
             return Some("the receipt was appended before");
         }
-        let known = |key: &String| self.deliveries.get(key).map(|record| record.receipt.clone());
+        let answered = |key: &String| self.deliveries.contains_key(key);
         plan.delivery
             .as_ref()
-            .is_some_and(|delivery| known(&delivery.key) != delivery.replaces)
+            .is_some_and(|delivery| answered(&delivery.key))
             .then_some("the delivery was answered")
     }
 
@@ -199,9 +199,14 @@ impl Memory {
             kept.ledger.extend(appended.sealed.iter().cloned());
         }
         if let Some(delivery) = &plan.delivery {
-            let record = delivery.record(&appended.sealed);
-            self.deliveries.insert(delivery.key.clone(), record.clone());
-            account.delivery = Some(record);
+            let receipt = appended.sealed.get(delivery.draft);
+            let record = DeliveryRecord {
+                key: delivery.key.clone(),
+                body_sha256: delivery.body_sha256.clone(),
+                status: delivery.status,
+                receipt: receipt.map(|sealed| sealed.line.clone()).unwrap_or_default(),
+            };
+            self.deliveries.insert(delivery.key.clone(), record);
         }
         let committed = Committed {
             account,
