@@ -316,18 +316,26 @@ class OutputsAreTheEnvironment(unittest.TestCase):
         self.assertEqual(variables - outputs - self.OWN, set())
 
 
-class EscalationsAlarms(unittest.TestCase):
-    """Each function that can escalate an action is heard."""
+class Alarms(unittest.TestCase):
+    """Each function that can escalate an action, or turn a customer's event away, is heard."""
 
-    def test_all_are_heard(self):
+    def heard(self, metric):
         template = plain(cfn_yaml.load(str(TEMPLATE)))
         alarms = [r["Properties"] for r in template["Resources"].values() if r["Type"] == "AWS::CloudWatch::Alarm"]
-        heard = {a["Dimensions"][0]["Value"] for a in alarms if a["MetricName"] == "action_escalated"}
-        counted = re.compile(r'count\(\s*"(\w+)",\s*"action_escalated"')
+        return {a["Dimensions"][0]["Value"] for a in alarms if a["MetricName"] == metric}
+
+    def test_all_are_heard(self):
         functions = TEMPLATE.parent.parent / "functions"
-        telling = {name for source in functions.rglob("*.rs") for name in counted.findall(source.read_text())}
-        self.assertIn("governor", telling)
-        self.assertEqual(telling, heard)
+        for metric, one in [("action_escalated", "governor"), ("delivery_refused", "entitlement"),
+                            ("delivery_turned_away", "entitlement")]:
+            counted = re.compile(rf'count\(\s*"(\w+)",\s*"{metric}"')
+            telling = {name for source in functions.rglob("*.rs") for name in counted.findall(source.read_text())}
+            self.assertIn(one, telling)
+            self.assertEqual(telling, self.heard(metric), metric)
+
+    def test_a_secret_that_cannot_be_used_is_heard(self):
+        # Both functions that take webhooks count it, in lib/aws/src/webhooks.rs.
+        self.assertEqual(self.heard("webhook_secret_unusable"), {"entitlement", "cancel"})
 
 
 class CallsFitIntoAnInvocation(unittest.TestCase):

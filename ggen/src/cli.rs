@@ -7,7 +7,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    action, archive, audit, canonicalize, checkpoint, escalations, export_receipts, handler, hash, keys,
+    action, archive, audit, canonicalize, checkpoint, deliveries, escalations, export_receipts, handler, hash, keys,
     policy, prove, redrive, resolve, scale, send_signal, switches, tenants, verify_archive, verify_receipt,
     webhook,
 };
@@ -28,6 +28,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
         "Operate a stack",
         &[
             "tenants",
+            "deliveries",
             "send-signal",
             "action",
             "escalations",
@@ -82,6 +83,9 @@ pub enum Command {
     Canonicalize(canonicalize::CanonicalizeArgs),
     /// Sign a checkpoint of a ledger, or prove that it continues an older one
     Checkpoint(checkpoint::CheckpointArgs),
+    /// Show what marketplaces posted that changed nothing, and try it again
+    #[command(subcommand)]
+    Deliveries(deliveries::DeliveriesCommand),
     /// List the actions that wait for a person
     Escalations(escalations::EscalationsArgs),
     /// Export the receipts of a tenant, or of the system, in order
@@ -133,6 +137,7 @@ impl Command {
             Self::Audit(args) => audit::run(&args, out)?,
             Self::Canonicalize(args) => canonicalize::run(&args, out)?,
             Self::Checkpoint(args) => checkpoint::run(&args, out)?,
+            Self::Deliveries(command) => deliveries::run(&command, out)?,
             Self::Escalations(args) => escalations::run(&args, out)?,
             Self::ExportReceipts(args) => export_receipts::run(&args, out)?,
             Self::Handler(args) => handler::run(&args, out)?,

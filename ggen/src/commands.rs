@@ -5,6 +5,7 @@ pub mod archive;
 pub mod audit;
 pub mod canonicalize;
 pub mod checkpoint;
+pub mod deliveries;
 pub mod escalations;
 pub mod export_receipts;
 pub mod handler;

@@ -1,11 +1,15 @@
 //! GitHub Marketplace's own deliveries.
 
+use std::time::{Duration, Instant};
+
 use domain::webhook::providers::github::{GITHUB_DELIVERY, GITHUB_EVENT, GITHUB_SIGNATURE};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::life::gone;
+use crate::logs::log;
 use crate::webhooks::Delivery;
-use crate::world::{PLAN, SKU, World, alongside, operation, unique};
+use crate::world::{PATIENCE, PLAN, SKU, SOON, World, alongside, eventually, operation, unique};
 
 const PURCHASED: &str = include_str!("../fixtures/github/purchased.json");
 const FORM: &str = include_str!("../fixtures/github/purchased.urlencoded");
@@ -235,4 +239,199 @@ async fn a_slash_at_the_end_of_the_path_is_no_other_path() {
     }
     let nowhere = Delivery::github(world.env, purchased(account()).to_string()).to("/webhooks/github/x");
     assert_eq!(world.post(&nowhere).await.status, 404);
+}
+
+/// A SKU whose plan GitHub knows by an id that nobody else uses: what a policy that is deployed later says.
+fn another_plan() -> (String, u64, String) {
+    let (sku, plan) = (unique("github-sku"), account());
+    let aliased = format!("{sku}\naliases:\n  - {{ provider: github, plan_id: \"{plan}\" }}");
+    (sku, plan, aliased)
+}
+
+fn of_plan(github_id: u64, plan: u64) -> String {
+    let mut body = purchased(github_id);
+    body["marketplace_purchase"]["plan"]["id"] = json!(plan);
+    body.to_string()
+}
+
+/// A plan that is sold before its policy is deployed: the delivery waits for a person, and is neither lost nor refused for
+/// ever.
+#[tokio::test]
+async fn a_purchase_refused_for_want_of_a_policy_is_tried_again() {
+    let world = alongside().await;
+    let (sku, plan, aliased) = another_plan();
+    let redelivered = Delivery::github(world.env, of_plan(account(), plan));
+    let retried = Delivery::github(world.env, of_plan(account(), plan));
+    let id_of = |delivery: &Delivery| format!("github#{}", delivery.header(GITHUB_DELIVERY));
+    for delivery in [&redelivered, &retried] {
+        let answer = world.post(delivery).await;
+        assert_eq!(answer.status, 422, "{answer:?}");
+    }
+    // A person sees both, with the reason.
+    let listed = world
+        .ggen(&["deliveries", "list", "--answer", "refused", "--format", "json"])
+        .await;
+    assert_eq!(listed.code, Some(1), "{listed:?}");
+    let listed = listed.json();
+    let listed = listed["deliveries"].as_array().unwrap();
+    for delivery in [&redelivered, &retried] {
+        let id = id_of(delivery);
+        let line = listed.iter().find(|line| line["delivery"] == id.as_str());
+        let line = line.unwrap_or_else(|| panic!("{id} is not among {listed:?}"));
+        assert_eq!(
+            (&line["status"], &line["change"]),
+            (&json!(422), &json!("purchase"))
+        );
+        assert!(
+            line["reason"].as_str().unwrap().contains(&plan.to_string()),
+            "{line}"
+        );
+    }
+    // And is told: by a metric that has an alarm, and a line that says of what.
+    for shows in ["\"delivery_refused\":1", &id_of(&retried)] {
+        eventually(&format!("the log to show {shows}"), SOON, || async {
+            let log = log(&world, &world.env.entitlement).await;
+            let shown = log.iter().any(|line| line.contains(shows));
+            shown.then_some(()).ok_or_else(|| format!("{} lines", log.len()))
+        })
+        .await;
+    }
+    let again = world
+        .ggen(&["deliveries", "retry", &id_of(&retried), "--format", "jsonl"])
+        .await;
+    assert_eq!(
+        (again.code, again.json()["status"].as_u64()),
+        (Some(1), Some(422)),
+        "{again:?}"
+    );
+
+    world.deploy_fixture("pool.yaml", &[("pool-sku", &aliased)]).await;
+    // GitHub's own "Redeliver": the same id, the same body.
+    let answer = world.post(&redelivered).await;
+    assert_eq!(
+        (answer.status, operation(&answer.json())),
+        (200, "entitlement_active"),
+        "{answer:?}"
+    );
+    assert_eq!(answer.json()["sku_id"], sku.as_str());
+    assert_eq!(
+        world.post(&redelivered).await,
+        answer,
+        "from now on the answer stands"
+    );
+    // Or nobody posts it, and it is carried out from what was kept of it.
+    let done = world
+        .ggen(&["deliveries", "retry", &id_of(&retried), "--format", "jsonl"])
+        .await;
+    assert_eq!(
+        (done.code, done.json()["status"].as_u64()),
+        (Some(0), Some(200)),
+        "{done:?}"
+    );
+    let answer = world.post(&retried).await;
+    assert_eq!(
+        (answer.status, operation(&answer.json())),
+        (200, "entitlement_active"),
+        "{answer:?}"
+    );
+    let again = world.ggen(&["deliveries", "retry", &id_of(&retried)]).await;
+    assert_eq!(
+        again.code,
+        Some(1),
+        "what is carried out is not tried again: {again:?}"
+    );
+    let shown = world
+        .ggen(&["deliveries", "show", &id_of(&retried), "--format", "json"])
+        .await
+        .json();
+    assert_eq!(
+        (&shown["state"], &shown["status"]),
+        (&json!("carried out"), &json!(200)),
+        "{shown}"
+    );
+    let unknown = world
+        .ggen(&["deliveries", "show", "github#nobody-posted-this"])
+        .await;
+    assert_eq!(unknown.code, Some(1), "{unknown:?}");
+}
+
+/// One id with four bodies at once: one is carried out, and nothing of the others.
+#[tokio::test]
+async fn of_four_bodies_under_one_id_one_is_carried_out() {
+    let world = alongside().await;
+    let accounts: Vec<u64> = (0..4).map(|_| account()).collect();
+    let id = unique("delivery");
+    let mut posting = JoinSet::new();
+    for github_id in accounts.clone() {
+        let world = world.clone();
+        let delivery =
+            Delivery::github(world.env, purchased(github_id).to_string()).with(GITHUB_DELIVERY, &id);
+        posting.spawn(async move { (github_id, delivery.clone(), world.post(&delivery).await) });
+    }
+    let answers = posting.join_all().await;
+    let statuses = |of: u16| answers.iter().filter(|(.., answer)| answer.status == of).count();
+    assert_eq!((statuses(200), statuses(409)), (1, 3), "{answers:?}");
+    for (github_id, delivery, answer) in &answers {
+        let ledger = world.ledger(&format!("github-{github_id}")).await;
+        let expected: &[&str] = if answer.status == 200 {
+            &["entitlement_active"]
+        } else {
+            &[]
+        };
+        assert_eq!(ledger.operations(), expected);
+        assert_eq!(
+            world.post(delivery).await.status,
+            answer.status,
+            "and so it stays"
+        );
+        let kept = world.table_items(&format!("github-{github_id}")).await;
+        assert_eq!(
+            kept == 0,
+            answer.status == 409,
+            "{kept} items of an account that was refused"
+        );
+    }
+}
+
+/// GitHub hangs up after ten seconds. A plan with tables of its own may take longer, and goes on after the answer.
+#[tokio::test]
+async fn what_takes_longer_than_github_waits_goes_on_after_the_answer() {
+    let world = alongside().await;
+    let (_, plan, aliased) = another_plan();
+    world
+        .deploy_fixture("dedicated.yaml", &[("dedicated-sku", &aliased)])
+        .await;
+    let github_id = account();
+    let customer = format!("github-{github_id}");
+    let queue = format!("-t-{}", &customer[..16]);
+    let slow = json!({ "mode": "delay", "ms": 4000, "operation": "DescribeTable", "contains": queue });
+    let rule = format!("dynamodb/slow-{customer}");
+    world.rule(&rule, slow).await;
+    let purchase = Delivery::github(world.env, of_plan(github_id, plan));
+    let began = Instant::now();
+    let answer = world.post(&purchase).await;
+    let waited = began.elapsed();
+    world.mend(&rule).await;
+    assert_eq!(
+        (answer.status, &answer.json()["status"]),
+        (202, &json!("provisioning")),
+        "{answer:?}"
+    );
+    assert!(
+        waited < Duration::from_secs(9),
+        "GitHub would have waited for {waited:?}"
+    );
+    let ledger = eventually("the entitlement to be active", PATIENCE, || async {
+        let ledger = world.ledger(&customer).await;
+        if ledger.lines.is_empty() {
+            Err("nothing yet".to_owned())
+        } else {
+            Ok(ledger)
+        }
+    })
+    .await;
+    assert_eq!(ledger.operations(), ["entitlement_active"]);
+    let answer = world.post(&purchase).await;
+    assert_eq!((answer.status, &answer.body), (200, &ledger.lines[0]));
+    assert_eq!(world.ledger(&customer).await.lines, ledger.lines);
 }

@@ -108,7 +108,7 @@ async fn no_secret_no_body_and_no_address_is_logged() {
 }
 
 /// A function's log, as CloudWatch Logs has it.
-async fn log(world: &World, function: &str) -> Vec<String> {
+pub(crate) async fn log(world: &World, function: &str) -> Vec<String> {
     let (mut lines, mut token) = (Vec::new(), Value::Null);
     loop {
         let mut ask = json!({ "logGroupName": format!("/aws/lambda/{function}"), "limit": 10_000 });

@@ -13,7 +13,7 @@ pub(crate) const CANCEL: &str = "/webhooks/cancel";
 pub(crate) const GITHUB: &str = "/webhooks/github";
 
 /// A delivery, ready to be posted any number of times.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(crate) struct Delivery {
     path: &'static str,
     headers: Vec<(&'static str, String)>,

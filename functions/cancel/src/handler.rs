@@ -10,7 +10,7 @@ use aws::log::Log;
 use aws::queues::{Messages, QueueError, Teardown, TenantQueues};
 use aws::registry::Registry;
 use aws::secrets::Secrets;
-use aws::store::Store;
+use aws::store::{Store, TurnedAwayAs};
 use aws::tables::TenantTables;
 use aws::webhooks::Webhooks;
 use aws::{clients, telemetry};
@@ -121,7 +121,17 @@ impl Cancel {
         let task = Task::delivered(event, asked, now);
         match self.decommissioner.entitlements.take(&signer, &task, now).await? {
             // A mapping of a tenant that lives on follows its plans at the next repair: this function may not change it.
-            TaskOutcome::Answered { record, .. } => Ok(record),
+            TaskOutcome::Answered { record, .. } => {
+                if TurnedAwayAs::of(record.status) == TurnedAwayAs::Refused {
+                    telemetry::count("cancel", "delivery_refused", ("provider", &task.asked.provider));
+                    let delivery = task.asked.key();
+                    error!(
+                        delivery,
+                        "refused; `ggen deliveries` shows why, and tries it again"
+                    );
+                }
+                Ok(record)
+            }
             // A cancellation begins nothing, and does not wait before it is kept.
             TaskOutcome::Begun { .. } | TaskOutcome::Waits => {
                 Err(Problem::unavailable("the account is being changed; retry later"))

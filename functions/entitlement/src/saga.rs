@@ -133,7 +133,7 @@ impl Provisioner {
             .as_ref()
             .and_then(|tenant| Some((tenant, tenant.provisioning.as_ref()?)));
         let Some((tenant, saga)) = under_way.map(|(tenant, saga)| (tenant.clone(), saga.clone())) else {
-            return Ok(SagaOutcome::ByAnother(account.delivery));
+            return Ok(SagaOutcome::ByAnother(account.answer()));
         };
         let partition = account.partition.clone();
         let failure = match &saga.failure {
@@ -413,7 +413,7 @@ impl Provisioner {
             );
             self.back(begun, saga, &mut Vec::new()).await?;
         }
-        Ok(SagaOutcome::ByAnother(account.delivery))
+        Ok(SagaOutcome::ByAnother(account.answer()))
     }
 
     /// Commits that everything is undone. An event whose sender does not post it again is kept, and tried later.
@@ -432,7 +432,7 @@ impl Provisioner {
         let keys = provision::keys(saga);
         let (committed, closed) = store.transact(signer, partition, &keys, None, close).await?;
         let Some(Undone { failure, status }) = closed else {
-            return Ok(SagaOutcome::ByAnother(committed.account.delivery));
+            return Ok(SagaOutcome::ByAnother(committed.account.answer()));
         };
         telemetry::count("entitlement", "entitlement_failed", ("step", failure.step.name()));
         Ok(SagaOutcome::Undone {

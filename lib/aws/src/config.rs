@@ -239,6 +239,8 @@ variables! {
     DECOMMISSION_QUEUE_URL = "DECOMMISSION_QUEUE_URL";
     /// Name of the entitlement function.
     ENTITLEMENT_FUNCTION = "ENTITLEMENT_FUNCTION";
+    /// Name of the function that runs, which Lambda sets.
+    AWS_LAMBDA_FUNCTION_NAME = "AWS_LAMBDA_FUNCTION_NAME";
     /// Name of the policy-upgrade function.
     POLICY_UPGRADE_FUNCTION = "POLICY_UPGRADE_FUNCTION";
     /// Name of the checkpoint function.

@@ -237,8 +237,12 @@ impl Entitlements {
             let plan = apply_event::postpone(account, task, &problem.detail, receipt_id, now);
             Ok::<_, StoreError>((plan, ()))
         };
+        let keys = Keys {
+            delivery: Some(task.asked.key()),
+            ..Keys::default()
+        };
         self.store
-            .transact(signer, &partition, &Keys::default(), None, postpone)
+            .transact(signer, &partition, &keys, None, postpone)
             .await?;
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Secrets, from Secrets Manager only, kept for five minutes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,9 +16,10 @@ use crate::clients::{Sdk, explain};
 
 /// How long a secret is kept before it is read again; a rotation is seen within this time.
 const KEEP: Duration = Duration::from_secs(300);
-/// How old a sender's secrets must be to be read again for a signature that none of them fits: whoever posts forged
-/// signatures causes no more reads than that.
-const READ_AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// How often a sender's secrets are read before their time, for signatures that none of them fits: so often within
+/// [`AGAIN_WITHIN`], however many forged ones are posted.
+const READS_AGAIN: usize = 10;
+const AGAIN_WITHIN: Duration = Duration::from_secs(60);
 /// How many versions that hold one value are looked behind for the value before it.
 const LOOK_BEHIND: usize = 10;
 
@@ -70,7 +71,30 @@ pub struct Secrets {
 struct Kept<T>(Mutex<HashMap<String, Arc<Slot<T>>>>);
 
 /// What was read of one secret, and when. Whoever reads it holds the lock: others wait for the same answer.
-type Slot<T> = tokio::sync::Mutex<Option<(Instant, T)>>;
+type Slot<T> = tokio::sync::Mutex<Held<T>>;
+
+struct Held<T> {
+    read: Option<(Instant, T)>,
+    /// When it was read before its time, of late.
+    again: VecDeque<Instant>,
+}
+
+impl<T> Default for Held<T> {
+    fn default() -> Self {
+        Self {
+            read: None,
+            again: VecDeque::new(),
+        }
+    }
+}
+
+impl<T: Clone> Held<T> {
+    async fn read<E>(&mut self, read: impl AsyncFnOnce() -> Result<T, E>) -> Result<T, E> {
+        let value = read().await?;
+        self.read = Some((Instant::now(), value.clone()));
+        Ok(value)
+    }
+}
 
 impl<T> Default for Kept<T> {
     fn default() -> Self {
@@ -79,26 +103,35 @@ impl<T> Default for Kept<T> {
 }
 
 impl<T: Clone> Kept<T> {
-    /// What was read of a secret less than `keep` ago, or else what is read now.
-    async fn get<E>(
-        &self,
-        id: &str,
-        keep: Duration,
-        read: impl AsyncFnOnce() -> Result<T, E>,
-    ) -> Result<T, E> {
-        let slot = {
-            let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(slots.entry(id.to_owned()).or_default())
-        };
-        let mut kept = slot.lock().await;
-        if let Some((at, value)) = &*kept
-            && at.elapsed() < keep
+    fn slot(&self, id: &str) -> Arc<Slot<T>> {
+        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(slots.entry(id.to_owned()).or_default())
+    }
+
+    /// What is kept of a secret, or else what is read now.
+    async fn get<E>(&self, id: &str, read: impl AsyncFnOnce() -> Result<T, E>) -> Result<T, E> {
+        let slot = self.slot(id);
+        let mut held = slot.lock().await;
+        if let Some((at, value)) = &held.read
+            && at.elapsed() < KEEP
         {
             return Ok(value.clone());
         }
-        let value = read().await?;
-        *kept = Some((Instant::now(), value.clone()));
-        Ok(value)
+        held.read(read).await
+    }
+
+    /// What is read now, or what is kept where that was done too often of late.
+    async fn get_now<E>(&self, id: &str, read: impl AsyncFnOnce() -> Result<T, E>) -> Result<T, E> {
+        let slot = self.slot(id);
+        let mut held = slot.lock().await;
+        held.again.retain(|at| at.elapsed() < AGAIN_WITHIN);
+        if held.again.len() >= READS_AGAIN
+            && let Some((_, value)) = &held.read
+        {
+            return Ok(value.clone());
+        }
+        held.again.push_back(Instant::now());
+        held.read(read).await
     }
 
     fn forget(&self, id: &str) {
@@ -148,9 +181,7 @@ impl Secrets {
     }
 
     async fn text(&self, id: &str) -> Result<String, SecretsError> {
-        self.current
-            .get(id, KEEP, async || self.read_text(id).await)
-            .await
+        self.current.get(id, async || self.read_text(id).await).await
     }
 
     async fn read_text(&self, id: &str) -> Result<String, SecretsError> {
@@ -180,11 +211,12 @@ impl Secrets {
         id: &str,
         read: fn(&str) -> Result<Secret, SecretError>,
     ) -> Result<Vec<Secret>, SecretsError> {
-        self.read_with(id, KEEP, read).await
+        let staged = self.staged.get(id, async || self.read_staged(id).await);
+        of_staged(id, staged.await?, read)
     }
 
-    /// The same, read again unless that was done within the last seconds: for a signature that fits none of those that are
-    /// kept, as one does that was made with a value put since.
+    /// The same, read again unless that was done often of late: for a signature that fits none of those that are kept, as one
+    /// does that was made with a value put since.
     ///
     /// # Errors
     /// As [`Secrets::shared_with_sender`].
@@ -193,46 +225,19 @@ impl Secrets {
         id: &str,
         read: fn(&str) -> Result<Secret, SecretError>,
     ) -> Result<Vec<Secret>, SecretsError> {
-        self.read_with(id, READ_AGAIN_AFTER, read).await
-    }
-
-    async fn read_with(
-        &self,
-        id: &str,
-        keep: Duration,
-        read: fn(&str) -> Result<Secret, SecretError>,
-    ) -> Result<Vec<Secret>, SecretsError> {
-        let staged = self.staged.get(id, keep, async || self.read_staged(id).await);
-        let (current, previous) = staged.await?;
-        let Some(current) = current else {
-            return Ok(Vec::new());
-        };
-        let mut secrets = vec![read(&current).map_err(|source| webhook(id, source))?];
-        if let Some(previous) = previous {
-            match read(&previous) {
-                Ok(secret) => secrets.push(secret),
-                // It was never one that a sender could have signed with.
-                Err(e) => warn!(
-                    id,
-                    error = %e,
-                    "the previous value of a webhook secret cannot be used, and is left out"
-                ),
-            }
-        }
-        Ok(secrets)
+        let staged = self.staged.get_now(id, async || self.read_staged(id).await);
+        of_staged(id, staged.await?, read)
     }
 
     async fn read_staged(&self, id: &str) -> Result<Staged, SecretsError> {
         let (current, previous) = tokio::join!(self.version(id, CURRENT), self.version(id, PREVIOUS));
         let (current, previous) = (current?, previous?);
-        let mut versions: Vec<Version> = [current, previous]
-            .into_iter()
-            .flatten()
-            .filter_map(value_of)
-            .collect();
-        let Some(now) = versions.first().map(|current| current.value.clone()) else {
+        let Some(current) = current.and_then(value_of) else {
             return Ok((None, None));
         };
+        let now = current.value.clone();
+        let mut versions = vec![current];
+        versions.extend(previous.and_then(value_of));
         // Without an answer to these, the sender's new secret still counts: only the old one does not.
         match self.look_behind(id, &mut versions).await {
             Ok(changed_at) => {
@@ -430,6 +435,29 @@ impl Secrets {
     }
 }
 
+/// The secrets in the values that are current and were so before.
+fn of_staged(
+    id: &str,
+    (current, previous): Staged,
+    read: fn(&str) -> Result<Secret, SecretError>,
+) -> Result<Vec<Secret>, SecretsError> {
+    let Some(current) = current else {
+        return Ok(Vec::new());
+    };
+    let mut secrets = vec![read(&current).map_err(|source| webhook(id, source))?];
+    if let Some(previous) = previous {
+        match read(&previous) {
+            Ok(secret) => secrets.push(secret),
+            // It was never one that a sender could have signed with.
+            Err(_) => warn!(
+                id,
+                "the previous value of a webhook secret cannot be used, and is left out"
+            ),
+        }
+    }
+    Ok(secrets)
+}
+
 fn value_of(version: GetSecretValueOutput) -> Option<Version> {
     Some(Version {
         put_at: version.created_date.map_or(0, |at| at.secs()),
@@ -477,6 +505,28 @@ mod tests {
             replaced(&versions(newest_first), changed_at),
             expected,
             "{newest_first:?}"
+        );
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn forged_signatures_cause_few_reads() {
+        let (kept, reads) = (Kept::<usize>::default(), std::cell::Cell::new(0));
+        let read = async || {
+            reads.set(reads.get() + 1);
+            Ok::<_, ()>(reads.get())
+        };
+        assert_eq!(kept.get("a", read).await, Ok(1));
+        assert_eq!(kept.get("a", read).await, Ok(1), "it is kept");
+        for n in 0..READS_AGAIN {
+            assert_eq!(kept.get_now("a", read).await, Ok(n + 2));
+        }
+        for _ in 0..100 {
+            assert_eq!(kept.get_now("a", read).await, Ok(READS_AGAIN + 1), "it is kept");
+        }
+        assert_eq!(
+            kept.get_now("b", read).await,
+            Ok(READS_AGAIN + 2),
+            "another's is not"
         );
     }
 

@@ -17,10 +17,10 @@ use receipts::ledger::Head;
 use uuid::Uuid;
 
 pub use self::error::StoreError;
-pub use self::items::Item;
 use self::items::{
     HEAD, TENANT, WEBHOOK, action_sk, attribute, delivery_partition, escalation_sk, key, once_sk, text,
 };
+pub use self::items::{Item, TurnedAwayAs};
 pub use self::listings::ActionsCursor;
 use crate::clients::{Sdk, explain};
 use crate::config::Stack;

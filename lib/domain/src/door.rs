@@ -34,7 +34,7 @@ use crate::action::{Action, ActionState};
 use crate::admission::{Admissions, Enforcers, admit, held};
 use crate::control::Control;
 use crate::gate::{RefusalCode, Verdict};
-use crate::names::printable;
+use crate::names::{as_queues_take, printable};
 use crate::operations::append_once::append_once;
 use crate::signal::{ActionId, ActionIdError, Signal, SignalError};
 use crate::tenant::{Lifecycle, Tenant};
@@ -473,12 +473,7 @@ impl QueuedSignal {
     /// # Errors
     /// [`MessageTooLong`] when it has more than [`MAX_MESSAGE_BYTES`].
     pub fn message(&self) -> Result<String, MessageTooLong> {
-        // SQS takes the characters of XML 1.0 only. Of the others JSON escapes the controls; these two it need not, and
-        // they stand in strings only.
-        let message = serde_json::json!(self.signal)
-            .to_string()
-            .replace('\u{fffe}', "\\ufffe")
-            .replace('\u{ffff}', "\\uffff");
+        let message = as_queues_take(serde_json::json!(self.signal).to_string());
         match message.len() > MAX_MESSAGE_BYTES {
             true => Err(MessageTooLong),
             false => Ok(message),

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use receipts::ledger::{Head, Sealed};
 use receipts::receipt::Draft;
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,7 @@ use crate::names::Partition;
 use crate::provisioning::DeliveryRef;
 use crate::signal::ActionId;
 use crate::tenant::Tenant;
+use crate::webhook::event::EntitlementEvent;
 
 #[cfg(test)]
 pub(crate) mod memory;
@@ -49,7 +51,7 @@ pub struct Account {
     pub actions: BTreeMap<ActionId, Action>,
     /// Those of them that stand in the tenant's own table.
     pub own_actions: BTreeSet<ActionId>,
-    /// The delivery asked for, if it was answered before.
+    /// The delivery asked for, if it came before.
     pub delivery: Option<DeliveryRecord>,
     /// The receipts asked for that were appended before.
     pub once: BTreeSet<Uuid>,
@@ -58,6 +60,19 @@ pub struct Account {
 }
 
 impl Account {
+    /// Whether the delivery that was asked for has no answer that stands.
+    #[must_use]
+    pub fn unanswered(&self) -> bool {
+        let answer = self.delivery.as_ref();
+        answer.is_none_or(|record| !record.repeat.is_answered())
+    }
+
+    /// The answer to the delivery that was asked for; `None` as well while it is being carried out.
+    #[must_use]
+    pub fn answer(self) -> Option<DeliveryRecord> {
+        self.delivery.filter(|record| record.repeat != Repeat::UnderWay)
+    }
+
     /// An account that nothing is known of.
     #[must_use]
     pub fn unknown(partition: &Partition) -> Self {
@@ -122,7 +137,7 @@ impl Plan {
     }
 }
 
-/// The answer to a delivery, before its receipt is sealed.
+/// The answer to a delivery, before its receipt is sealed. It takes the place of the record that was read, if one was.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeliveryPlan {
     pub key: String,
@@ -131,6 +146,37 @@ pub struct DeliveryPlan {
     pub status: u16,
     /// Which of the plan's drafts is the receipt.
     pub draft: usize,
+    pub repeat: Repeat,
+}
+
+/// What a repeat of a delivery gets.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Repeat {
+    /// The same answer.
+    #[default]
+    Answered,
+    /// No answer yet: what it asks for is being made. Another body under its id is refused from now on.
+    UnderWay,
+    /// Another decision, as the one before changed nothing.
+    TurnedAway(Box<TurnedAway>),
+}
+
+impl Repeat {
+    fn is_answered(&self) -> bool {
+        *self == Self::Answered
+    }
+}
+
+/// A delivery that changed nothing, with what it takes to decide it anew. It holds no word of its body that was not understood.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TurnedAway {
+    pub asked: DeliveryRef,
+    /// When it came first: where its sender tells no time, this is its place among the others.
+    pub received_at: Timestamp,
+    pub reason: String,
+    /// What it says of an entitlement, if it does.
+    pub event: Option<EntitlementEvent>,
 }
 
 impl Committed {
@@ -143,6 +189,19 @@ impl Committed {
 }
 
 impl DeliveryPlan {
+    /// What is kept of the delivery, once these receipts stand.
+    #[must_use]
+    pub fn record(&self, sealed: &[Sealed]) -> DeliveryRecord {
+        let receipt = sealed.get(self.draft).map(|sealed| sealed.line.clone());
+        DeliveryRecord {
+            key: self.key.clone(),
+            body_sha256: self.body_sha256.clone(),
+            status: self.status,
+            receipt: receipt.unwrap_or_default(),
+            repeat: self.repeat.clone(),
+        }
+    }
+
     /// The answer to a delivery, with the plan's first receipt.
     #[must_use]
     pub fn of(asked: &DeliveryRef, status: u16) -> Self {
@@ -151,6 +210,25 @@ impl DeliveryPlan {
             body_sha256: asked.body_sha256.clone(),
             status,
             draft: 0,
+            repeat: Repeat::Answered,
+        }
+    }
+
+    /// The note that a delivery is being carried out, which has no answer yet. The status is for who finds one all the same.
+    #[must_use]
+    pub fn under_way(asked: &DeliveryRef) -> Self {
+        Self {
+            repeat: Repeat::UnderWay,
+            ..Self::of(asked, 202)
+        }
+    }
+
+    /// The answer to a delivery that changes nothing, so that a repeat is decided anew.
+    #[must_use]
+    pub fn turned_away(status: u16, delivery: TurnedAway) -> Self {
+        Self {
+            repeat: Repeat::TurnedAway(Box::new(delivery.clone())),
+            ..Self::of(&delivery.asked, status)
         }
     }
 }
@@ -164,6 +242,16 @@ impl DeliveryRecord {
             body_sha256: asked.body_sha256.clone(),
             status,
             receipt: sealed.first().map(|s| s.line.clone()).unwrap_or_default(),
+            repeat: Repeat::Answered,
+        }
+    }
+
+    /// What it says of a delivery that changed nothing.
+    #[must_use]
+    pub fn turned_away(&self) -> Option<&TurnedAway> {
+        match &self.repeat {
+            Repeat::TurnedAway(delivery) => Some(delivery),
+            Repeat::Answered | Repeat::UnderWay => None,
         }
     }
 }
@@ -187,6 +275,9 @@ pub struct DeliveryRecord {
     pub status: u16,
     /// The receipt it left.
     pub receipt: String,
+    /// What a repeat gets. Releases before this field gave the same answer.
+    #[serde(default, skip_serializing_if = "Repeat::is_answered")]
+    pub repeat: Repeat,
 }
 
 /// How long to wait at most after this attempt, from 1, in milliseconds: briefly at first, as most often one other

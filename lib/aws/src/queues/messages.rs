@@ -2,6 +2,8 @@
 
 use aws_sdk_sqs::types::{ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry};
 
+use domain::names::as_queues_take;
+
 use super::dead_letters::{LeftMessage, received};
 use super::{QueueError, call};
 use crate::clients::{Sdk, explain};
@@ -20,7 +22,7 @@ impl Messages {
 
     /// Puts a message on a queue: JSON, in which any text may stand.
     pub async fn send(&self, queue_url: &str, body: String) -> Result<(), QueueError> {
-        let body = as_sqs_takes_it(body);
+        let body = as_queues_take(body);
         let answer = self
             .sqs
             .send_message()
@@ -99,15 +101,6 @@ impl Messages {
     }
 }
 
-/// The same JSON without the characters that SQS refuses in a message, and refuses for good: of those that JSON leaves as
-/// they are, U+FFFE and U+FFFF. They stand in texts only, where an escape means the same.
-fn as_sqs_takes_it(body: String) -> String {
-    if !body.contains(['\u{fffe}', '\u{ffff}']) {
-        return body;
-    }
-    body.replace('\u{fffe}', "\\ufffe").replace('\u{ffff}', "\\uffff")
-}
-
 /// Whether SQS did all that a batch asked for.
 fn all_done(
     operation: &'static str,
@@ -121,28 +114,5 @@ fn all_done(
             queue_url,
             format!("{} of entry {}", failed.code, failed.id),
         )),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::as_sqs_takes_it;
-
-    /// Amazon SQS, SendMessage: `#x9 | #xA | #xD | #x20 to #xD7FF | #xE000 to #xFFFD | #x10000 to #x10FFFF`.
-    fn sqs_takes(c: char) -> bool {
-        matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
-    }
-
-    proptest! {
-        #[test]
-        fn every_text_reaches_the_queue_and_is_read_as_it_was(
-            text in "([\u{fffe}\u{ffff}\\\\\"]|.|[\u{0}-\u{1f}\u{7f}-\u{9f}]){0,20}",
-        ) {
-            let sent = as_sqs_takes_it(serde_json::to_string(&text).unwrap());
-            prop_assert!(sent.chars().all(sqs_takes), "{sent:?}");
-            prop_assert_eq!(serde_json::from_str::<String>(&sent).unwrap(), text);
-        }
     }
 }

@@ -24,6 +24,34 @@ pub(super) const ESCALATED: &str = "escalated";
 /// What ledger heads have as their `lifecycle`, so that the index of tenants by lifecycle lists them too: ledgers of
 /// accounts that were never a tenant, and the system's, have no other item to be found by.
 pub(super) const LEDGER: &str = "ledger";
+
+/// How a delivery that changed nothing was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TurnedAwayAs {
+    Refused,
+    Ignored,
+}
+
+impl TurnedAwayAs {
+    /// Of a delivery that was answered with this HTTP status.
+    #[must_use]
+    pub fn of(status: u16) -> Self {
+        if status < 400 {
+            Self::Ignored
+        } else {
+            Self::Refused
+        }
+    }
+
+    /// What such deliveries have as their `lifecycle`, so that the index of tenants by lifecycle lists them too.
+    pub(super) fn listed(self) -> &'static str {
+        match self {
+            Self::Refused => "delivery_refused",
+            Self::Ignored => "delivery_ignored",
+        }
+    }
+}
+
 pub(super) fn text(value: impl Into<String>) -> AttributeValue {
     AttributeValue::S(value.into())
 }

@@ -6,12 +6,14 @@ use aws_sdk_dynamodb::types::{ReturnConsumedCapacity, Select};
 use domain::action::Action;
 use domain::names::{LedgerId, Partition};
 use domain::tenant::{BUSY, Lifecycle, Tenant};
+use domain::transaction::DeliveryRecord;
 
 use super::Store;
 use super::error::StoreError;
 use super::formats;
 use super::items::{
-    ACTION, ESCALATED, HEAD, Item, LEDGER, TENANT, key, partition_of, queue_partition, sku_plan, text,
+    ACTION, ESCALATED, HEAD, Item, LEDGER, TENANT, TurnedAwayAs, WEBHOOK, attribute, delivery_partition, key,
+    partition_of, queue_partition, sku_plan, text,
 };
 
 /// Where a listing of actions goes on.
@@ -172,6 +174,49 @@ impl Store {
             found.extend(action.map(|action| (partition, action)));
         }
         Ok((found, answer.last_evaluated_key))
+    }
+
+    /// One page of the deliveries that changed nothing: those that were refused, or those that were ignored; and where to go on,
+    /// when there are more. One that was decided anew a moment ago may be missing.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the index or the table does not answer, or an item is not of its form.
+    pub async fn turned_away(
+        &self,
+        answered: TurnedAwayAs,
+        after: Option<Item>,
+    ) -> Result<(Vec<DeliveryRecord>, Option<Item>), StoreError> {
+        let table = &self.stack.tenants_table;
+        let listed = answered.listed();
+        let query = self.by_index("by-lifecycle", "lifecycle", listed, after);
+        let answer = query.limit(LEDGERS_PAGE).send().await;
+        let answer = answer.map_err(|e| Self::call_error("Query", table, listed, e))?;
+        let keys = answer.items.unwrap_or_default();
+        let wanted = keys
+            .iter()
+            .filter_map(partition_of)
+            .map(|filed| key(&filed, WEBHOOK));
+        let mut found = Vec::new();
+        for item in self.read(table, listed, wanted.collect()).await? {
+            let filed = partition_of(&item).unwrap_or_else(Partition::system);
+            let record: Option<DeliveryRecord> = attribute(&filed, WEBHOOK, "delivery", Some(item))?;
+            // The index lags behind the table.
+            found.extend(record.filter(|record| {
+                record.turned_away().is_some() && TurnedAwayAs::of(record.status) == answered
+            }));
+        }
+        Ok((found, answer.last_evaluated_key))
+    }
+
+    /// What is known of a delivery, by its provider and id: `github#72d3162e-…`.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the table does not answer, or the item is not of its form.
+    pub async fn delivery(&self, delivery: &str) -> Result<Option<DeliveryRecord>, StoreError> {
+        let filed = delivery_partition(delivery);
+        let wanted = vec![key(&filed, WEBHOOK)];
+        let mut items = self.items(&self.stack.tenants_table, &filed, wanted).await?;
+        attribute(&filed, WEBHOOK, "delivery", items.remove(WEBHOOK))
     }
 
     /// Asks an index of the tenants table for what has this value, one page at a time.

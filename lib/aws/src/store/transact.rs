@@ -146,7 +146,7 @@ impl Store {
             )?);
         }
         if let Some(delivery) = &plan.delivery {
-            writes.push(self.put_delivery(partition, delivery, &appended.sealed, now)?);
+            writes.push(self.put_delivery(account, delivery, &appended.sealed, now)?);
         }
         if let Some(queue) = &plan.queue {
             let owner = [("owner".to_owned(), text(partition.as_str()))].into();
@@ -163,6 +163,9 @@ impl Store {
             if new && tables.is_some_and(|tables| tables.until.is_none()) {
                 after.own_actions.insert(action.action_id.clone());
             }
+        }
+        if let Some(delivery) = &plan.delivery {
+            after.delivery = Some(delivery.record(&appended.sealed));
         }
         let committed = Committed {
             account: after,

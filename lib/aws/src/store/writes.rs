@@ -6,7 +6,7 @@ use aws_sdk_dynamodb::types::{ConditionCheck, Put, TransactWriteItem};
 use domain::action::{Action, ActionState};
 use domain::names::Partition;
 use domain::tenant::{Tables, Tenant};
-use domain::transaction::{Account, DeliveryPlan, DeliveryRecord};
+use domain::transaction::{Account, DeliveryPlan, Repeat};
 use jiff::Timestamp;
 use receipts::ledger::{Head, Sealed};
 
@@ -14,12 +14,15 @@ use super::Store;
 use super::error::StoreError;
 use super::formats;
 use super::items::{
-    ESCALATED, HEAD, Item, LEDGER, TENANT, WEBHOOK, action_sk, delivery_partition, encode, escalation_sk,
-    key, number, sku_plan, text,
+    ESCALATED, HEAD, Item, LEDGER, TENANT, TurnedAwayAs, WEBHOOK, action_sk, delivery_partition, encode,
+    escalation_sk, key, number, sku_plan, text,
 };
 
 /// How long a delivery's answer is kept, in seconds: senders retry for days.
 const DELIVERY_KEPT_SECONDS: i64 = 7 * 24 * 3600;
+
+/// How long a delivery that changed nothing is kept, in seconds: until a person has seen it, and done something about it.
+const TURNED_AWAY_KEPT_SECONDS: i64 = 30 * 24 * 3600;
 
 /// How long an action that nobody began is kept, in seconds: as long as SQS keeps its signal, and a day.
 const PENDING_KEPT_SECONDS: i64 = 15 * 24 * 3600;
@@ -333,34 +336,43 @@ impl Store {
 
     pub(super) fn put_delivery(
         &self,
-        partition: &Partition,
+        account: &Account,
         plan: &DeliveryPlan,
         sealed: &[Sealed],
         now: Timestamp,
     ) -> Result<TransactWriteItem, StoreError> {
-        let receipt = sealed.get(plan.draft).map(|s| s.line.clone()).unwrap_or_default();
-        let record = DeliveryRecord {
-            key: plan.key.clone(),
-            body_sha256: plan.body_sha256.clone(),
-            status: plan.status,
-            receipt,
+        let record = plan.record(sealed);
+        let (kept, listed) = match &record.repeat {
+            Repeat::Answered | Repeat::UnderWay => (DELIVERY_KEPT_SECONDS, None),
+            Repeat::TurnedAway(_) => (
+                TURNED_AWAY_KEPT_SECONDS,
+                Some(TurnedAwayAs::of(record.status).listed()),
+            ),
         };
-        let expires = now
-            .as_second()
-            .saturating_add(DELIVERY_KEPT_SECONDS)
-            .unsigned_abs();
-        let fields = [
-            ("delivery".to_owned(), encode(partition, "delivery", &record)?),
+        let expires = now.as_second().saturating_add(kept).unsigned_abs();
+        let mut fields: Item = [
+            (
+                "delivery".to_owned(),
+                encode(&account.partition, "delivery", &record)?,
+            ),
             ("expires_at".to_owned(), number(expires)),
-        ];
-        let filed = delivery_partition(&plan.key);
-        self.put(
-            &filed,
-            WEBHOOK,
-            fields.into(),
-            "attribute_not_exists(sk)",
-            Item::new(),
-        )
+        ]
+        .into();
+        if let Some(listed) = listed {
+            fields.insert("lifecycle".to_owned(), text(listed));
+        }
+        let (condition, values) = match &account.delivery {
+            None => ("attribute_not_exists(sk)", Item::new()),
+            Some(read) => {
+                let values = [
+                    (":body".to_owned(), text(&read.body_sha256)),
+                    (":receipt".to_owned(), text(&read.receipt)),
+                ];
+                let same = "delivery.body_sha256 = :body AND delivery.receipt = :receipt";
+                (same, values.into())
+            }
+        };
+        self.put(&delivery_partition(&plan.key), WEBHOOK, fields, condition, values)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::entitlement::decide::{DEFERRED_SECONDS, Decision, EventContext, Surro
 use crate::names::printable;
 use crate::provisioning::DeliveryRef;
 use crate::tenant::{Deferred, Lifecycle, Pace, Tenant};
-use crate::transaction::{Account, DeliveryPlan, DeliveryRecord, Plan};
+use crate::transaction::{Account, DeliveryPlan, DeliveryRecord, Plan, TurnedAway};
 use crate::webhook::event::{Change, EntitlementEvent, PlanReference};
 use crate::webhook::providers::of_name;
 
@@ -146,9 +146,17 @@ pub fn apply_event(
             return Ok((Plan::default(), Applied::Waits));
         };
         tenant = Some(rest);
-    } else if let Some(record) = answered_before(&task.asked, account.delivery.as_ref())? {
-        return Ok((Plan::default(), Applied::AnsweredBefore(record)));
+    } else if let Some(record) = known(&task.asked, account.delivery.as_ref())?
+        && !account.unanswered()
+    {
+        return Ok((Plan::default(), Applied::AnsweredBefore(record.clone())));
     }
+    let before = account.delivery.as_ref().and_then(DeliveryRecord::turned_away);
+    let again = before.map(|before| Task {
+        received_at: before.received_at,
+        ..task.clone()
+    });
+    let task = again.as_ref().unwrap_or(task);
     // Of a task that waited, the tenant is written without it whatever is decided.
     let rest = tenant
         .as_ref()
@@ -172,20 +180,47 @@ pub fn apply_event(
         };
         (plan, applied)
     };
+    // What changes nothing, as it did before, is answered as before; else it is kept, so that it can be decided anew.
+    let nothing = |status: u16, reason: &str, next: Option<Box<Tenant>>, payload: Payload| {
+        let record = account.delivery.as_ref().filter(|record| record.status == status);
+        if let Some(record) = record
+            && !task.waited
+            && before.is_some_and(|before| before.reason == reason)
+        {
+            return (Plan::default(), Applied::AnsweredBefore(record.clone()));
+        }
+        let (mut plan, applied) = answer(status, next, payload, "");
+        plan.delivery = turned_away(
+            account,
+            status,
+            &task.asked,
+            task.received_at,
+            reason,
+            &task.event,
+        );
+        (plan, applied)
+    };
     let context = task.context(looked_up);
     let decision = match looked_up.unknown {
         None => decide(tenant.as_ref(), &context, around, now),
         Some(reason) => keep(tenant.as_ref(), &context, around, now, reason),
     };
     Ok(match decision {
-        Decision::Ignore { reason, tenant } => answer(200, tenant.or(rest), ignored(reason, &task.asked), ""),
-        Decision::Refuse { step, reason } => answer(422, rest, failed(&context, step, reason), ""),
+        Decision::Ignore { reason, tenant } => nothing(
+            200,
+            &reason,
+            tenant.or(rest),
+            ignored(reason.clone(), &task.asked),
+        ),
+        Decision::Refuse { step, reason } => {
+            nothing(422, &reason, rest, failed(&context, step, reason.clone()))
+        }
         Decision::Defer { .. } if task.waited => {
             if !expired(task.due_since, now) {
                 return Ok((Plan::default(), Applied::Waits));
             }
             let reason = "it waited for seven days, and could not be carried out".to_owned();
-            answer(422, rest, failed(&context, "deferred", reason), "")
+            nothing(422, &reason, rest, failed(&context, "deferred", reason.clone()))
         }
         Decision::Defer { tenant, payload } => answer(202, Some(tenant), payload, ""),
         Decision::Busy { reason } => return Err(ApplyError::Busy { reason }),
@@ -194,6 +229,8 @@ pub fn apply_event(
             let plan = Plan {
                 // Whose the queue is must be known before there is one.
                 queue: Some(tenant.fsm_id.clone()),
+                // Of two bodies under one id, one is carried out.
+                delivery: (!task.waited).then(|| DeliveryPlan::under_way(&task.asked)),
                 ..Plan::tenant(Some(*tenant))
             };
             (plan, Applied::Begun)
@@ -219,7 +256,9 @@ pub fn postpone(account: &Account, task: &Task, reason: &str, receipt_id: Uuid, 
         return Plan::default();
     };
     let mut drafts = Vec::new();
+    let mut delivery = None;
     if expired(waiting.due_since, now) {
+        delivery = turned_away(account, 422, &task.asked, task.received_at, reason, &task.event);
         let payload = failed(&task.context(&LookedUp::default()), "deferred", reason.to_owned());
         drafts.push(Draft::new(
             receipt_id,
@@ -237,6 +276,7 @@ pub fn postpone(account: &Account, task: &Task, reason: &str, receipt_id: Uuid, 
     }
     Plan {
         drafts,
+        delivery,
         ..Plan::tenant(Some(rest.written()))
     }
 }
@@ -250,27 +290,58 @@ pub fn ignore(
     asked: &DeliveryRef,
     draft: &Draft,
 ) -> Result<(Plan, Option<DeliveryRecord>), ApplyError> {
-    if let Some(record) = answered_before(asked, account.delivery.as_ref())? {
-        return Ok((Plan::default(), Some(record)));
+    if let Some(record) = known(asked, account.delivery.as_ref())? {
+        return Ok((Plan::default(), Some(record.clone())));
     }
+    let reason = match &draft.payload {
+        Payload::WebhookIgnored { reason, .. } => reason.clone(),
+        other => other.operation().to_owned(),
+    };
+    let delivery = TurnedAway {
+        asked: asked.clone(),
+        received_at: draft.occurred_at,
+        reason,
+        event: None,
+    };
     let plan = Plan {
-        delivery: Some(DeliveryPlan::of(asked, 200)),
+        delivery: Some(DeliveryPlan::turned_away(200, delivery)),
         ..Plan::append(draft.clone())
     };
     Ok((plan, None))
 }
 
-/// What was answered to this delivery before, if it was.
-fn answered_before(
+/// What is known of this delivery, if it came before.
+fn known<'a>(
     asked: &DeliveryRef,
-    record: Option<&DeliveryRecord>,
-) -> Result<Option<DeliveryRecord>, ApplyError> {
+    record: Option<&'a DeliveryRecord>,
+) -> Result<Option<&'a DeliveryRecord>, ApplyError> {
     match record {
         Some(record) if record.body_sha256 != asked.body_sha256 => Err(ApplyError::DeliveryReused {
             delivery_id: asked.delivery_id.clone(),
         }),
-        other => Ok(other.cloned()),
+        other => Ok(other),
     }
+}
+
+/// Keeps an event that changed nothing, so that it can be decided anew; not where its delivery's id stands for another one by now.
+pub(super) fn turned_away(
+    account: &Account,
+    status: u16,
+    asked: &DeliveryRef,
+    received_at: Timestamp,
+    reason: &str,
+    event: &EntitlementEvent,
+) -> Option<DeliveryPlan> {
+    let known = known(asked, account.delivery.as_ref());
+    known.is_ok().then(|| {
+        let delivery = TurnedAway {
+            asked: asked.clone(),
+            received_at,
+            reason: reason.to_owned(),
+            event: Some(event.clone()),
+        };
+        DeliveryPlan::turned_away(status, delivery)
+    })
 }
 
 /// How long an event waits that could not be carried out, in seconds: the first time, and at most.

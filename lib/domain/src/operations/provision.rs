@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use receipts::receipt::{Draft, Payload};
 use uuid::Uuid;
 
-use super::apply_event::{expired, resends, retry_in};
+use super::apply_event::{expired, resends, retry_in, turned_away};
 use crate::entitlement::decide::{Surroundings, active_payload, changed_payload};
 use crate::provisioning::{Failure, Provisioning, Step};
 use crate::tenant::{Deferred, Tenant, TenantResources};
@@ -58,7 +58,7 @@ pub fn activate(
     };
     let draft = draft(receipt_id, saga, payload, &after, now).under(&held.policy.hash);
     // Of an event that waited, the sender has an answer already.
-    let unanswered = !saga.waited && account.delivery.is_none();
+    let unanswered = !saga.waited && account.unanswered();
     let plan = Plan {
         drafts: vec![draft],
         delivery: unanswered.then(|| DeliveryPlan::of(&saga.asked, 200)),
@@ -139,10 +139,22 @@ pub fn close_failed(
         undone: names_of(&saga, &failure, undone),
     };
     let draft = draft(receipt_id, &saga, payload, &after, now);
-    let unanswered = status.filter(|_| !saga.waited && account.delivery.is_none());
+    let delivery = match status {
+        // Also of one that waited: nobody has been told of this end.
+        Some(422) => turned_away(
+            account,
+            422,
+            &saga.asked,
+            saga.received_at,
+            &failure.reason,
+            &saga.event,
+        ),
+        Some(status) if !saga.waited && account.unanswered() => Some(DeliveryPlan::of(&saga.asked, status)),
+        _ => None,
+    };
     let plan = Plan {
         drafts: vec![draft],
-        delivery: unanswered.map(|status| DeliveryPlan::of(&saga.asked, status)),
+        delivery,
         ..Plan::tenant(Some(after))
     };
     (plan, Some(Undone { failure, status }))

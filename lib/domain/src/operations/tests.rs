@@ -1,7 +1,7 @@
 //! All operations against the tables in memory: in any order, with writers in between and answers that are lost. Whatever
 //! happens, an account is whole after each write.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
@@ -38,7 +38,7 @@ use crate::sweep::Stuck;
 use crate::tenant::tests::{event, id, offer as named};
 use crate::tenant::{ArchivedActions, Lifecycle, Released, Tenant, TenantResources};
 use crate::transaction::memory::{Memory, Mishap};
-use crate::transaction::{Account, Committed, DeliveryRecord, Keys, Plan};
+use crate::transaction::{Account, Committed, DeliveryRecord, Keys, Plan, Repeat};
 use crate::webhook::event::{Change, EntitlementEvent, PlanReference};
 
 const AROUND: Surroundings<'_> = Surroundings {
@@ -78,7 +78,6 @@ struct World {
     signer: Signer,
     now: Timestamp,
     ids: u128,
-    answers: BTreeMap<String, DeliveryRecord>,
 }
 
 /// A hash of a policy, as receipts want it.
@@ -119,6 +118,13 @@ fn keys_of(actions: impl IntoIterator<Item = ActionId>) -> Keys {
     }
 }
 
+fn keys_of_delivery(asked: &DeliveryRef) -> Keys {
+    Keys {
+        delivery: Some(asked.key()),
+        ..Keys::default()
+    }
+}
+
 fn plan(plan_type: &str) -> PlanReference {
     PlanReference::Canonical {
         sku_id: SkuId::parse("s").unwrap(),
@@ -148,7 +154,6 @@ impl World {
             signer: Signer::generate([7; 32]),
             now: Timestamp::from_second(1_000).unwrap(),
             ids: 0,
-            answers: BTreeMap::new(),
         }
     }
 
@@ -274,13 +279,19 @@ impl World {
             },
             unknown: None,
         };
+        self.apply_with(way, task, &looked_up);
+    }
+
+    fn delivery(&self, asked: &DeliveryRef) -> Option<DeliveryRecord> {
+        self.memory.load(&partition(), &keys_of_delivery(asked)).delivery
+    }
+
+    fn apply_with(&mut self, way: Way, task: &Task, looked_up: &LookedUp) {
         let receipt_id = self.id();
-        let keys = Keys {
-            delivery: Some(task.asked.key()),
-            ..Keys::default()
-        };
+        let keys = keys_of_delivery(&task.asked);
+        let before = self.delivery(&task.asked);
         let applied = self.transact(way, &keys, |account, now| {
-            Ok(apply_event(account, task, &looked_up, AROUND, receipt_id, now)?)
+            Ok(apply_event(account, task, looked_up, AROUND, receipt_id, now)?)
         });
         let (committed, applied) = match applied {
             Ok(applied) => applied,
@@ -295,10 +306,12 @@ impl World {
             Applied::Answered { .. } | Applied::Begun | Applied::UnderWay | Applied::Waits => return,
         };
         assert!(!record.receipt.is_empty(), "an answer is a receipt");
-        let before = self.answers.insert(record.key.clone(), record.clone());
+        let kept = self.delivery(&task.asked).unwrap();
+        assert_eq!(kept.receipt, record.receipt, "what is told is kept");
+        let stands = |before: &DeliveryRecord| before.repeat == Repeat::Answered;
         assert!(
-            before.is_none_or(|before| before == record),
-            "a delivery has one answer"
+            before.is_none_or(|before| before == kept || !stands(&before)),
+            "what changed something has one answer"
         );
     }
 
@@ -505,7 +518,7 @@ impl World {
             return self.apply(way, &task);
         }
         let receipt_id = self.id();
-        let keys = Keys::default();
+        let keys = keys_of_delivery(&task.asked);
         let done = self.transact(way, &keys, |account, now| {
             Ok((
                 postpone(account, &task, "the registry is away", receipt_id, now),
@@ -764,6 +777,134 @@ fn play(world: &mut World, does: Does, way: Way) {
         }
         Does::Seconds(seconds) => world.now += SignedDuration::from_secs(i64::from(seconds)),
     }
+}
+
+fn without_policy() -> LookedUp {
+    LookedUp {
+        product: Some(SkuId::parse("s").unwrap()),
+        ..LookedUp::default()
+    }
+}
+
+fn purchase(delivery: u8, provider: &str, now: Timestamp) -> Task {
+    Task::delivered(event(change(0)), asked(delivery, provider), now)
+}
+
+/// A plan whose policy comes late: the same delivery, posted again, is carried out.
+#[test]
+fn what_was_refused_is_decided_anew() {
+    for way in [Way::Clear, Way::AnswerLost, Way::Refused, Way::Overtaken] {
+        let mut world = World::new();
+        let task = purchase(1, "github", world.now);
+        world.apply_with(way, &task, &without_policy());
+        let refused = world.delivery(&task.asked).unwrap();
+        assert_eq!(
+            (refused.status, refused.turned_away().unwrap().received_at),
+            (422, world.now)
+        );
+        // Refused again for the same reason: nothing more is on record.
+        let receipts = world.receipts().len();
+        world.now += SignedDuration::from_secs(60);
+        world.apply_with(Way::Clear, &purchase(1, "github", world.now), &without_policy());
+        assert_eq!(world.delivery(&task.asked), Some(refused.clone()));
+        assert_eq!(world.receipts().len(), receipts);
+        world.apply(way, &purchase(1, "github", world.now));
+        let saga = world.saga().expect("it is being provisioned");
+        assert_eq!(saga.asked, task.asked);
+        assert_eq!(saga.received_at, refused.turned_away().unwrap().received_at);
+        play(&mut world, Does::Provision(None), Way::Clear);
+        let done = world.delivery(&task.asked).unwrap();
+        assert_eq!((done.status, &done.repeat), (200, &Repeat::Answered));
+        assert!(done.receipt.contains("entitlement_active"), "{done:?}");
+    }
+}
+
+/// A purchase without a time of its own that was ignored does not become the latest word by being posted again.
+#[test]
+fn what_was_ignored_keeps_its_place_among_the_others() {
+    let mut world = World::new();
+    world.apply(Way::Clear, &purchase(1, "standard", world.now));
+    play(&mut world, Does::Provision(None), Way::Clear);
+    world.now += SignedDuration::from_secs(10);
+    world.apply(Way::Clear, &purchase(2, "standard", world.now));
+    let ignored = world.delivery(&asked(2, "standard")).unwrap();
+    assert!(
+        ignored
+            .turned_away()
+            .is_some_and(|delivery| delivery.event.is_some())
+    );
+    world.now += SignedDuration::from_secs(10);
+    world.event(Way::Clear, 3, 5, "standard");
+    play(&mut world, Does::Decommission, Way::Clear);
+    world.now += SignedDuration::from_secs(10);
+    world.apply(Way::Clear, &purchase(2, "standard", world.now));
+    assert_eq!(world.tenant().unwrap().lifecycle, Lifecycle::Decommissioned);
+    // Posted as a delivery of its own it is a new purchase.
+    world.apply(Way::Clear, &purchase(4, "standard", world.now));
+    assert_eq!(world.tenant().unwrap().lifecycle, Lifecycle::Provisioning);
+}
+
+/// What waited and can't be carried out is kept as well: its sender has been told that it would be.
+#[test]
+fn what_waited_in_vain_can_be_tried_again() {
+    for fails in [false, true] {
+        let mut world = World::new();
+        let renewal = Task::delivered(event(change(4)), asked(1, "github"), world.now);
+        world.apply(Way::Clear, &purchase(2, "github", world.now));
+        world.apply(Way::Clear, &renewal);
+        assert_eq!(world.delivery(&renewal.asked).unwrap().repeat, Repeat::Answered);
+        world.now += SignedDuration::from_hours(24 * 8);
+        world.waiting(Way::Clear, fails);
+        if !fails {
+            assert!(world.tenant().unwrap().deferred.is_empty(), "it waits no more");
+        }
+        let kept = world.delivery(&renewal.asked).unwrap();
+        assert_eq!(kept.status, 422, "{kept:?}");
+        assert_eq!(kept.turned_away().unwrap().event.as_ref(), Some(&renewal.event));
+    }
+}
+
+/// Two bodies under one id: the second is refused as soon as the first is taken up, whatever they ask for.
+#[test]
+fn of_two_bodies_under_one_id_one_is_carried_out() {
+    let mut world = World::new();
+    let first = purchase(1, "github", world.now);
+    world.apply(Way::Clear, &first);
+    assert!(world.saga().is_some());
+    let keys = keys_of_delivery(&first.asked);
+    let other = Task {
+        asked: DeliveryRef {
+            body_sha256: "11".to_owned(),
+            ..first.asked.clone()
+        },
+        ..first.clone()
+    };
+    let read = world.memory.load(&partition(), &keys);
+    let looked_up = LookedUp {
+        offer: Some(offer("p")),
+        ..without_policy()
+    };
+    let decided = |account: &Account, task: &Task| {
+        apply_event(account, task, &looked_up, AROUND, Uuid::from_u128(99), world.now)
+    };
+    assert_eq!(
+        decided(&read, &other).unwrap_err(),
+        ApplyError::DeliveryReused {
+            delivery_id: "d-1".to_owned()
+        }
+    );
+    // Its repeat goes on with what is being made.
+    assert_eq!(decided(&read, &first).unwrap().1, Applied::UnderWay);
+    // Who read before the first was written, for another account: its write does not stand.
+    let elsewhere = Account::unknown(&Partition::of(&AccountId::parse("other").unwrap()));
+    let (plan, begun) = decided(&elsewhere, &other).unwrap();
+    assert_eq!(begun, Applied::Begun);
+    let now = world.now;
+    let (_, stands) = world
+        .memory
+        .commit(&world.signer, &elsewhere, &plan, now)
+        .unwrap();
+    assert!(!stands, "both are carried out");
 }
 
 /// From a purchase to the archive, and bought again: what is on record of it, whatever gets in the way.

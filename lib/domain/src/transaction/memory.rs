@@ -132,7 +132,7 @@ impl Memory {
         if plan.once.iter().any(|id| kept.once.contains(id)) {
             return Some("the receipt was appended before");
         }
-        let answered = |key: &String| self.deliveries.contains_key(key);
+        let answered = |key: &String| self.deliveries.get(key) != read.delivery.as_ref();
         plan.delivery
             .as_ref()
             .is_some_and(|delivery| answered(&delivery.key))
@@ -199,13 +199,8 @@ impl Memory {
             kept.ledger.extend(appended.sealed.iter().cloned());
         }
         if let Some(delivery) = &plan.delivery {
-            let receipt = appended.sealed.get(delivery.draft);
-            let record = DeliveryRecord {
-                key: delivery.key.clone(),
-                body_sha256: delivery.body_sha256.clone(),
-                status: delivery.status,
-                receipt: receipt.map(|sealed| sealed.line.clone()).unwrap_or_default(),
-            };
+            let record = delivery.record(&appended.sealed);
+            account.delivery = Some(record.clone());
             self.deliveries.insert(delivery.key.clone(), record);
         }
         let committed = Committed {

@@ -25,7 +25,7 @@ fn bodies_that_are_no_json() {
         refuses(read(b" "), "body field `.`: EOF while parsing");
         refuses(read(b"{"), "body field `.`: EOF while parsing");
         refuses(read(start.as_bytes()), "body field `.`: EOF while parsing");
-        refuses(read(b"payload=%7B%7D"), "body field `.`: expected value");
+        refuses(read(b"data=%7B%7D"), "body field `.`: expected value");
         refuses(read(b"\xef\xbb\xbf{}"), "body field `.`: expected value");
         refuses(read(b"null"), "body field `.`: expected an object, found null");
         refuses(
