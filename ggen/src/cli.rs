@@ -7,9 +7,9 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    action, archive, audit, canonicalize, checkpoint, deliveries, escalations, export_receipts, handler, hash, keys,
-    policy, prove, redrive, resolve, scale, send_signal, switches, tenants, verify_archive, verify_receipt,
-    webhook,
+    action, archive, audit, canonicalize, checkpoint, deliveries, escalations, export_receipts, handler,
+    hash, keys, policy, prove, redrive, resolve, scale, send_signal, switches, tenants, verify_archive,
+    verify_receipt, webhook,
 };
 use crate::out::{Format, Out};
 use crate::report::Verdict;

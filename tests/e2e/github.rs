@@ -435,3 +435,25 @@ async fn what_takes_longer_than_github_waits_goes_on_after_the_answer() {
     assert_eq!((answer.status, &answer.body), (200, &ledger.lines[0]));
     assert_eq!(world.ledger(&customer).await.lines, ledger.lines);
 }
+
+/// A delivery that changed nothing, posted again by whoever has it: it stands where it stood.
+#[tokio::test]
+async fn an_ignored_delivery_that_comes_again_changes_nothing() {
+    let world = alongside().await;
+    let account = account();
+    let today = |action| said(&world, action, account, 435, "2026-01-31T00:00:00Z");
+    let too_early = today("cancelled");
+    let ignored = world.post(&too_early).await;
+    assert_eq!(operation(&ignored.json()), "webhook_ignored", "{ignored:?}");
+    let bought = world.post(&today("purchased")).await;
+    let tenant = world.provisioned(bought.body).await;
+    let again = world.post(&too_early).await;
+    assert_eq!((again.status, operation(&again.json())), (200, "webhook_ignored"));
+    assert!(world.queue_exists(&tenant.queue).await);
+    // The same for a purchase, behind the cancellation that it came before.
+    let repeated = today("purchased");
+    assert_eq!(operation(&world.post(&repeated).await.json()), "webhook_ignored");
+    world.post(&today("cancelled")).await;
+    gone(&world, &tenant).await;
+    assert_eq!(operation(&world.post(&repeated).await.json()), "webhook_ignored");
+}

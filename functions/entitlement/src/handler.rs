@@ -421,10 +421,7 @@ impl Entitlement {
         let now = Timestamp::now();
         let mut due: Vec<Deferred> = account.tenant.map(|tenant| tenant.deferred).unwrap_or_default();
         due.retain(|waiting| waiting.due_at <= now);
-        due.sort_by_key(|waiting| {
-            let received_at = waiting.received_at;
-            order_of(&waiting.event, &waiting.asked, received_at).place(received_at)
-        });
+        due.sort_by_key(|waiting| order_of(&waiting.event, &waiting.asked, waiting.received_at).place());
         let (began, mut carried_out) = (Instant::now(), 0);
         for task in due.into_iter().map(Task::waiting) {
             if began.elapsed() >= BUDGET {

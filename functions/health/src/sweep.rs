@@ -60,6 +60,8 @@ const WOKEN_AT_ONCE: usize = 50;
 const ACTIONS_AT_ONCE: usize = 30;
 /// Tenants that one sweep has repaired.
 const REPAIRS_AT_ONCE: usize = 50;
+/// Plans whose tenants' pins one sweep compares.
+const PLANS_AT_ONCE: usize = 100;
 /// Orphans that one sweep looks at.
 const ORPHANS_AT_ONCE: usize = 50;
 /// The operation of an escalated action's receipt.
@@ -603,30 +605,49 @@ impl Sweep<'_> {
 
     /// Has tenants follow the registry that are pinned to another policy than the one in force.
     async fn compare_pins(&mut self) -> Result<(), SweepError> {
-        let sweeper = self.sweeper;
-        for ((sku_id, plan_type), hashes) in std::mem::take(&mut self.pins) {
-            let current = sweeper
-                .registry
-                .current(sku_id.as_str(), plan_type.as_str())
-                .await?;
-            let follows = |hash: &String| current.as_ref().is_some_and(|now| now.entry.policy_hash == *hash);
-            if current.is_none() || hashes.iter().all(follows) {
-                continue;
+        let pins = std::mem::take(&mut self.pins).into_iter().collect();
+        let (pins, left) = sweep::turn(pins, PLANS_AT_ONCE, self.scope.round(self.now));
+        self.swept.left += left;
+        for ((sku_id, plan_type), hashes) in pins {
+            // One that nobody can read must not keep the others from being compared.
+            match self.compare_pin(&sku_id, &plan_type, &hashes).await {
+                Ok(repinned) => self.swept.repinned += u64::from(repinned),
+                Err(e) => self.failed(&format!("plan {plan_type} of SKU {sku_id}"), &e),
             }
-            warn!(
-                sku = sku_id.as_str(),
-                plan = plan_type.as_str(),
-                "tenants are pinned to another policy than the one in force"
-            );
-            let event = json!({ "repin": { "sku_id": sku_id, "plan_type": plan_type } });
-            sweeper
-                .functions
-                .invoke_later(&sweeper.policy_upgrade, &event)
-                .await?;
-            self.swept.repinned += 1;
-            repaired("policy");
         }
         Ok(())
+    }
+
+    /// Whether tenants of a plan were told to follow.
+    async fn compare_pin(
+        &self,
+        sku_id: &SkuId,
+        plan_type: &PlanType,
+        hashes: &BTreeSet<String>,
+    ) -> Result<bool, SweepError> {
+        let sweeper = self.sweeper;
+        let current = sweeper
+            .registry
+            .current(sku_id.as_str(), plan_type.as_str())
+            .await?;
+        let Some(current) = current.map(|current| current.entry.policy_hash) else {
+            return Ok(false);
+        };
+        if hashes.iter().all(|hash| *hash == current) {
+            return Ok(false);
+        }
+        warn!(
+            sku = sku_id.as_str(),
+            plan = plan_type.as_str(),
+            "tenants are pinned to another policy than the one in force"
+        );
+        let event = json!({ "repin": { "sku_id": sku_id, "plan_type": plan_type } });
+        sweeper
+            .functions
+            .invoke_later(&sweeper.policy_upgrade, &event)
+            .await?;
+        repaired("policy");
+        Ok(true)
     }
 
     /// Holds the resources there are against those there should be.

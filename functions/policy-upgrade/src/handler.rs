@@ -28,17 +28,6 @@ use uuid::Uuid;
 /// Most times that one deployment finds that another one was first.
 const ATTEMPTS: usize = 8;
 
-/// What is asked for.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-pub enum Event {
-    Proposal(Proposal),
-    /// Tenants of a plan are pinned to another policy than the one in force: the sweep asks to have them follow.
-    Repin {
-        repin: PlanName,
-    },
-}
-
 /// A plan of a product.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct PlanName {
@@ -93,7 +82,7 @@ pub enum UpgradeError {
     Secrets(#[from] SecretsError),
     #[error("other policies of plan {} of SKU {} were deployed at the same moment; deploy it again", plan.plan_type, plan.sku_id)]
     Contended { plan: PlanName },
-    #[error("the answer has no JSON form")]
+    #[error("the event or its answer is not of its form: {0}")]
     Form(#[from] serde_json::Error),
 }
 
@@ -119,19 +108,20 @@ impl PolicyUpgrade {
         })
     }
 
-    /// Carries out what is asked for, and gives its answer.
+    /// Carries out what is asked for, and gives its answer: a [`Proposal`], or `{"repin": …}` with a plan whose tenants are
+    /// pinned to another policy than the one in force, as the sweep asks.
     ///
     /// # Errors
-    /// [`UpgradeError`] when a part of the cloud did not answer.
-    pub async fn handle(&self, event: &Event) -> Result<Value, UpgradeError> {
-        Ok(match event {
-            Event::Proposal(proposal) => serde_json::to_value(self.propose(proposal).await?)?,
-            Event::Repin { repin: plan } => {
-                let signer = self.secrets.signer(&self.stack.signing_key_secret).await?;
-                let (governors_updated, governors_failed) = self.follow(&signer, plan, None).await?;
-                json!({ "governors_updated": governors_updated, "governors_failed": governors_failed })
-            }
-        })
+    /// [`UpgradeError`] when the event is not of its form, or a part of the cloud did not answer.
+    pub async fn handle(&self, event: &Value) -> Result<Value, UpgradeError> {
+        let Some(plan) = event.get("repin") else {
+            let answer = self.propose(&Proposal::deserialize(event)?).await?;
+            return Ok(serde_json::to_value(answer)?);
+        };
+        let plan = PlanName::deserialize(plan)?;
+        let signer = self.secrets.signer(&self.stack.signing_key_secret).await?;
+        let (governors_updated, governors_failed) = self.follow(&signer, &plan, None).await?;
+        Ok(json!({ "governors_updated": governors_updated, "governors_failed": governors_failed }))
     }
 
     async fn propose(&self, proposal: &Proposal) -> Result<Answer, UpgradeError> {
@@ -153,6 +143,8 @@ impl PolicyUpgrade {
             policy_version: version.clone(),
             policy_hash: compiled.hash.clone(),
         };
+        // What the round before tried to put in force: a write may stand whose answer was lost.
+        let mut tried: Option<(Compatibility, Option<String>)> = None;
         for _ in 0..ATTEMPTS {
             let current = self.registry.current(&plan.sku_id, &plan.plan_type).await?;
             let previous = match &current {
@@ -160,6 +152,10 @@ impl PolicyUpgrade {
                 None => None,
             };
             let previous_version = previous.as_ref().map(|e| e.bundle().version.to_string());
+            let stands = current
+                .as_ref()
+                .is_some_and(|now| now.entry.policy_hash == compiled.hash);
+            let before = tried.take().filter(|_| stands);
             let check = match check_upgrade(previous.as_ref().map(|e| e.bundle()), next) {
                 Ok(check) => check,
                 Err(e) => {
@@ -179,7 +175,10 @@ impl PolicyUpgrade {
             {
                 Published::Done => {}
                 // It is held against the one that was first.
-                Published::Overtaken => continue,
+                Published::Overtaken => {
+                    tried = Some((check, previous_version));
+                    continue;
+                }
                 Published::Taken {
                     provider,
                     plan_id,
@@ -194,6 +193,7 @@ impl PolicyUpgrade {
                         .await;
                 }
             }
+            let (check, previous_version) = before.unwrap_or((check, previous_version));
             let walked = (compiled.hash.as_str(), describe(&check));
             let (updated, failed) = self.follow(&signer, &plan, Some(walked)).await?;
             info!(policy_hash = compiled.hash, updated, failed, "policy in force");

@@ -2,8 +2,9 @@
 
 mod handler;
 
-use handler::{Event, PolicyUpgrade};
+use handler::PolicyUpgrade;
 use lambda_runtime::{Error, LambdaEvent, run, service_fn};
+use serde_json::Value;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
@@ -12,7 +13,7 @@ async fn main() -> Result<(), Error> {
         .await
         .map_err(aws::telemetry::StartFailure::new)?;
     let upgrade = &upgrade;
-    run(service_fn(|event: LambdaEvent<Event>| async move {
+    run(service_fn(|event: LambdaEvent<Value>| async move {
         upgrade.handle(&event.payload).await.map_err(|e| {
             tracing::error!(error = %e, source = ?std::error::Error::source(&e), "policy not upgraded");
             Error::from(e)

@@ -40,7 +40,15 @@ impl std::error::Error for StartFailure {}
 /// Sends log events to standard output as JSON, filtered by `RUST_LOG` (default `info`).
 pub fn init() {
     // No filter by spans or fields: that would bring regular expressions into every function.
-    let wanted = config::optional(config::RUST_LOG).and_then(|wanted| wanted.parse().ok());
+    let wanted = config::optional(config::RUST_LOG).and_then(|wanted| {
+        // An empty directive would stand for errors only.
+        let directives: Vec<&str> = wanted
+            .split(',')
+            .map(str::trim)
+            .filter(|one| !one.is_empty())
+            .collect();
+        directives.join(",").parse().ok()
+    });
     let filter: Targets = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
     let lines = tracing_subscriber::fmt::layer()
         .json()

@@ -39,6 +39,8 @@ pub struct EventOrder {
     pub at: Timestamp,
     /// How much of `at` counts.
     pub granularity: Granularity,
+    /// When it arrived first: the order of what senders cannot order.
+    pub arrived_at: Timestamp,
 }
 
 impl EventOrder {
@@ -49,6 +51,7 @@ impl EventOrder {
             version: None,
             at,
             granularity: Granularity::Instant,
+            arrived_at: at,
         }
     }
 
@@ -66,13 +69,14 @@ impl EventOrder {
         }
     }
 
-    /// Whether this came before `other`. Of two events at one time the one that arrives later counts; of two with one
+    /// Whether this came before `other`. Of two events at one time the one that arrived later counts; of two with one
     /// version the first.
     #[must_use]
     pub fn is_stale(&self, other: &Self) -> bool {
         match self.compare(other) {
             Ordering::Less => true,
-            Ordering::Equal => self.version.is_some() && other.version.is_some(),
+            Ordering::Equal if self.version.is_some() && other.version.is_some() => true,
+            Ordering::Equal => self.arrived_at < other.arrived_at,
             Ordering::Greater => false,
         }
     }
@@ -80,13 +84,16 @@ impl EventOrder {
     /// The later of the two. Where neither is, the one that is dated more exactly, so that what comes next is held against it.
     #[must_use]
     pub fn later(self, other: Self) -> Self {
-        match (other.compare(&self), self.granularity) {
-            (Ordering::Greater, _) => other,
-            (Ordering::Equal, Granularity::Day) => Self {
-                version: self.version.or(other.version),
-                ..other
-            },
-            (Ordering::Equal | Ordering::Less, _) => self,
+        let last = match (other.compare(&self), self.granularity) {
+            (Ordering::Greater, _) => return other,
+            (Ordering::Less, _) => return self,
+            (Ordering::Equal, Granularity::Day) => other,
+            (Ordering::Equal, Granularity::Instant) => self,
+        };
+        Self {
+            version: self.version.or(other.version),
+            arrived_at: self.arrived_at.max(other.arrived_at),
+            ..last
         }
     }
 
@@ -99,13 +106,13 @@ impl EventOrder {
     /// Where this stands in a queue that is carried out in order: by day, and within one by the instant, which is that of
     /// arrival where the sender dates to the day. Versions of different entitlements say nothing to each other, and need not.
     #[must_use]
-    pub fn place(&self, received_at: Timestamp) -> (Option<u64>, Date, Timestamp, Timestamp) {
+    pub fn place(&self) -> (Option<u64>, Date, Timestamp, Timestamp) {
         let instant = match self.granularity {
             Granularity::Instant => self.at,
-            Granularity::Day => received_at,
+            Granularity::Day => self.arrived_at,
         };
         let day = self.at.to_zoned(TimeZone::UTC).date();
-        (self.version, day, instant, received_at)
+        (self.version, day, instant, self.arrived_at)
     }
 }
 
@@ -447,11 +454,20 @@ mod tests {
         check(tuesday, monday, false, true);
         check(monday, monday, false, false);
         for instant in [at("2026-11-23T00:00:00Z"), at("2026-11-23T23:59:59.999Z")] {
-            check(monday, instant, false, false);
-            check(instant, monday, false, false);
+            let arrived = |order: EventOrder, hour: i64| EventOrder {
+                arrived_at: monday.at + SignedDuration::from_hours(hour),
+                ..order
+            };
+            check(arrived(monday, 2), arrived(instant, 1), false, false);
+            check(arrived(instant, 2), arrived(monday, 1), false, false);
+            // Of what arrived first and is decided anew the other is still the later one.
+            check(arrived(monday, 1), arrived(instant, 2), true, false);
+            check(arrived(instant, 1), arrived(monday, 2), true, false);
             check(instant, tuesday, true, false);
             check(tuesday, instant, false, true);
-            assert_eq!((monday.later(instant), instant.later(monday)), (instant, instant));
+            let exact = |order: EventOrder| (order.granularity, order.at);
+            assert_eq!(exact(monday.later(instant)), exact(instant));
+            assert_eq!(exact(instant.later(monday)), exact(instant));
         }
         let counted = |version| EventOrder {
             version: Some(version),

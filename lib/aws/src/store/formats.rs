@@ -3,7 +3,7 @@
 //! | format | what differs from the next one |
 //! |---|---|
 //! | 0 | the item has no number; of a tenant `tombstones`, `table_attempts`, `deferred`, `scale` and what was used of a cancelled entitlement may be missing, of a failed provisioning `undone`, of an action `rollbacks_forgiven` and `receipts` |
-//! | 1 | its older items do not say how exactly events are dated (`granularity`) |
+//! | 1 | its older items do not say how exactly events are dated and when they arrived (`granularity`, `arrived_at`) |
 //!
 //! Items are converted when they are read, and written in the last format. While a stack is updated both releases run, so
 //! the one before must be able to read what this one writes: a field that is added keeps the number, and what is missing is
@@ -117,11 +117,14 @@ fn fill_tenant(tenant: &mut Item) {
     }
 }
 
-/// Orders of events that do not say how exactly they are dated: all were taken at their word.
+/// Orders of events that do not say how exactly they are dated, or when they arrived: all were taken at their word.
 fn dated(fields: &mut Item, orders: &[&str]) {
     for name in orders {
         if let Some(order) = inside(fields, name) {
             missing(order, "granularity", text("instant"));
+            if let Some(at) = order.get("at").cloned() {
+                missing(order, "arrived_at", at);
+            }
         }
     }
 }

@@ -160,6 +160,7 @@ pub fn order_of(event: &EntitlementEvent, asked: &DeliveryRef, received_at: Time
         version: event.version,
         at: event.effective_at.unwrap_or(received_at),
         granularity,
+        arrived_at: received_at,
     }
 }
 

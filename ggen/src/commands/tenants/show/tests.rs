@@ -14,7 +14,7 @@ fn at(text: &str) -> Timestamp {
 }
 
 fn order() -> Value {
-    json!({ "version": 3, "at": NOW, "granularity": "instant" })
+    json!({ "version": 3, "at": NOW, "granularity": "instant", "arrived_at": NOW })
 }
 
 fn entitlement(plan: &str, standing: &str, month: &str) -> Value {
@@ -65,10 +65,10 @@ fn tenant() -> Value {
         },
         "tombstones": {
             "of": { "agreement-0": {
-                "order": { "version": null, "at": "2026-11-20T00:00:00Z", "granularity": "day" },
+                "order": { "version": null, "at": "2026-11-20T00:00:00Z", "granularity": "day", "arrived_at": "2026-11-20T00:00:00Z" },
                 "usage": { "in_flight": 0, "month": "", "month_actions": 0 },
             } },
-            "all": { "version": 7, "at": "2026-11-19T00:00:00Z", "granularity": "day" },
+            "all": { "version": 7, "at": "2026-11-19T00:00:00Z", "granularity": "day", "arrived_at": "2026-11-19T00:00:00Z" },
         },
         "resources": {
             "queue": "mg-dev-t-customer-123-0f-g2",
@@ -290,7 +290,7 @@ fn programs_get_it_whole() {
             "month_actions": 0,
             "granted_at": "2026-11-21T17:02:54.25Z",
             "expires_at": null,
-            "last_event": { "version": 3, "at": "2026-11-21T17:02:54.25Z", "granularity": "instant" },
+            "last_event": { "version": 3, "at": "2026-11-21T17:02:54.25Z", "granularity": "instant", "arrived_at": "2026-11-21T17:02:54.25Z" },
         })
     );
     assert_eq!(value["provisioning"]["failure"]["step"], "receipt_table");
