@@ -786,12 +786,6 @@ async fn what_fails_for_good_is_tried_when_it_comes_again() {
     );
     let all = POOL_MADE;
     case.on_record("policy_pin", all).await;
-    let answer = case.post().await;
-    assert_eq!(
-        (answer.status, operation(&answer.json()["receipt"])),
-        (422, "entitlement_failed"),
-        "{answer:?}"
-    );
     case.mend("step", "s3").await;
     let answer = case.post().await;
     assert_eq!(
@@ -801,10 +795,7 @@ async fn what_fails_for_good_is_tried_when_it_comes_again() {
     );
     assert_eq!(case.post().await, answer);
     let operations = case.operations().await;
-    assert_eq!(
-        operations,
-        ["entitlement_failed", "entitlement_failed", "entitlement_active"]
-    );
+    assert_eq!(operations, ["entitlement_failed", "entitlement_active"]);
 }
 
 /// A sender that is impatient: the same delivery several times at once, while a step fails and when it works again.
