@@ -6,10 +6,12 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
 
+use domain::webhook::providers::github::GITHUB_DELIVERY;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::github;
 use crate::life::objects;
 use crate::webhooks::Delivery;
 use crate::world::{PATIENCE, Ran, SKU, World, alone, eventually, project, unique};
@@ -75,6 +77,11 @@ const CODES: &[(&str, &[i32])] = &[
     // 1 while any wait.
     ("ggen escalations", &[0, 1]),
     ("$GGEN escalations", &[0, 1]),
+    ("ggen deliveries list", &[1]),
+    ("$GGEN deliveries list", &[1]),
+    // Its plan has no policy here.
+    ("ggen deliveries retry", &[1]),
+    ("$GGEN deliveries retry", &[1]),
     // What the handler says cannot be undone is not taken up again.
     ("ggen redrive --account-id customer-123 --action-id", &[1]),
 ];
@@ -433,6 +440,15 @@ const FIRST: [&str; 5] = [
     "docs/escalations.md",
 ];
 
+/// The delivery that documents speak of as refused.
+async fn refused(world: &World) {
+    let mut body = github::purchased(github::account());
+    body["marketplace_purchase"]["plan"]["id"] = json!(999_999);
+    let delivery = Delivery::github(world.env, body.to_string());
+    let delivery = delivery.with(GITHUB_DELIVERY, "72d3162e-cc78-11e3-81ab-4c9367dc0958");
+    assert_eq!(world.post(&delivery).await.status, 422);
+}
+
 #[tokio::test]
 async fn every_command_in_the_documents_works() {
     alone(|world| async move {
@@ -442,6 +458,7 @@ async fn every_command_in_the_documents_works() {
                 .into_iter()
                 .filter(|document| !FIRST.contains(&document.as_str())),
         );
+        refused(&world).await;
         let (mut used, mut count) = (BTreeSet::new(), 0);
         for document in order {
             let text = fs::read_to_string(project(&document)).unwrap();

@@ -13,7 +13,6 @@
 mod actions;
 mod backlog;
 mod bad_input;
-mod deliveries;
 mod documents;
 mod entitlements;
 mod escalations;

@@ -266,3 +266,12 @@ async fn an_alias_is_not_taken_away() {
         }
     }
 }
+
+/// A product whose names are too long for what its policy would be stored under has none.
+#[tokio::test]
+async fn names_that_no_policy_can_have_are_refused() {
+    let world = alongside().await;
+    let delivery = Delivery::created(world.env, &unique("long"), &"🦀".repeat(128), "p");
+    let refused = world.post(&delivery).await;
+    assert_eq!(refused.status, 422, "{refused:?}");
+}
