@@ -350,5 +350,16 @@ class CallsFitIntoAnInvocation(unittest.TestCase):
         self.assertLessEqual(int(budget["Default"]), int(budget["MaxValue"]))
 
 
+class StackNamesFit(unittest.TestCase):
+    """The longest stack name that Lambda allows is the one that names of tenants' queues reckon with."""
+
+    def test_the_longest_function_name_decides(self):
+        resources = plain(cfn_yaml.load(str(TEMPLATE)))["Resources"].values()
+        names = [text(r["Properties"]["FunctionName"]) for r in resources if r["Type"] == "AWS::Serverless::Function"]
+        longest = max(len(name.replace("${AWS::StackName}", "")) for name in names)
+        source = (TEMPLATE.parent.parent / "lib" / "domain" / "src" / "names.rs").read_text()
+        self.assertEqual(re.findall(r"MAX_PREFIX: usize = (\d+);", source), [str(64 - longest)])
+
+
 if __name__ == "__main__":
     unittest.main()

@@ -54,7 +54,7 @@ impl Cancel {
         let stack = Stack::from_env()?;
         let registry = config::required(config::REGISTRY_BUCKET)?;
         let decommission_queue = config::required(config::DECOMMISSION_QUEUE_URL)?;
-        let queue_prefix = config::required(config::QUEUE_PREFIX)?;
+        let queue_prefix = config::queue_prefix()?;
         let governor = config::required(config::GOVERNOR_FUNCTION_ARN)?;
         let entitlement_function = config::required(config::ENTITLEMENT_FUNCTION)?;
         let sdk = clients::load().await;

@@ -106,7 +106,7 @@ impl Entitlement {
         let stack = Stack::from_env()?;
         let bucket = config::required(config::REGISTRY_BUCKET)?;
         let governor = config::required(config::GOVERNOR_FUNCTION_ARN)?;
-        let queue_prefix = config::required(config::QUEUE_PREFIX)?;
+        let queue_prefix = config::queue_prefix()?;
         let decommission_queue = config::required(config::DECOMMISSION_QUEUE_URL)?;
         let function = config::required(config::AWS_LAMBDA_FUNCTION_NAME)?;
         let sdk = clients::load().await;

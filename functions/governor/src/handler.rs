@@ -127,7 +127,7 @@ impl Governor {
         let handler_secret = config::required(config::HANDLER_SECRET_ID)?;
         let rollback_budget = config::rollback_budget()?;
         let handler = HandlerClient::new(config::handler_target()?, rollback_budget);
-        let queue_prefix = config::required(config::QUEUE_PREFIX)?;
+        let queue_prefix = config::queue_prefix()?;
         let sdk = clients::load().await;
         let s3 = clients::s3(&sdk);
         Ok(Self {

@@ -161,7 +161,7 @@ impl Sweeper {
     /// Reads the environment and makes the clients.
     pub fn from_env(sdk: &Sdk, stack: &Stack) -> Result<Self, ConfigError> {
         let governor = config::required(config::GOVERNOR_FUNCTION_ARN)?;
-        let prefix = config::required(config::QUEUE_PREFIX)?;
+        let prefix = config::queue_prefix()?;
         Ok(Self {
             store: Store::new(sdk, stack.clone()),
             secrets: Secrets::new(sdk),

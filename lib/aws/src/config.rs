@@ -3,6 +3,7 @@
 use std::env;
 use std::time::Duration;
 
+use domain::names::MAX_PREFIX;
 use domain::scale::{Costs, Usd};
 
 use crate::handler::{self, NetworksError, Target, TargetError};
@@ -119,6 +120,26 @@ fn check_domain(found: String) -> Result<String, ConfigError> {
 
 /// How long evidence can be kept under lock, in days: a century.
 pub const RETENTION_DAY_RANGE: std::ops::RangeInclusive<u32> = 1..=36_500;
+
+/// What the names of tenants' queues and tables begin with: the stack's name.
+///
+/// # Errors
+/// [`ConfigError`] when it is not set, or so long that SQS would refuse the names.
+pub fn queue_prefix() -> Result<String, ConfigError> {
+    check_prefix(required(QUEUE_PREFIX)?)
+}
+
+fn check_prefix(found: String) -> Result<String, ConfigError> {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+    if found.len() <= MAX_PREFIX && found.bytes().all(legal) {
+        return Ok(found);
+    }
+    Err(ConfigError::Invalid {
+        name: QUEUE_PREFIX,
+        expected: "a stack name of at most 49 letters, digits and hyphens",
+        found,
+    })
+}
 
 /// For how many days evidence can't be deleted.
 ///
@@ -348,6 +369,18 @@ mod tests {
         check("0", true, None);
         check("-1", true, None);
         check("7 years", false, None);
+    }
+
+    #[test]
+    fn a_stack_name_leaves_room_for_a_tenant() {
+        for (found, good) in [
+            ("marketplace-governor-staging", true),
+            (&"a".repeat(MAX_PREFIX), true),
+            (&"a".repeat(MAX_PREFIX + 1), false),
+            ("marketplace_governor.dev", false),
+        ] {
+            assert_eq!(check_prefix(found.to_owned()).is_ok(), good, "{found}");
+        }
     }
 
     #[test]

@@ -75,13 +75,22 @@ impl fmt::Display for Partition {
     }
 }
 
-/// Name of a tenant's queue: `<prefix>-t-<readable part>-<128 bits of SHA-256>-g<generation>`.
+/// How long a stack's name may be: its longest function name, `<stack>-policy-upgrade`, must fit into Lambda's 64 characters.
+pub const MAX_PREFIX: usize = 49;
+/// SQS allows 80 characters of `[A-Za-z0-9_-]`.
+const MAX_QUEUE_NAME: usize = 80;
+const DEAD_LETTERS: &str = "-dlq";
+
+/// Name of a tenant's queue: `<prefix>-t-<readable part>-<digest>-g<generation>`.
 ///
-/// SQS allows 80 characters of `[A-Za-z0-9_-]`, too few for 256 characters of anything, so the digest makes the name
-/// unique and the readable part (at most 16 characters) is only for people. The generation changes when an account
+/// 80 characters are too few for 256 characters of anything, so 128 bits of SHA-256 make the name unique and the readable
+/// part (at most 16 characters) is only for people. The digest is written in hexadecimal. Where the dead-letter queue's
+/// longer name would not fit then, it is written in base 62, and the readable part gets what is left; a stack with a very long
+/// name has no readable part, and at least 16 digits (95 bits) of the digest. The generation changes when an account
 /// subscribes again, because SQS refuses the name of a deleted queue for 60 s.
 #[must_use]
 pub fn queue_name(prefix: &str, account: &AccountId, generation: u64) -> String {
+    let (prefix, generation) = (tenant_prefix(prefix), format!("-g{generation}"));
     let readable: String = account
         .as_str()
         .chars()
@@ -90,7 +99,32 @@ pub fn queue_name(prefix: &str, account: &AccountId, generation: u64) -> String 
         .collect();
     let digest = Sha256::digest(account.as_str().as_bytes());
     let digest = u128::from_be_bytes(digest.first_chunk().copied().unwrap_or_default());
-    format!("{}{readable}-{digest:032x}-g{generation}", tenant_prefix(prefix))
+    let around = prefix.len() + generation.len() + DEAD_LETTERS.len();
+    let room = MAX_QUEUE_NAME.saturating_sub(around);
+    let id = format!("{readable}-{digest:032x}");
+    if id.len() <= room {
+        return format!("{prefix}{id}{generation}");
+    }
+    let digest: String = base62(digest).take(room).collect();
+    let left = room.saturating_sub(digest.len() + 1).min(readable.len());
+    match readable.get(..left) {
+        Some(readable) if left > 0 => format!("{prefix}{readable}-{digest}{generation}"),
+        _ => format!("{prefix}{digest}{generation}"),
+    }
+}
+
+/// The 22 digits of a number in base 62, the last one first.
+fn base62(number: u128) -> impl Iterator<Item = char> {
+    let mut rest = number;
+    (0..22).filter_map(move |_| {
+        let digit = u8::try_from(rest % 62).ok()?;
+        rest /= 62;
+        Some(char::from(match digit {
+            0..10 => b'0' + digit,
+            10..36 => b'a' + (digit - 10),
+            _ => b'A' + (digit - 36),
+        }))
+    })
 }
 
 /// Whether a queue of any generation is this account's.
@@ -105,7 +139,7 @@ pub fn queue_belongs_to(queue: &str, prefix: &str, account: &AccountId) -> bool 
 /// Name of the dead-letter queue beside a tenant's queue.
 #[must_use]
 pub fn dead_letter_queue_name(queue: &str) -> String {
-    format!("{queue}-dlq")
+    format!("{queue}{DEAD_LETTERS}")
 }
 
 /// Name of the table of a tenant's own actions, for plans that ask for one. DynamoDB allows 255 characters.
@@ -138,7 +172,7 @@ pub fn tenant_prefix(prefix: &str) -> String {
 #[must_use]
 pub fn queue_of_resource(name: &str) -> &str {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    if let Some(queue) = name.strip_suffix("-dlq") {
+    if let Some(queue) = name.strip_suffix(DEAD_LETTERS) {
         return queue;
     }
     let Some(table) = ["-actions", "-receipts"]
@@ -362,6 +396,29 @@ mod tests {
         matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
     }
 
+    /// Names of tenants that exist: they stay as they are.
+    #[test]
+    fn names_that_fit_have_the_digest_in_hexadecimal() {
+        let check = |prefix: &str, id: &str, expected: &str| {
+            assert_eq!(queue_name(prefix, &account(id), 1), expected);
+        };
+        let hex = format!("{:032x}", {
+            let digest = Sha256::digest(b"github-18404719");
+            u128::from_be_bytes(*digest.first_chunk().unwrap())
+        });
+        let fits = "marketplace-governor";
+        check(
+            fits,
+            "github-18404719",
+            &format!("{fits}-t-github-18404719-{hex}-g1"),
+        );
+        check("mg", "github-18404719", &format!("mg-t-github-18404719-{hex}-g1"));
+        let long = "marketplace-governor-staging";
+        let name = queue_name(long, &account("github-18404719"), 1);
+        assert!(name.starts_with(&format!("{long}-t-github-18404719-")), "{name}");
+        assert_eq!(name.len(), long.len() + 3 + 16 + 22 + 3);
+    }
+
     proptest! {
         #[test]
         fn every_text_reaches_the_queue_and_is_read_as_it_was(
@@ -373,21 +430,49 @@ mod tests {
         }
 
         #[test]
-        fn names_are_legal_and_distinct(ids in proptest::collection::hash_set("[^\\p{Cc}]{1,256}", 1..20), generation in 1..1_000_000u64) {
+        fn names_are_legal_and_distinct(
+            prefix in "[A-Za-z][A-Za-z0-9-]{0,48}",
+            ids in proptest::collection::hash_set("[^\\p{Cc}]{1,256}", 1..20),
+            generation in 1..1_000_000u64,
+        ) {
+            prop_assert!(prefix.len() <= MAX_PREFIX);
             let mut queues = HashSet::new();
             let mut keys = HashSet::new();
             let mut folders = HashSet::new();
             for id in &ids {
                 let id = account(id);
-                let name = dead_letter_queue_name(&queue_name("mg-production", &id, generation));
+                let queue = queue_name(&prefix, &id, generation);
+                let name = dead_letter_queue_name(&queue);
                 prop_assert!(name.len() <= 80, "{name}");
                 prop_assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'), "{name}");
+                prop_assert!(name.starts_with(&tenant_prefix(&prefix)));
+                prop_assert!(queue_belongs_to(&queue, &prefix, &id));
+                prop_assert!(!queue_belongs_to(&queue, &prefix, &account("somebody else")));
+                for made in [&name, &queue, &action_table_name(&queue, 0), &receipt_table_name(&queue, 2)] {
+                    prop_assert_eq!(queue_of_resource(made), &queue);
+                }
                 prop_assert!(queues.insert(name));
                 prop_assert_eq!(Partition::of(&id).account(), Some(id.clone()));
                 prop_assert!(keys.insert(Partition::of(&id)));
                 let folder = archive_key(&id, "2026-01-01");
                 prop_assert!(folder.len() <= 1024 && !folder.contains(".."));
                 prop_assert!(folders.insert(folder));
+            }
+        }
+
+        /// The digest decides, however long the stack's name and however many times the account subscribed.
+        #[test]
+        fn alike_accounts_have_distinct_queues(
+            prefix in "[A-Za-z][A-Za-z0-9-]{0,48}",
+            ids in proptest::collection::hash_set("customer-000000000[0-9]{1,6}", 2..50),
+            generations in proptest::collection::hash_set(1..1_000_000u64, 1..4),
+        ) {
+            let mut queues = HashSet::new();
+            for id in &ids {
+                for generation in &generations {
+                    let queue = queue_name(&prefix, &account(id), *generation);
+                    prop_assert!(queues.insert(queue.clone()), "{queue}");
+                }
             }
         }
     }

@@ -94,7 +94,9 @@ impl TenantQueues {
                         .queue_url
                         .ok_or_else(|| missing("CreateQueue", name, "a queue URL"));
                 }
-                Err(e) if not_known_yet(e.code()) && Instant::now() < deadline => sleep(LOOK_EVERY).await,
+                Err(e) if dead_letters_unknown_yet(e.code(), e.message()) && Instant::now() < deadline => {
+                    sleep(LOOK_EVERY).await;
+                }
                 Err(e) => return Err(call("CreateQueue", name, explain(&e))),
             }
         }
@@ -133,7 +135,7 @@ impl TenantQueues {
                         )
                     });
                 }
-                Err(e) if not_known_yet(e.code()) && Instant::now() < deadline => sleep(LOOK_EVERY).await,
+                Err(e) if queue_unknown_yet(e.code()) && Instant::now() < deadline => sleep(LOOK_EVERY).await,
                 Err(e) => return Err(call("CreateEventSourceMapping", queue, explain(&e))),
             }
         }
@@ -247,13 +249,17 @@ async fn delete_mapping(lambda: &aws_sdk_lambda::Client, mapping_id: &str) -> Re
     }
 }
 
-/// Whether AWS says that something which was made a moment ago is not there: SQS asks for a second's patience.
-fn not_known_yet(code: Option<&str>) -> bool {
+/// Whether SQS does not know the dead-letter queue yet that was made a moment ago: it asks for a second's patience. Any other
+/// value that it calls invalid, a name for example, stays invalid.
+fn dead_letters_unknown_yet(code: Option<&str>, message: Option<&str>) -> bool {
     queue_is_gone(code)
-        || matches!(
-            code,
-            Some("InvalidParameterValueException" | "InvalidParameterValue" | "InvalidAttributeValue")
-        )
+        || (matches!(code, Some("InvalidParameterValue" | "InvalidAttributeValue"))
+            && message.is_some_and(|message| message.contains("RedrivePolicy")))
+}
+
+/// Whether Lambda does not know the queue yet that was made a moment ago.
+fn queue_unknown_yet(code: Option<&str>) -> bool {
+    queue_is_gone(code) || code == Some("InvalidParameterValueException")
 }
 
 /// Attributes of queues whose messages are kept as long as SQS keeps any.
@@ -265,4 +271,28 @@ fn kept_long() -> HashMap<QueueAttributeName, String> {
         ),
         (QueueAttributeName::SqsManagedSseEnabled, "true".to_owned()),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_dead_letter_queue_that_is_unknown_is_waited_for() {
+        let unknown =
+            "Value {...} for parameter RedrivePolicy is invalid. Reason: Dead letter target does not exist.";
+        let name = "Can only include alphanumeric characters, hyphens, or underscores. 1 to 80 in length";
+        for (code, message, waits) in [
+            ("InvalidParameterValue", unknown, true),
+            ("InvalidAttributeValue", unknown, true),
+            ("QueueDoesNotExist", "", true),
+            ("AWS.SimpleQueueService.NonExistentQueue", "", true),
+            ("InvalidParameterValue", name, false),
+            ("InvalidAttributeValue", "Unknown Attribute", false),
+            ("QueueDeletedRecently", "", false),
+        ] {
+            let found = dead_letters_unknown_yet(Some(code), Some(message));
+            assert_eq!(found, waits, "{code}: {message}");
+        }
+    }
 }
