@@ -1,7 +1,11 @@
 //! What happens when storage fails. These tests run alone.
 
+use std::time::Duration;
+
+use aws_sdk_sqs::types::QueueAttributeName;
 use domain::names::SPOOL_PREFIX;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::life::{gone, object, objects};
 use crate::webhooks::Delivery;
@@ -264,4 +268,66 @@ async fn check_repeated(world: &World, name: &str, rule: Value) -> bool {
         turned_away = true;
     }
     panic!("{name}: turned away three times");
+}
+
+/// A run of the decommissioning that is killed is followed by the next within a minute, and never doubled meanwhile.
+#[tokio::test]
+async fn decommissioning_goes_on_within_a_minute_of_a_kill() {
+    alone(|world| async move {
+        let tenant = world.tenant("killed").await;
+        let arn = world
+            .queue_attribute(&tenant.queue_url, QueueAttributeName::QueueArn)
+            .await;
+        for mapping in world.mappings(&arn).await {
+            let delete = world.lambda.delete_event_source_mapping();
+            delete.set_uuid(mapping.uuid).send().await.unwrap();
+        }
+        // Nobody takes it, so the drain lasts 30 s: longer than the function may run.
+        world.send(&tenant, tenant.restart(&unique("waits"))).await;
+        let holds = json!({
+            "mode": "delay", "ms": 0, "function": "cancel", "operation": "ChangeMessageVisibilityBatch",
+        });
+        world.rule("sqs/holds", holds).await;
+        world.cancel_may_run(5).await;
+        let delivery = Delivery::cancelled(world.env, &tenant.account, SKU);
+        let answer = world.post(&delivery).await;
+        let begun = world.held("the first run", 1).await;
+        // The run that has begun keeps its five seconds.
+        world.cancel_may_run(900).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let again = world.held("the second run", 2).await;
+        let between = again.duration_since(begun);
+        // A run that lives renews its hold every ten seconds.
+        assert!(
+            between > Duration::from_secs(30),
+            "it was not killed: {between:?}"
+        );
+        assert!(between < Duration::from_secs(60), "{between:?}");
+        world.mend("sqs").await;
+        gone(&world, &tenant).await;
+        let ledger = world.ledger(&tenant.account).await;
+        let count = |name| ledger.operations().iter().filter(|found| **found == name).count();
+        assert_eq!(count("decommission_complete"), 1, "{:?}", ledger.operations());
+    })
+    .await;
+}
+
+impl World {
+    /// Sets how long `cancel` may run until it is killed, in seconds.
+    async fn cancel_may_run(&self, seconds: i32) {
+        let update = self.lambda.update_function_configuration();
+        let update = update.function_name(&self.env.cancel).timeout(seconds);
+        update.send().await.unwrap();
+    }
+
+    /// Waits until orders were held so many times in all; when that was seen.
+    async fn held(&self, what: &str, times: u64) -> Instant {
+        eventually(what, PATIENCE, || async {
+            match self.met("sqs", "holds").await {
+                met if met >= times => Ok(Instant::now()),
+                met => Err(format!("{met} holds")),
+            }
+        })
+        .await
+    }
 }

@@ -14,7 +14,7 @@ use aws::store::{Store, TurnedAwayAs};
 use aws::tables::TenantTables;
 use aws::webhooks::Webhooks;
 use aws::{clients, telemetry};
-use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent};
+use aws_lambda_events::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage};
 use domain::operations::apply_event::Task;
 use domain::transaction::DeliveryRecord;
 use domain::webhook::event::{Change, WebhookEvent};
@@ -23,7 +23,7 @@ use lambda_runtime::Error;
 use serde_json::Value;
 use tracing::error;
 
-use crate::decommission::Decommissioner;
+use crate::decommission::{DecommissionError, Decommissioner};
 use std::sync::Arc;
 
 /// How long an order that could not be carried out waits, in seconds.
@@ -139,14 +139,24 @@ impl Cancel {
         }
     }
 
+    /// Carries out an order, and holds its message meanwhile.
+    async fn carry_out(&self, message: &SqsMessage) -> Result<(), DecommissionError> {
+        let body = message.body.as_deref().unwrap_or_default();
+        let order = self.decommissioner.carry_out(body);
+        let Some(handle) = message.receipt_handle.as_deref() else {
+            return order.await;
+        };
+        tokio::select! {
+            done = order => done,
+            // Stopped anywhere, as if it had crashed: the next delivery goes on.
+            lost = self.messages.hold(&self.decommission_queue, handle) => Err(lost.into()),
+        }
+    }
+
     async fn work(&self, batch: SqsEvent) -> SqsBatchResponse {
         let mut response = SqsBatchResponse::default();
         for message in batch.records {
-            let Err(e) = self
-                .decommissioner
-                .carry_out(message.body.as_deref().unwrap_or_default())
-                .await
-            else {
+            let Err(e) = self.carry_out(&message).await else {
                 continue;
             };
             telemetry::count("cancel", "decommission_delayed", ("reason", e.reason()));

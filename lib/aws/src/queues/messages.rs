@@ -1,12 +1,21 @@
 //! Messages: sent, received, given back.
 
+use std::time::Duration;
+
 use aws_sdk_sqs::types::{ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry};
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::warn;
 
 use domain::names::as_queues_take;
 
 use super::dead_letters::{LeftMessage, received};
 use super::{QueueError, call};
 use crate::clients::{Sdk, explain};
+
+/// How long a message that is held stays hidden once its holder is gone.
+const HELD: Duration = Duration::from_secs(45);
+/// How often the hold is renewed: some calls may fail before it ends.
+const RENEW_EVERY: Duration = Duration::from_secs(10);
 
 /// Sends messages, receives some, and deletes or gives them back.
 pub struct Messages {
@@ -81,6 +90,35 @@ impl Messages {
             self.retry_ten(queue_url, handles).await?;
         }
         Ok(())
+    }
+
+    /// Keeps a message hidden for as long as this is polled, and for 45 s afterwards: a holder that is killed leaves it to the next
+    /// one within a minute. Ends only when the message may be visible again, so that two never work on it.
+    pub async fn hold(&self, queue_url: &str, handle: &str) -> QueueError {
+        let seconds = u32::try_from(HELD.as_secs()).unwrap_or(u32::MAX);
+        let handles = [(handle.to_owned(), seconds)];
+        // Until the first call succeeds it is hidden for the queue's own time, which is longer than any function runs.
+        let mut hidden_until = None;
+        loop {
+            let asked = Instant::now();
+            let renewed = timeout(RENEW_EVERY, self.retry_in(queue_url, &handles)).await;
+            let error = match renewed {
+                Ok(Ok(())) => {
+                    hidden_until = Some(asked + HELD);
+                    None
+                }
+                Ok(Err(e)) => Some(e),
+                Err(e) => Some(call("ChangeMessageVisibilityBatch", queue_url, e)),
+            };
+            let next = asked + RENEW_EVERY;
+            match (error, hidden_until) {
+                // Given up while there is time to stop.
+                (Some(error), Some(until)) if next + RENEW_EVERY >= until => return error,
+                (Some(error), _) => warn!(%error, "a message could not be held; tried again"),
+                (None, _) => {}
+            }
+            sleep_until(next).await;
+        }
     }
 
     async fn retry_ten(&self, queue_url: &str, handles: &[(String, u32)]) -> Result<(), QueueError> {
