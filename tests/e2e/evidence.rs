@@ -598,3 +598,100 @@ async fn the_signing_key_passes_on_and_a_revoked_one_fails() {
     })
     .await;
 }
+
+/// An item planted behind the head lets nothing be put on record: the first outcome that meets it is escalated at once, no handler
+/// is called any more, and audit and sweep say so. Once it is gone all goes on.
+#[tokio::test]
+async fn a_planted_item_is_seen_and_stops_the_tenant() {
+    alone(|world| async move {
+        let tenant = world.tenant("planted").await;
+        let account = tenant.account.as_str();
+        let seq = AttributeValue::S(format!("{:020}", 1));
+        let key = [
+            ("account_id".to_owned(), AttributeValue::S(account.to_owned())),
+            ("seq".to_owned(), seq),
+        ];
+        let put = world.dynamodb.put_item().table_name(&world.env.receipts_table);
+        let put = put
+            .set_item(Some(key.clone().into()))
+            .item("line", AttributeValue::S("{}".to_owned()));
+        put.send().await.unwrap();
+        check_found(audit(&world, account).await, "an item stands at place 1");
+
+        let (met, later) = (unique("met"), unique("later"));
+        world.send(&tenant, tenant.restart(&met)).await;
+        let escalated = eventually("the escalation", PATIENCE, || async {
+            let list = ["escalations", "--format", "json", "--account-id", account];
+            let listed = world.ggen(&list).await.json();
+            match listed["escalations"].as_array().unwrap().as_slice() {
+                [one] => Ok(one.clone()),
+                none => Err(format!("{none:?}")),
+            }
+        })
+        .await;
+        assert_eq!(
+            (&escalated["action_id"], &escalated["error_code"]),
+            (&json!(met), &json!("LEDGER_BLOCKED"))
+        );
+        assert_eq!(world.handler_saw(&met).await, (1, 0));
+        world.drained(&tenant.queue_url).await;
+
+        // The governor gives back what it is brought, and calls nobody.
+        let arn = world
+            .queue_attribute(
+                &tenant.queue_url,
+                aws_sdk_sqs::types::QueueAttributeName::QueueArn,
+            )
+            .await;
+        let brought = json!({ "Records": [{
+            "messageId": "m-1", "receiptHandle": "", "body": tenant.restart(&later).to_string(),
+            "attributes": { "ApproximateReceiveCount": "1" }, "messageAttributes": {},
+            "eventSource": "aws:sqs", "eventSourceARN": arn, "awsRegion": "us-east-1",
+        }] });
+        let answer = world.invoke(&world.env.governor, &brought).await;
+        assert_eq!(
+            answer["batchItemFailures"],
+            json!([{ "itemIdentifier": "m-1" }]),
+            "{answer}"
+        );
+        assert_eq!(world.handler_saw(&later).await, (0, 0));
+        let swept = sweep(&world).await;
+        let blocked = |swept: &Value| swept["blocked"].as_array().unwrap().contains(&json!(account));
+        assert!(blocked(&swept), "{swept}");
+        check_found(audit(&world, account).await, "an item stands at place 1");
+        assert_eq!(
+            world.stored(account).await.tenant.unwrap().ledger_blocked,
+            Some(1)
+        );
+
+        let delete = world.dynamodb.delete_item().table_name(&world.env.receipts_table);
+        delete.set_key(Some(key.into())).send().await.unwrap();
+        let swept = sweep(&world).await;
+        assert!(!blocked(&swept), "{swept}");
+        world.settled(account, &met, &["action_failed"]).await;
+        let resolve = ["resolve", &met, "--account-id", account, "--who", "end-to-end"];
+        world
+            .ggen(&[&resolve[..], &["--note", "removed"]].concat())
+            .await
+            .ok();
+        world.send(&tenant, tenant.restart(&later)).await;
+        world.settled(account, &later, &["action_complete"]).await;
+        assert_eq!(world.handler_saw(&later).await, (1, 0));
+        let (code, audited) = audit(&world, account).await;
+        assert_eq!(code, Some(0), "{audited}");
+    })
+    .await;
+}
+
+/// A sweep of everything, beside one probe.
+async fn sweep(world: &World) -> Value {
+    let event = json!({ "probes": 1, "sweep": "everything" });
+    eventually("a round that sweeps", SOON, || async {
+        let mut report = world.invoke(&world.env.health, &event).await;
+        match report.get("sweep") {
+            Some(_) => Ok(report["sweep"].take()),
+            None => Err(report.to_string()),
+        }
+    })
+    .await
+}

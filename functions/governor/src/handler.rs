@@ -21,6 +21,7 @@ use domain::admission::Enforcers;
 use domain::control::Control;
 use domain::gate::RefusalCode;
 use domain::names::{self, Partition, printable};
+use domain::operations::block::block;
 use domain::signal::{ActionId, Signal};
 use domain::transaction::{self, Account, Keys};
 use domain::webhook::signature::Secret;
@@ -376,6 +377,19 @@ impl Governor {
         let Some(account) = work.shift.account().cloned() else {
             return Ok(());
         };
+        let blocked = account.tenant.as_ref().and_then(|tenant| tenant.ledger_blocked);
+        if chosen.decides()
+            && let Some(seq) = blocked
+        {
+            telemetry::count("governor", "ledger_blocked", ("stage", "hand"));
+            error!(
+                account = work.account_id,
+                seq, "nothing is run: something stands behind the ledger's head, and a person has to look"
+            );
+            let effects = work.shift.barred(chosen);
+            self.carry_out(work, effects).await;
+            return Ok(());
+        }
         // What is over needs none: it is written whatever the registry says.
         let enforcers = match chosen.decides() {
             true => {
@@ -399,7 +413,11 @@ impl Governor {
             return Ok(());
         }
         let written = Box::pin(self.store.commit(&work.signer, &account, &decided.plan, now.1));
-        let Some(committed) = written.await? else {
+        let written = match written.await {
+            Err(StoreError::Blocked { seq, .. }) => return Box::pin(self.block(work, chosen, seq)).await,
+            written => written?,
+        };
+        let Some(committed) = written else {
             let tenant = account.tenant.as_ref();
             let governors = tenant.map_or(1, |tenant| tenant.pace().maximum_concurrency.unsigned_abs());
             // Full jitter: writers that lost together do not come back together.
@@ -423,6 +441,41 @@ impl Governor {
             .shift
             .written(chosen, &decided, committed.account, now, fastrand::f64());
         work.call(&self.handler, &effects, &enforcers);
+        self.carry_out(work, effects).await;
+        Ok(())
+    }
+
+    /// The ledger takes no receipt: what has ended is escalated at once, and nothing is run any more. The receipts wait in the
+    /// spool.
+    async fn block(&self, work: &mut Work<'_>, chosen: &Selection, seq: u64) -> Result<(), BatchError> {
+        telemetry::count("governor", "ledger_blocked", ("stage", "over"));
+        error!(
+            account = work.account_id,
+            seq,
+            "an outcome can't be recorded: something stands behind the ledger's head, and a person has to look"
+        );
+        let unrecorded = work.shift.unrecorded(chosen);
+        let keys = Keys {
+            actions: unrecorded.iter().map(|one| one.action_id.clone()).collect(),
+            ..Keys::default()
+        };
+        let bar = |account: &Account, now| Ok::<_, BatchError>(block(account, seq, &unrecorded, now)?);
+        let barred = self
+            .store
+            .transact(&work.signer, &work.partition, &keys, None, bar);
+        let (_, receipts) = barred.await?;
+        for receipt in &receipts {
+            // It is escalated already: that its receipt is late is for a person, too.
+            if let Err(e) = self.spool.keep(receipt, &work.signer).await {
+                telemetry::count("governor", "receipt_lost", ("stage", "spool"));
+                error!(account = work.account_id, receipt_id = %receipt.receipt_id, error = %e, "not in the spool");
+            }
+            telemetry::count("governor", "action_escalated", ("stage", "ledger_blocked"));
+        }
+        let ids: BTreeSet<Uuid> = receipts.iter().map(|receipt| receipt.receipt_id).collect();
+        let escalated = unrecorded.into_iter().filter(|one| ids.contains(&one.receipt_id));
+        let escalated = escalated.map(|one| one.action_id).collect();
+        let effects = work.shift.escalated(chosen, &escalated);
         self.carry_out(work, effects).await;
         Ok(())
     }

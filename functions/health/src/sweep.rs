@@ -2,6 +2,7 @@
 //! sweep finds it again: nothing that it does is remembered but in what it mends.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws::clients::{self, Sdk};
@@ -17,13 +18,13 @@ use aws::store::{Store, StoreError};
 use aws::telemetry;
 use domain::account::{AccountId, PlanType, SkuId};
 use domain::action::{Action, IllegalTransition};
-use domain::names::{self, Partition, printable};
+use domain::names::{self, LedgerId, Partition, printable};
 use domain::operations::record_dead_letters::{DeadLetter, record_dead_letters};
 use domain::operations::recount::recount;
 use domain::operations::wake::{StuckAction, wake};
 use domain::sweep::{self, Due, Expected, Missing, Orphan, Patience, Resource, Scope, Stuck};
 use domain::tenant::{BUSY, Lifecycle, Tenant, UNSETTLED};
-use domain::transaction::{Account, Keys};
+use domain::transaction::{Account, Keys, Plan};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -42,6 +43,10 @@ const DUE_BUDGET: Duration = Duration::from_secs(5);
 const WAKE_BUDGET: Duration = Duration::from_secs(5);
 /// How long dead letters may take: well below [`HIDDEN`].
 const LETTERS_BUDGET: Duration = Duration::from_secs(5);
+/// How long looking behind ledgers' heads may take.
+const LEDGERS_BUDGET: Duration = Duration::from_secs(5);
+/// Ledgers behind whose heads one sweep looks, and how many of them at one time.
+const LEDGERS_AT_ONCE: (usize, usize) = (1_000, 16);
 /// How long a letter that is looked at is hidden from whoever else works on letters.
 const HIDDEN: Duration = Duration::from_secs(30);
 /// Dead-letter queues that one sweep asks for what they hold, and how many of them at one time.
@@ -112,6 +117,8 @@ pub struct SweepReport {
     missing: Vec<String>,
     /// Queues whose name is nobody's any more: what goes by it is taken away.
     orphans: Vec<String>,
+    /// Ledgers that take no receipt: something stands behind their head.
+    blocked: Vec<String>,
     /// What there was no room or time for; the next sweeps take it up.
     left: usize,
     errors: Vec<String>,
@@ -144,7 +151,7 @@ enum SweepError {
 
 /// Everything a sweep needs, made once per process.
 pub struct Sweeper {
-    store: Store,
+    store: Arc<Store>,
     secrets: Secrets,
     signing_key: String,
     functions: Functions,
@@ -163,7 +170,7 @@ impl Sweeper {
         let governor = config::required(config::GOVERNOR_FUNCTION_ARN)?;
         let prefix = config::queue_prefix()?;
         Ok(Self {
-            store: Store::new(sdk, stack.clone()),
+            store: Arc::new(Store::new(sdk, stack.clone())),
             secrets: Secrets::new(sdk),
             signing_key: stack.signing_key_secret.clone(),
             functions: Functions::new(sdk),
@@ -189,6 +196,7 @@ impl Sweeper {
             due: Vec::new(),
             suspects: BTreeSet::new(),
             letters: BTreeMap::new(),
+            barred: Vec::new(),
             expected: Vec::new(),
             pins: BTreeMap::new(),
             swept: SweepReport::default(),
@@ -218,6 +226,8 @@ struct Sweep<'a> {
     suspects: BTreeSet<Partition>,
     /// Dead-letter queues of active tenants, by partition.
     letters: BTreeMap<Partition, String>,
+    /// Tenants that run nothing as their ledger is blocked.
+    barred: Vec<Partition>,
     expected: Vec<Expected>,
     /// Hashes of the policies that active tenants are pinned to, by SKU and plan.
     pins: BTreeMap<(SkuId, PlanType), BTreeSet<String>>,
@@ -232,6 +242,9 @@ impl Sweep<'_> {
         }
         let ended = within(self.deadline, DUE_BUDGET, self.hand_over()).await;
         self.note("what is due", ended);
+        let barred = std::mem::take(&mut self.barred);
+        let ended = within(self.deadline, LEDGERS_BUDGET, self.look_behind(barred)).await;
+        self.note("blocked ledgers", ended);
         if self.scope == Scope::Everything {
             let state = Lifecycle::Active.name();
             let ended = within(self.deadline, LOOK_BUDGET, self.look(state)).await;
@@ -246,6 +259,8 @@ impl Sweep<'_> {
             self.note("dead letters", ended);
             let ended = within(self.deadline, LOOK_BUDGET, self.compare_pins()).await;
             self.note("policies", ended);
+            let ended = within(self.deadline, LEDGERS_BUDGET, self.look_behind_heads()).await;
+            self.note("ledgers", ended);
             let ended = within(self.deadline, BUDGET, self.take_stock()).await;
             self.note("resources", ended);
         }
@@ -309,6 +324,9 @@ impl Sweep<'_> {
         }
         if sweep::may_have_stuck_actions(tenant, self.scope, self.now, &self.patience) {
             self.suspects.insert(Partition::of(&tenant.account_id));
+        }
+        if tenant.ledger_blocked.is_some() {
+            self.barred.push(Partition::of(&tenant.account_id));
         }
         if self.scope == Scope::Everything {
             let expected = Expected::of(tenant, self.now, &self.patience);
@@ -596,6 +614,80 @@ impl Sweep<'_> {
             }
             error!(%partition, receipt_id = %sealed.receipt_id, "a dead letter: a person has to look");
         }
+        Ok(())
+    }
+
+    /// Looks at ledgers for what keeps them from growing, however rarely they are written to.
+    async fn look_behind_heads(&mut self) -> Result<(), SweepError> {
+        let (mut ledgers, mut last) = (Vec::new(), None);
+        loop {
+            let page = self.sweeper.store.ledgers(last.as_ref()).await?;
+            let Some(end) = page.last().cloned() else { break };
+            ledgers.extend(page.iter().map(LedgerId::partition));
+            last = Some(end);
+        }
+        let (ledgers, left) = sweep::turn(ledgers, LEDGERS_AT_ONCE.0, self.scope.round(self.now));
+        self.swept.left += left;
+        self.look_behind(ledgers).await
+    }
+
+    async fn look_behind(&mut self, ledgers: Vec<Partition>) -> Result<(), SweepError> {
+        let mut looking = JoinSet::new();
+        for partition in ledgers {
+            if looking.len() >= LEDGERS_AT_ONCE.1
+                && let Some(looked) = looking.join_next().await
+            {
+                self.note_behind(looked?).await;
+            }
+            let store = Arc::clone(&self.sweeper.store);
+            looking.spawn(async move {
+                let found = store.behind_head(&partition).await;
+                (partition, found)
+            });
+        }
+        while let Some(looked) = looking.join_next().await {
+            self.note_behind(looked?).await;
+        }
+        Ok(())
+    }
+
+    /// Bars a tenant whose ledger is blocked, and lets it go on once it isn't.
+    async fn note_behind(&mut self, (partition, found): (Partition, Result<Option<u64>, StoreError>)) {
+        let found = match found {
+            Ok(found) => found,
+            Err(e) => return self.failed(partition.as_str(), &e.into()),
+        };
+        if let Some(seq) = found {
+            telemetry::count("health", "ledger_blocked", ("stage", "sweep"));
+            error!(%partition, seq, "something stands behind the ledger's head: a person has to look");
+            let known = self.swept.blocked.iter().any(|known| known == partition.as_str());
+            if !known && self.swept.blocked.len() < TOLD {
+                self.swept.blocked.push(partition.to_string());
+            }
+        }
+        if let Err(e) = self.bar(&partition, found).await {
+            self.failed(partition.as_str(), &e);
+        }
+    }
+
+    async fn bar(&self, partition: &Partition, blocked: Option<u64>) -> Result<(), SweepError> {
+        let store = &self.sweeper.store;
+        let account = store.load(partition, &Keys::default()).await?;
+        let changes = |account: &Account| {
+            account
+                .tenant
+                .as_ref()
+                .and_then(|tenant| tenant.with_ledger(blocked))
+        };
+        if changes(&account).is_none() {
+            return Ok(());
+        }
+        let signer = self.signer().await?;
+        let bar = |account: &Account, _| Ok::<_, SweepError>((Plan::tenant(changes(account)), ()));
+        let keys = Keys::default();
+        store
+            .transact(&signer, partition, &keys, Some(account), bar)
+            .await?;
         Ok(())
     }
 

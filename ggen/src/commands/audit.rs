@@ -26,9 +26,9 @@ Examples:
   ggen audit --system --public-key auditor.pub --format json
 
 Reads the whole ledger and checks the form, fields, signature, account, sequence, chain and time order of each receipt;
-that the ledger ends where its head says, with the head's Merkle tree; that every checkpoint in the audit bucket, where
-nobody can delete them, covers a prefix of this ledger; and that every action has exactly one final receipt and is final
-in the table. Reports the first problem: what it is, the rule, and both values.
+that the ledger ends where its head says, with the head's Merkle tree, and that nothing stands behind it; that every checkpoint in the audit bucket, where
+nobody can delete them, covers a prefix of this ledger; and that every action has exactly one final receipt and the
+state that it says in the table. Reports the first problem: what it is, the rule, and both values.
 {NEEDS_A_STACK}
 Exit code 0 VERIFIED, 1 NOT VERIFIED, 2 could not tell."
     )
@@ -62,6 +62,10 @@ enum WrongError {
     Ledger(#[from] LedgerError),
     #[error("the ledger's receipts and actions do not match")]
     Action(#[from] ActionError),
+    #[error(
+        "an item stands at place {seq}, but the head says that the ledger has {size} receipts: it was planted, or the head was put back; no receipt can be appended"
+    )]
+    Planted { seq: u64, size: u64 },
     #[error("the ledger is empty, but a checkpoint covers {size} receipts: it was rolled back")]
     Gone { size: u64 },
 }
@@ -143,6 +147,10 @@ async fn look(
     let checkpoints = stored.len() as u64;
     let checkpointed = stored.iter().map(|(size, ..)| *size).max().unwrap_or(0);
     if head.size == 0 {
+        let behind = live.store.behind_head(&partition).await;
+        if let Some(seq) = behind.map_err(LiveError::from)? {
+            return Ok(Err(WrongError::Planted { seq, size: 0 }));
+        }
         return match checkpointed {
             0 => Err(AuditError::NoLedger { account: account_id }),
             size => Ok(Err(WrongError::Gone { size })),
@@ -188,6 +196,11 @@ async fn look(
     bar.finish_and_clear();
     if let Err(error) = following.end(&head) {
         return Ok(Err(error.into()));
+    }
+    let behind = live.store.behind_head(&partition).await;
+    if let Some(seq) = behind.map_err(LiveError::from)? {
+        let size = head.size;
+        return Ok(Err(WrongError::Planted { seq, size }));
     }
 
     let mut pages = Pages::default();

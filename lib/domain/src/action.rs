@@ -33,6 +33,8 @@ pub const ROLLBACK_ATTEMPTS: u64 = 5;
 pub const MAX_DELIVERIES: u32 = 1000;
 /// Error code of an action whose signal was delivered that often.
 pub const DEAD_LETTERED: &str = "DEAD_LETTERED";
+/// Error code of an action whose outcome the ledger did not take, as something stands behind its head.
+pub const LEDGER_BLOCKED: &str = "LEDGER_BLOCKED";
 /// How long a claim holds, in seconds: longer than an invocation of the governor lives (15 s), shorter than a message
 /// stays hidden (30 s), so that a redelivery after a crash finds the claim expired.
 pub const LEASE_SECONDS: i64 = 20;

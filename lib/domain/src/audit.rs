@@ -3,7 +3,7 @@
 //! Follows the receipts of a ledger in order, then looks at the actions as the table has them. Holds the actions that are
 //! still open, and sixteen bytes of each that is final.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use jiff::{SignedDuration, Timestamp};
 use receipts::receipt::{Payload, Receipt};
@@ -77,6 +77,13 @@ pub enum ActionError {
         "action {action_id:?} is {found} in the table: expected a final receipt in the ledger, found none"
     )]
     Unreceipted { action_id: String, found: String },
+    /// Final in both, and not the same.
+    #[error("action {action_id:?} is {found} in the table: expected {expected}, as the ledger says")]
+    Differs {
+        action_id: String,
+        expected: &'static str,
+        found: String,
+    },
     /// Final in the ledger, and not in the table.
     #[error(
         "action {action_id:?} has a final receipt in the ledger: expected a final state in the table, found {found}"
@@ -117,12 +124,23 @@ struct Last {
 #[derive(Default)]
 pub struct ActionAudit {
     open: BTreeMap<String, Last>,
-    finished: HashSet<u128>,
+    /// With the state that the last receipt says.
+    finished: HashMap<u128, ActionState>,
     /// Those of the finished that wait for a person.
     escalated: HashSet<u128>,
     /// Refused, and nothing else heard of: while storage fails, the repeat of a signal is refused whose action may be
     /// running, and ends afterwards.
     refused: HashSet<u128>,
+}
+
+/// When the last receipt about an action was made, by its id. A person may have decided while the ledger was being read.
+fn last_heard_of(action: &Action) -> Timestamp {
+    let id = action.last_receipt().and_then(|id| id.get_timestamp());
+    let at = id.and_then(|id| {
+        let (seconds, nanos) = id.to_unix();
+        Timestamp::new(i64::try_from(seconds).ok()?, i32::try_from(nanos).ok()?).ok()
+    });
+    at.unwrap_or(Timestamp::MIN)
 }
 
 /// Enough of a digest to tell a million actions apart.
@@ -144,14 +162,14 @@ impl ActionAudit {
     /// # Errors
     /// [`ActionError`] when it is about an action and does not follow from the receipts before.
     pub fn receipt(&mut self, receipt: &Receipt) -> Result<(), ActionError> {
-        let (action_id, is_final) = match &receipt.payload {
+        let (action_id, ended) = match &receipt.payload {
             // A repeat of a signal may be refused while its action runs or is over: nothing happens to the action then.
             Payload::ActionRefused { action_id, .. } => {
                 let digest = digest(action_id);
                 // One that a person had taken up again meets the gate again.
                 let open = self.open.get_mut(action_id);
                 let redriven = open.as_ref().is_none_or(|last| last.operation == REDRIVEN);
-                if redriven && !self.finished.contains(&digest) {
+                if redriven && !self.finished.contains_key(&digest) {
                     self.refused.insert(digest);
                     if let Some(last) = open {
                         last.refused = true;
@@ -162,17 +180,22 @@ impl ActionAudit {
             Payload::ActionRedriven { action_id, .. } => {
                 self.persons_word(action_id, receipt)?;
                 self.finished.remove(&digest(action_id));
-                (action_id, false)
+                (action_id, None)
             }
-            Payload::ActionResolved { action_id, .. } => return self.persons_word(action_id, receipt),
-            Payload::ActionComplete(outcome) | Payload::ActionRouted(outcome) => (&outcome.action_id, true),
+            Payload::ActionResolved { action_id, .. } => {
+                self.persons_word(action_id, receipt)?;
+                self.finished.insert(digest(action_id), ActionState::Resolved);
+                return Ok(());
+            }
+            Payload::ActionComplete(outcome) => (&outcome.action_id, Some(ActionState::Complete)),
+            Payload::ActionRouted(outcome) => (&outcome.action_id, Some(ActionState::Routed)),
             Payload::ActionRolledBack {
                 action_id,
                 previous_action_receipt_id: found,
                 ..
             } => {
                 let expected = self.open.get(action_id).map(|last| last.receipt_id);
-                if expected != Some(*found) && !self.finished.contains(&digest(action_id)) {
+                if expected != Some(*found) && !self.finished.contains_key(&digest(action_id)) {
                     return Err(ActionError::Undone {
                         receipt_id: receipt.receipt_id,
                         seq: receipt.seq,
@@ -181,17 +204,17 @@ impl ActionAudit {
                         found: *found,
                     });
                 }
-                (action_id, true)
+                (action_id, Some(ActionState::RolledBack))
             }
-            Payload::ActionTimeout { action_id, .. } => (action_id, false),
+            Payload::ActionTimeout { action_id, .. } => (action_id, None),
             Payload::ActionFailed {
                 action_id,
                 is_recoverable,
                 ..
-            } => (action_id, !is_recoverable),
+            } => (action_id, (!is_recoverable).then_some(ActionState::Escalated)),
             _ => return Ok(()),
         };
-        if self.finished.contains(&digest(action_id)) {
+        if self.finished.contains_key(&digest(action_id)) {
             return Err(ActionError::AfterTheEnd {
                 receipt_id: receipt.receipt_id,
                 seq: receipt.seq,
@@ -200,12 +223,12 @@ impl ActionAudit {
             });
         }
         self.refused.remove(&digest(action_id));
-        if is_final && matches!(receipt.payload, Payload::ActionFailed { .. }) {
+        if ended == Some(ActionState::Escalated) {
             self.escalated.insert(digest(action_id));
         }
-        if is_final {
+        if let Some(state) = ended {
             self.open.remove(action_id);
-            self.finished.insert(digest(action_id));
+            self.finished.insert(digest(action_id), state);
         } else {
             let last = Last {
                 receipt_id: receipt.receipt_id,
@@ -241,20 +264,30 @@ impl ActionAudit {
     pub fn action(&self, action: &Action, read_until: Timestamp) -> Result<(), ActionError> {
         let action_id = action.action_id.as_str();
         let digest = digest(action_id);
-        let in_ledger = self.finished.contains(&digest);
+        let ended = self.finished.get(&digest).copied();
+        let in_ledger = ended.is_some();
         let found = format!("{:?}", action.state).to_lowercase();
         let recent = |since: Timestamp| read_until.duration_since(since) < patience();
         if action.state == ActionState::Pending && (!in_ledger || self.escalated.contains(&digest)) {
             // Its signal waits on the queue, or for a place; what is delivered too often is escalated.
             return Ok(());
         }
+        if let Some(expected) = ended.filter(|_| action.state.is_final())
+            && expected != action.state
+            && !(self.escalated.contains(&digest) && recent(last_heard_of(action)))
+        {
+            return Err(ActionError::Differs {
+                action_id: action_id.to_owned(),
+                expected: expected.name(),
+                found: action.state.name().to_owned(),
+            });
+        }
+        let refused = action.state == ActionState::Refused && self.refused.contains(&digest);
         match (action.state.is_final(), in_ledger) {
-            (true, false) if !self.refused.contains(&digest) && !recent(action.lease_until) => {
-                Err(ActionError::Unreceipted {
-                    action_id: action_id.to_owned(),
-                    found,
-                })
-            }
+            (true, false) if !refused && !recent(action.lease_until) => Err(ActionError::Unreceipted {
+                action_id: action_id.to_owned(),
+                found,
+            }),
             // Taken up again since the receipts were read.
             (false, true) if self.escalated.contains(&digest) && recent(action.lease_until) => Ok(()),
             (false, true) => Err(ActionError::NotFinal {
@@ -477,6 +510,46 @@ mod tests {
         }
         check(&[escalated(), complete()], 0, Err("was final before"));
         check(&[escalated(), resolved(), complete()], 0, Err("was final before"));
+    }
+
+    /// The state that the table holds is the one that the ledger tells of.
+    #[test]
+    fn which_end_it_came_to_is_compared() {
+        let id = ActionId::try_from("a".to_owned()).unwrap();
+        let late = BEGIN + patience() + patience();
+        let at = |when: Timestamp| {
+            let seconds = when.as_second().unsigned_abs();
+            Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, seconds, 0))
+        };
+        let ends = [
+            (vec![complete()], ActionState::Complete),
+            (vec![timeout(), undone(0)], ActionState::RolledBack),
+            (vec![failed(false)], ActionState::Escalated),
+            (vec![failed(false), resolved()], ActionState::Resolved),
+            (vec![Payload::ActionRouted(outcome())], ActionState::Routed),
+            (vec![refused()], ActionState::Refused),
+            (vec![complete(), refused()], ActionState::Complete),
+            (vec![failed(false), redriven(), refused()], ActionState::Refused),
+            (vec![failed(false), redriven(), complete()], ActionState::Complete),
+        ];
+        for (payloads, expected) in &ends {
+            for state in ActionState::ALL.into_iter().filter(|state| state.is_final()) {
+                for heard in [BEGIN, late] {
+                    let action = Action {
+                        state,
+                        receipts: vec![at(heard)],
+                        ..Action::pending(id.clone(), "t", "", BEGIN)
+                    };
+                    let found = follow(payloads).unwrap().action(&action, late);
+                    let moved_on = *expected == ActionState::Escalated && heard == late;
+                    assert_eq!(
+                        found.is_ok(),
+                        state == *expected || moved_on,
+                        "{state:?} where the ledger says {expected:?}: {found:?}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 pub mod abandon;
 pub mod append_once;
 pub mod apply_event;
+pub mod block;
 pub mod decommission;
 pub mod end_expired;
 pub mod provision;

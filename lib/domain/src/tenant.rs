@@ -70,6 +70,10 @@ pub struct Tenant {
     /// wait for a poll of their queue.
     pub full_at: Option<Timestamp>,
     pub last_claim: Option<LastClaim>,
+    /// The place behind the ledger's head where something stands that is no receipt of it: while it does nothing can be put on
+    /// record, so nothing is run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ledger_blocked: Option<u64>,
     /// Actions completed since this generation began.
     pub actions_completed: u64,
     /// Actions failed, undone or escalated since this generation began.
@@ -129,6 +133,7 @@ impl Tenant {
             lease_until: None,
             full_at: None,
             last_claim: None,
+            ledger_blocked: None,
             actions_completed: 0,
             actions_failed: 0,
             began_at: now,
@@ -194,7 +199,8 @@ impl Tenant {
             self.lifecycle,
             Lifecycle::Provisioning | Lifecycle::Decommissioning
         );
-        if between || self.provisioning.is_some() || !self.deferred.is_empty() {
+        let held_up = self.ledger_blocked.is_some() || !self.deferred.is_empty();
+        if between || self.provisioning.is_some() || held_up {
             UNSETTLED
         } else if self.in_flight > 0 {
             BUSY
@@ -236,6 +242,15 @@ impl Tenant {
             next.full_at = Some(now);
         }
         next
+    }
+
+    /// The tenant as it stands once its ledger was found blocked, or free; `None` when that is known.
+    #[must_use]
+    pub fn with_ledger(&self, blocked: Option<u64>) -> Option<Self> {
+        (self.ledger_blocked != blocked).then(|| Self {
+            ledger_blocked: blocked,
+            ..self.written()
+        })
     }
 
     /// Whether all places are taken.

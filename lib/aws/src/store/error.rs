@@ -30,6 +30,11 @@ pub enum StoreError {
     /// Other writers were first, every time.
     #[error("account {account} was changed by others during {ATTEMPTS} attempts")]
     Contended { account: String },
+    /// Something stands where the ledger's next receipt belongs, and no writer of ours put it there: its head would have moved.
+    #[error(
+        "the ledger of account {account} is blocked: an item that is no receipt of it stands at place {seq}, behind its head; see \"A blocked ledger\" in docs/operating.md"
+    )]
+    Blocked { account: String, seq: u64 },
     /// The receipts could not be chained or signed.
     #[error("appending receipts for account {account}")]
     Append {

@@ -6,6 +6,7 @@ use crate::pages::Pages;
 use aws_sdk_dynamodb::types::ReturnConsumedCapacity;
 use domain::names::Partition;
 use domain::tenant::Tables;
+use domain::transaction::Keys;
 use uuid::Uuid;
 
 use super::Store;
@@ -40,6 +41,57 @@ impl Store {
             lines.push(line_of(partition, item, place)?);
         }
         Ok(lines)
+    }
+
+    /// Where an item stands behind a ledger's head: a place that no receipt of it has. Whatever is planted there keeps the ledger from
+    /// growing.
+    ///
+    /// # Errors
+    /// [`StoreError`] when a table does not answer.
+    pub async fn behind_head(&self, partition: &Partition) -> Result<Option<u64>, StoreError> {
+        let size = self.load(partition, &Keys::default()).await?.head.size;
+        let own = self.tables_of(partition).await?;
+        let own = own.filter(|tables| tables.archived.is_none());
+        let mut found = None;
+        for own in std::iter::once(None).chain(own.iter().map(|own| Some(own.receipts.as_str()))) {
+            found = found.max(self.last_from(own, partition, size).await?);
+        }
+        let Some(found) = found else {
+            return Ok(None);
+        };
+        // Receipts that were appended meanwhile stand there with good reason.
+        let size = self.load(partition, &Keys::default()).await?.head.size;
+        Ok((found >= size).then_some(found))
+    }
+
+    /// The last place from `seq` on where something stands, in a tenant's own table or the shared one.
+    async fn last_from(
+        &self,
+        own: Option<&str>,
+        partition: &Partition,
+        seq: u64,
+    ) -> Result<Option<u64>, StoreError> {
+        let table = own.unwrap_or(&self.stack.receipts_table);
+        let answer = self
+            .client
+            .query()
+            .table_name(table)
+            .consistent_read(true)
+            .key_condition_expression("account_id = :account AND seq >= :seq")
+            .expression_attribute_values(":account", text(partition.as_str()))
+            .expression_attribute_values(":seq", text(format!("{seq:020}")))
+            .scan_index_forward(false)
+            .limit(1)
+            .return_consumed_capacity(ReturnConsumedCapacity::Total)
+            .send()
+            .await
+            .map_err(|e| Self::call_error("Query", table, partition.as_str(), e))?;
+        let last = answer.items.unwrap_or_default().into_iter().next();
+        // A place that is no number is none of a receipt's either.
+        Ok(last.map(|item| {
+            let place = item.get("seq").and_then(|seq| seq.as_s().ok());
+            place.and_then(|place| place.parse().ok()).unwrap_or(u64::MAX)
+        }))
     }
 
     /// One receipt's line, as it stands in the ledger.

@@ -1,5 +1,6 @@
 //! One transaction: read, decide, chain and sign, write; again when another writer was first.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use aws_sdk_dynamodb::error::SdkError;
@@ -133,6 +134,7 @@ impl Store {
         } else if plan.ledger_stands {
             writes.push(self.stands(account)?);
         }
+        let receipts_at = writes.len();
         for sealed in &appended.sealed {
             writes.push(self.put_receipt(partition, tables, sealed, Place::Free)?);
         }
@@ -173,7 +175,14 @@ impl Store {
         };
         match self.write(writes).await {
             Ok(_) => Ok((committed, true)),
-            Err(e) if others_were_first(&e) => Ok((committed, false)),
+            Err(e) if others_were_first(&e) => {
+                let taken = first_refused(&e, receipts_at..receipts_at + committed.sealed.len());
+                let taken = taken.and_then(|n| committed.sealed.get(n - receipts_at));
+                if let Some(taken) = taken {
+                    self.check_head_moved(account, taken.seq).await?;
+                }
+                Ok((committed, false))
+            }
             Err(e) => Err(Self::call_error(
                 "TransactWriteItems",
                 &self.stack.tenants_table,
@@ -181,6 +190,18 @@ impl Store {
                 e,
             )),
         }
+    }
+
+    /// A receipt and its head are written in one transaction: where a place is taken, the head has moved behind it.
+    async fn check_head_moved(&self, account: &Account, seq: u64) -> Result<(), StoreError> {
+        let now = Box::pin(self.load(&account.partition, &Keys::default())).await?;
+        if now.head.size > seq {
+            return Ok(());
+        }
+        Err(StoreError::Blocked {
+            account: account.partition.to_string(),
+            seq,
+        })
     }
 
     pub(super) async fn write(
@@ -216,6 +237,19 @@ fn others_were_first<R>(error: &SdkError<TransactWriteItemsError, R>) -> bool {
         Some(TransactWriteItemsError::TransactionInProgressException(_)) => true,
         _ => false,
     }
+}
+
+/// The first of these writes whose condition did not hold.
+fn first_refused<R>(error: &SdkError<TransactWriteItemsError, R>, writes: Range<usize>) -> Option<usize> {
+    let Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) = error.as_service_error()
+    else {
+        return None;
+    };
+    let reasons = cancelled.cancellation_reasons();
+    writes.into_iter().find(|n| {
+        let reason = reasons.get(*n).and_then(|reason| reason.code());
+        reason == Some("ConditionalCheckFailed")
+    })
 }
 
 #[cfg(test)]

@@ -14,13 +14,14 @@
 //!
 //! Times are those since the shift began.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::account::EntitlementId;
 use crate::action::{DEADLINE_MS, IllegalTransition};
 use crate::admission::Enforcers;
 use crate::control::Control;
+use crate::operations::block::Unrecorded;
 use crate::signal::ActionId;
 use crate::tenant::{Lifecycle, Pace};
 use crate::transaction::Account;
@@ -48,6 +49,8 @@ const STANDBY: (usize, usize) = (2, 20);
 /// The longest that a signal is put aside because its entitlement is full: should that get more places, they are not
 /// waited for longer.
 const ASIDE: Duration = Duration::from_secs(60);
+/// How soon a signal comes again while its tenant's ledger takes no receipt, in seconds.
+const BARRED_SECONDS: u32 = 60;
 /// How long an action is taken to be while none was measured.
 const USUAL: Duration = Duration::from_millis(DEADLINE_MS / 2);
 /// Signals that one governor runs or holds at a time.
@@ -646,6 +649,43 @@ impl Shift {
             self.leave(*index, *fate, &mut effects);
         }
         effects
+    }
+
+    /// Nothing may be run until the ledger takes receipts again: the chosen signals in hand come again.
+    pub fn barred(&mut self, chosen: &Selection) -> Effects {
+        self.refused(chosen, &vec![Fate::Again(BARRED_SECONDS); chosen.hand.len()])
+    }
+
+    /// Of the chosen actions that are over these were escalated, as the ledger took no receipt; the others are somebody else's.
+    pub fn escalated(&mut self, chosen: &Selection, escalated: &BTreeSet<ActionId>) -> Effects {
+        let mut effects = self.barred(chosen);
+        self.outdated = true;
+        for index in &chosen.over {
+            let is_ours = self
+                .message(*index)
+                .is_some_and(|m| escalated.contains(m.action_id()));
+            let fate = match is_ours {
+                true => Fate::Acknowledged,
+                false => Fate::Again(BUSY_SECONDS),
+            };
+            self.leave(*index, fate, &mut effects);
+        }
+        effects.delete.append(&mut self.settled);
+        effects
+    }
+
+    /// The actions that are over among the chosen letters: each with whose claim it ran under, and the id of a receipt.
+    pub fn unrecorded(&self, chosen: &Selection) -> Vec<Unrecorded> {
+        let over = chosen.over.iter().filter_map(|index| self.letters.get(*index));
+        let over = over.filter_map(|letter| match &letter.stand {
+            Stand::EndedAction { run, .. } => Some(Unrecorded {
+                action_id: run.action.action_id.clone(),
+                owner: run.action.owner,
+                receipt_id: letter.ids.1,
+            }),
+            _ => None,
+        });
+        over.collect()
     }
 
     /// A signal that waits was sent anew.

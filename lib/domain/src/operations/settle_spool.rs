@@ -76,7 +76,7 @@ fn takes(tenant: Option<&Tenant>, draft: &Draft) -> bool {
 pub fn partition(draft: &Draft) -> Partition {
     let customers = matches!(
         draft.payload,
-        Payload::ActionRefused { .. } | Payload::SignalRefused { .. }
+        Payload::ActionRefused { .. } | Payload::SignalRefused { .. } | Payload::ActionFailed { .. }
     );
     if draft.account_id == names::SYSTEM_ACCOUNT && !customers {
         return Partition::system();
