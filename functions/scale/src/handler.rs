@@ -96,7 +96,9 @@ impl Scaler {
             Event::Set {
                 account_id,
                 concurrency,
-            } => self.set(&account_id, concurrency).await.map(Answer::ScaleOutcome),
+            } => Box::pin(self.set(&account_id, concurrency))
+                .await
+                .map(Answer::ScaleOutcome),
             Event::Poll(_) | Event::Alarms(..) if degraded => Ok(Answer::Looked(Report {
                 skipped: Some("degraded"),
                 ..Report::default()
