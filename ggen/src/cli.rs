@@ -102,9 +102,9 @@ pub enum Command {
     Policy(policy::PolicyCommand),
     /// Write a short proof that a signed checkpoint covers a receipt
     Prove(prove::ProveArgs),
-    /// Return dead letters to the queue, and resume escalated actions
+    /// Return dead letters to the queue, and take up actions that wait for a person
     Redrive(redrive::RedriveArgs),
-    /// Mark an escalated action as resolved
+    /// Close an action that waits for a person
     Resolve(resolve::ResolveArgs),
     /// Set how many of a tenant's actions run at one time
     Scale(scale::ScaleArgs),

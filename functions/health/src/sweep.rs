@@ -43,6 +43,8 @@ const DUE_BUDGET: Duration = Duration::from_secs(5);
 const WAKE_BUDGET: Duration = Duration::from_secs(5);
 /// How long dead letters may take: well below [`HIDDEN`].
 const LETTERS_BUDGET: Duration = Duration::from_secs(5);
+/// How long looking for what waits for a person may take.
+const PEOPLE_BUDGET: Duration = Duration::from_secs(4);
 /// How long looking behind ledgers' heads may take.
 const LEDGERS_BUDGET: Duration = Duration::from_secs(5);
 /// Ledgers behind whose heads one sweep looks, and how many of them at one time.
@@ -109,6 +111,8 @@ pub struct SweepReport {
     escalated: u64,
     /// Dead letters put on record: their actions given up, or refused where a letter is no signal.
     dead_letters: u64,
+    /// Actions that the gate sent to a person long ago, and nobody decided about.
+    waiting: u64,
     /// Tenants whose counters were set right.
     recounted: u64,
     /// Plans whose tenants were pinned to another policy than the one in force, and are to follow.
@@ -259,6 +263,8 @@ impl Sweep<'_> {
             self.note("dead letters", ended);
             let ended = within(self.deadline, LOOK_BUDGET, self.compare_pins()).await;
             self.note("policies", ended);
+            let ended = within(self.deadline, PEOPLE_BUDGET, self.remind()).await;
+            self.note("actions that wait for a person", ended);
             let ended = within(self.deadline, LEDGERS_BUDGET, self.look_behind_heads()).await;
             self.note("ledgers", ended);
             let ended = within(self.deadline, BUDGET, self.take_stock()).await;
@@ -614,6 +620,23 @@ impl Sweep<'_> {
             }
             error!(%partition, receipt_id = %sealed.receipt_id, "a dead letter: a person has to look");
         }
+        Ok(())
+    }
+
+    /// Counts what the gate sent to a person long ago: an alarm rings for as long as nobody decides.
+    async fn remind(&mut self) -> Result<(), SweepError> {
+        let (store, mut pages) = (&self.sweeper.store, Pages::default());
+        let mut waiting = 0;
+        while let Some(page) = pages.next(async |after| store.escalations(after).await).await? {
+            let overdue =
+                |(_, action): &&(Partition, Action)| sweep::is_overdue(action, self.now, &self.patience);
+            for (partition, action) in page.iter().filter(overdue) {
+                waiting += 1;
+                telemetry::count("health", "routed_action_waits", ("stage", "sweep"));
+                warn!(%partition, action_id = action.action_id.as_str(), "a person has to release or decline it");
+            }
+        }
+        self.swept.waiting = waiting;
         Ok(())
     }
 

@@ -37,8 +37,9 @@ Examples:
   ggen escalations
   ggen escalations --account-id customer-123 --format jsonl | jq -r .action_id
 
-These actions were neither completed nor rolled back. A person has to look at each and run `ggen resolve` or, where REDRIVE
-says yes, `ggen redrive`. Oldest first. The list comes from an index that lags by a moment; the details are read from the
+A person has to look at each of these actions and run `ggen resolve` or, where REDRIVE says yes, `ggen redrive`. An escalated
+action was neither completed nor rolled back; a routed one has not begun, and waits to be released (`redrive`) or declined
+(`resolve`). Oldest first. The list comes from an index that lags by a moment; the details are read from the
 actions themselves. For a tenant that had its own tables and has left, they are as of the escalation. See
 docs/escalations.md.
 {NEEDS_A_STACK}
@@ -140,9 +141,7 @@ async fn read(
         }
     });
     // What was dealt with a moment ago may still be marked.
-    Ok(found
-        .filter(|found| found.action.state == ActionState::Escalated)
-        .collect())
+    Ok(found.filter(|found| found.action.state.is_a_persons()).collect())
 }
 
 #[derive(Serialize)]
@@ -150,6 +149,7 @@ struct EscalationLine {
     account_id: AccountId,
     action_id: ActionId,
     template: String,
+    state: ActionState,
     error_code: String,
     since: Timestamp,
     /// Whether it can be taken up again.
@@ -167,6 +167,7 @@ impl EscalationLine {
             account_id: found.account_id.clone(),
             action_id: action.action_id.clone(),
             template: action.template.clone(),
+            state: action.state,
             error_code: why.map(|why| why.error_code.clone()).unwrap_or_default(),
             since: why.map_or(action.started_at, |why| why.at),
             redrivable: found.is_redrivable(),
@@ -175,12 +176,13 @@ impl EscalationLine {
         }
     }
 
-    fn row(&self) -> [String; 7] {
+    fn row(&self) -> [String; 8] {
         [
             minute(self.since),
             self.account_id.to_string(),
             self.action_id.as_str().to_owned(),
             self.template.clone(),
+            self.state.name().to_owned(),
             self.error_code.clone(),
             if self.redrivable { "yes" } else { "no" }.to_owned(),
             self.receipt_id.map(|id| id.to_string()).unwrap_or_default(),
@@ -188,12 +190,13 @@ impl EscalationLine {
     }
 }
 
-const COLUMNS: [Column; 7] = [
+const COLUMNS: [Column; 8] = [
     words("SINCE"),
     words("ACCOUNT"),
     words("ACTION"),
     words("TEMPLATE"),
-    words("ERROR CODE"),
+    words("STATE"),
+    words("WHY"),
     words("REDRIVE"),
     words("LAST RECEIPT"),
 ];
@@ -208,7 +211,7 @@ struct EscalationList {
 impl fmt::Display for EscalationList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.escalations.is_empty() {
-            return f.write_str("no escalated actions");
+            return f.write_str("no actions wait for a person");
         }
         let rows: Vec<_> = self.escalations.iter().map(EscalationLine::row).collect();
         f.write_str(table::layout(&COLUMNS, &rows, WIDTH).trim_end())
@@ -278,9 +281,9 @@ mod tests {
             EscalationLine::of(&escalated(None)),
         ];
         let expected = "\
-SINCE              ACCOUNT     ACTION  TEMPLATE         ERROR CODE          REDRIVE  LAST RECEIPT
-2026-11-21 17:02Z  customer-1  a-1     restart-service  ROLLBACK_EXHAUSTED  yes      00000000-0000-0000-0000-000000000002
-2026-11-21 17:02Z  customer-1  a-1     restart-service  ROLLBACK_EXHAUSTED  no       00000000-0000-0000-0000-000000000002";
+SINCE              ACCOUNT     ACTION  TEMPLATE         STATE      WHY                 REDRIVE  LAST RECEIPT
+2026-11-21 17:02Z  customer-1  a-1     restart-service  escalated  ROLLBACK_EXHAUSTED  yes      00000000-0000-0000-0000-000000000002
+2026-11-21 17:02Z  customer-1  a-1     restart-service  escalated  ROLLBACK_EXHAUSTED  no       00000000-0000-0000-0000-000000000002";
         let listed = EscalationList {
             escalations,
             more: false,
@@ -290,7 +293,7 @@ SINCE              ACCOUNT     ACTION  TEMPLATE         ERROR CODE          REDR
             escalations: Vec::new(),
             more: false,
         };
-        assert_eq!(none.to_string(), "no escalated actions");
+        assert_eq!(none.to_string(), "no actions wait for a person");
     }
 
     #[test]
@@ -300,6 +303,7 @@ SINCE              ACCOUNT     ACTION  TEMPLATE         ERROR CODE          REDR
             "account_id": "customer-1",
             "action_id": "a-1",
             "template": "restart-service",
+            "state": "escalated",
             "error_code": "ROLLBACK_EXHAUSTED",
             "since": "2026-11-21T17:02:54.25Z",
             "redrivable": false,

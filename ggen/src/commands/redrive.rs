@@ -49,7 +49,8 @@ Examples:
 
 Sends each dead letter's signal back to the tenant's queue and reopens its action with a signed action_redriven receipt.
 An action that never started passes the gate again; one that had started is rolled back once a place is free. With
---action-id, an escalated action that has no dead letter gets one. Letters that are not signals stay in place; letters
+--action-id, an escalated action that has no dead letter gets one, and an action that was routed to a person is released: the
+gate decides about it anew, under the policy in force. Letters that are not signals stay in place; letters
 whose action has ended are removed, since the ledger has the action. Safe to repeat, even after an interruption: a letter
 that was being processed stays hidden for a minute.
 {NEEDS_A_STACK}
@@ -346,8 +347,9 @@ impl Redrive<'_> {
             self.answer.letters.push(told(outcome, state));
             return Ok(());
         };
-        let body = serde_json::to_string(&action.signal(&self.args.account_id))?;
-        if action.state != ActionState::Escalated {
+        let signal = redrive::signal(&account, &self.args.account_id, action);
+        let body = serde_json::to_string(&signal)?;
+        if !action.state.is_a_persons() {
             // Nothing has to be opened: a signal more does no harm.
             self.messages.send(&self.resources.queue_url, body).await?;
             self.answer.letters.push(told(outcome, state));

@@ -1,4 +1,4 @@
-//! `ggen resolve`: a person says that an escalated action is dealt with.
+//! `ggen resolve`: a person says that an escalated action is dealt with, or declines a routed one.
 
 use std::fmt;
 use std::io;
@@ -30,10 +30,10 @@ fn after_help() -> String {
 Example:
   ggen resolve a-1 --account-id customer-123 --note 'service restarted by hand, ticket 4711'
 
-The action becomes final, and a signed action_resolved receipt in the tenant's ledger says who resolved it and how. This
+The action must be escalated, or routed to a person who declines it. It becomes final, and a signed action_resolved receipt in the tenant's ledger says who resolved it and how. This
 also works for tenants that have left. Repeating the command changes nothing.
 {NEEDS_A_STACK}
-Exit code 0 resolved, now or earlier with the same note; 1 not escalated, or no such action; 2 could not tell."
+Exit code 0 resolved, now or earlier with the same note; 1 it does not wait for a person, or there is no such action; 2 could not tell."
     )
 }
 
@@ -41,10 +41,10 @@ Exit code 0 resolved, now or earlier with the same note; 1 not escalated, or no 
 #[derive(Args)]
 #[command(after_help = after_help())]
 pub struct ResolveArgs {
-    /// The escalated action
+    /// The action that waits for a person
     #[arg(value_name = "ACTION", value_parser = cloud::action_id)]
     action_id: ActionId,
-    /// The account [default: the one account that has an escalated action with this id]
+    /// The account [default: the one account in which an action with this id waits for a person]
     #[arg(long, value_name = "ID", value_parser = cloud::account_id)]
     account_id: Option<AccountId>,
     /// What was done about it, for the receipt (1 to 512 characters)
@@ -98,12 +98,12 @@ enum Outcome {
         who: String,
         note: String,
     },
-    /// It is not escalated.
+    /// It waits for no person.
     NotEscalated {
         state: ActionState,
     },
     Unknown,
-    /// Several accounts have an escalated action of this id.
+    /// Actions of this id wait for a person in several accounts.
     Several {
         accounts: Vec<AccountId>,
     },
@@ -134,13 +134,17 @@ impl fmt::Display for Answer {
                 "REFUSED: {who} has already resolved {action_id}: {note}\nreceipt {receipt_id}"
             ),
             Outcome::NotEscalated { state } => {
-                write!(f, "REFUSED: {action_id} is {}, not escalated", state.name())
+                write!(
+                    f,
+                    "REFUSED: {action_id} is {} and waits for no person",
+                    state.name()
+                )
             }
             Outcome::Unknown => match &self.account_id {
                 Some(account_id) => write!(f, "REFUSED: {account_id} has no action {action_id}"),
                 None => write!(
                     f,
-                    "REFUSED: no account has an escalated action {action_id}; if it was resolved already, pass \
+                    "REFUSED: no action {action_id} waits for a person; if it was resolved already, pass \
                      --account-id"
                 ),
             },
@@ -149,7 +153,7 @@ impl fmt::Display for Answer {
                 let accounts = accounts.join(", ");
                 write!(
                     f,
-                    "REFUSED: several accounts have an escalated action {action_id}; choose one with --account-id: \
+                    "REFUSED: an action {action_id} of several accounts waits for a person; choose one with --account-id: \
                      {accounts}"
                 )
             }
@@ -302,13 +306,13 @@ mod tests {
                 state: ActionState::RolledBack,
             },
             Verdict::NotGood,
-            "REFUSED: a is rolled_back, not escalated",
+            "REFUSED: a is rolled_back and waits for no person",
             json!({ "action_id": "a", "account_id": null, "outcome": "not_escalated", "state": "rolled_back" }),
         );
         check_answer(
             Outcome::Unknown,
             Verdict::NotGood,
-            "REFUSED: no account has",
+            "REFUSED: no action a waits",
             json!({ "action_id": "a", "account_id": null, "outcome": "unknown" }),
         );
     }

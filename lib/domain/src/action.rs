@@ -5,13 +5,13 @@
 //! | pending | running | – | – | – | – | – | escalated |
 //! | running | – | complete | failed, or escalated if unrecoverable | timed_out | – | – | escalated |
 //! | timed_out, failed | – | – | – | – | rolled_back | same; escalated when that is final or the fifth time | escalated |
-//! | escalated, and all that are final | – | – | – | – | – | – | – |
+//! | escalated, routed, and all that are final | – | – | – | – | – | – | – |
 //!
 //! `pending` also goes straight to `refused` or `routed` when the gate says so. An action is abandoned when nobody will go
 //! on with it: its tenant leaves, its signal was delivered too often, or nobody can say any more what it was to do.
 //!
-//! What is `escalated` is a person's: `resolved` ends it for good, and `redriven` takes it up again where it was given up,
-//! if there was anything left to do: `pending` if it never began, else to be undone.
+//! What is `escalated` or `routed` is a person's: `resolved` ends it for good, and `redriven` takes it up again where it was given
+//! up, if there was anything left to do: `pending` if it never began, else to be undone. What was routed never began.
 
 use jiff::Timestamp;
 use receipts::receipt::{ActionOutcome, Draft, Payload};
@@ -119,6 +119,12 @@ impl ActionState {
         }
     }
 
+    /// Whether nothing more happens to the action until a person decides.
+    #[must_use]
+    pub fn is_a_persons(self) -> bool {
+        matches!(self, Self::Escalated | Self::Routed)
+    }
+
     /// Whether a place among the tenant's concurrent actions is taken.
     #[must_use]
     pub fn in_flight(self) -> bool {
@@ -132,10 +138,10 @@ impl ActionState {
     }
 }
 
-/// Why an action was escalated.
+/// Why an action waits for a person: it was escalated, or routed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Escalation {
-    /// The handler's error, or ours.
+    /// The handler's error, or ours; of one that was routed, why the gate sent it to a person.
     pub error_code: String,
     /// Where it goes on when it is redriven; none when there is nothing to go on with.
     pub resume: Option<ActionState>,
@@ -163,7 +169,7 @@ pub struct Action {
     pub rollbacks_forgiven: u64,
     /// The receipts about this action, in order.
     pub receipts: Vec<Uuid>,
-    /// Why and from where it was escalated, while it is.
+    /// Why it waits for a person and where it goes on, while it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub escalation: Option<Escalation>,
     /// The entitlement it runs under; none for what was refused or routed.
@@ -325,7 +331,7 @@ impl Action {
         self.receipts.last().copied()
     }
 
-    /// Where it goes on when it is redriven; none when it isn't escalated, or there is nothing to go on with.
+    /// Where it goes on when it is redriven; none when it waits for no person, or there is nothing to go on with.
     #[must_use]
     pub fn resumes_at(&self) -> Option<ActionState> {
         self.escalation.as_ref().and_then(|escalation| escalation.resume)
@@ -448,7 +454,7 @@ impl Action {
                 ActionState::Pending | ActionState::Running | ActionState::Failed | ActionState::TimedOut,
                 ActionEvent::Abandoned { error_code },
             ) => (ActionState::Escalated, Some(failed(error_code, false))),
-            (ActionState::Escalated, ActionEvent::Redriven { by }) => {
+            (ActionState::Escalated | ActionState::Routed, ActionEvent::Redriven { by }) => {
                 let Some(resume) = self.resumes_at() else {
                     return Err(self.illegal(event));
                 };
@@ -459,7 +465,7 @@ impl Action {
                 };
                 (resume, Some(payload))
             }
-            (ActionState::Escalated, ActionEvent::Resolved { by, note }) => (
+            (ActionState::Escalated | ActionState::Routed, ActionEvent::Resolved { by, note }) => (
                 ActionState::Resolved,
                 Some(Payload::ActionResolved {
                     action_id: id(),
@@ -502,7 +508,7 @@ impl Action {
                 | ActionEvent::Resolved { .. },
             )
             | (
-                ActionState::Escalated,
+                ActionState::Escalated | ActionState::Routed,
                 ActionEvent::Refused { .. }
                 | ActionEvent::Routed { .. }
                 | ActionEvent::Claimed
@@ -518,7 +524,6 @@ impl Action {
                 ActionState::Complete
                 | ActionState::RolledBack
                 | ActionState::Refused
-                | ActionState::Routed
                 | ActionState::Resolved,
                 ActionEvent::Refused { .. }
                 | ActionEvent::Routed { .. }
@@ -542,6 +547,11 @@ impl Action {
             (ActionState::Escalated, Some(Payload::ActionFailed { error_code, .. })) => Some(Escalation {
                 error_code: error_code.clone(),
                 resume: self.resumable(event),
+                at: now,
+            }),
+            (ActionState::Routed, Some(Payload::ActionRouted(outcome))) => Some(Escalation {
+                error_code: outcome.code.clone(),
+                resume: Some(ActionState::Pending),
                 at: now,
             }),
             _ => None,

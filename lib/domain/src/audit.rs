@@ -54,7 +54,7 @@ pub enum ActionError {
     },
     /// A person's word about an action that was not theirs to decide.
     #[error(
-        "receipt {receipt_id} at place {seq}: expected action {action_id:?} to be escalated before `{found}`"
+        "receipt {receipt_id} at place {seq}: expected action {action_id:?} to be escalated or routed before `{found}`"
     )]
     NotEscalated {
         receipt_id: Uuid,
@@ -223,7 +223,7 @@ impl ActionAudit {
             });
         }
         self.refused.remove(&digest(action_id));
-        if ended == Some(ActionState::Escalated) {
+        if ended.is_some_and(ActionState::is_a_persons) {
             self.escalated.insert(digest(action_id));
         }
         if let Some(state) = ended {
@@ -242,7 +242,7 @@ impl ActionAudit {
         Ok(())
     }
 
-    /// A person decides about an escalated action, and once.
+    /// A person decides about an action that was escalated or routed, and once.
     fn persons_word(&mut self, action_id: &str, receipt: &Receipt) -> Result<(), ActionError> {
         if self.escalated.remove(&digest(action_id)) {
             return Ok(());
@@ -502,12 +502,19 @@ mod tests {
             Ok((1, 0)),
         );
         for word in [resolved(), redriven()] {
-            let never = "to be escalated before";
+            let never = "to be escalated or routed before";
             check(std::slice::from_ref(&word), 0, Err(never));
             check(&[complete(), word.clone()], 0, Err(never));
             check(&[failed(true), word.clone()], 0, Err(never));
             check(&[escalated(), resolved(), word], 0, Err(never));
         }
+        let routed = || Payload::ActionRouted(outcome());
+        check(&[routed()], late, Ok((1, 0)));
+        check(&[routed(), resolved()], late, Ok((1, 0)));
+        check(&[routed(), redriven(), complete()], late, Ok((1, 0)));
+        check(&[routed(), redriven(), routed(), resolved()], late, Ok((1, 0)));
+        check(&[routed(), redriven(), refused()], late, Ok((1, 0)));
+        check(&[routed(), complete()], 0, Err("was final before"));
         check(&[escalated(), complete()], 0, Err("was final before"));
         check(&[escalated(), resolved(), complete()], 0, Err("was final before"));
     }
@@ -541,7 +548,7 @@ mod tests {
                         ..Action::pending(id.clone(), "t", "", BEGIN)
                     };
                     let found = follow(payloads).unwrap().action(&action, late);
-                    let moved_on = *expected == ActionState::Escalated && heard == late;
+                    let moved_on = expected.is_a_persons() && heard == late;
                     assert_eq!(
                         found.is_ok(),
                         state == *expected || moved_on,

@@ -11,6 +11,7 @@
 //! | such an action that can't be undone, or wasn't after an hour | escalated, on record |
 //! | a dead letter whose action nobody goes on with | escalated, on record; the letter stays for a person |
 //! | a dead letter that is no signal | refused, on record; it stays as well |
+//! | an action that was routed to a person an hour ago | told, with an alarm |
 //! | counters that are not what the actions say | set right |
 //! | tenants that are pinned to another policy than their plan's | `policy-upgrade` re-pins them |
 //! | an active tenant's resource that is not there | `entitlement` makes it again |
@@ -21,7 +22,9 @@
 mod actions;
 mod resources;
 
-pub use self::actions::{Letter, Stuck, action_of_letter, letter, may_have_stuck_actions, recounted, stuck};
+pub use self::actions::{
+    Letter, Stuck, action_of_letter, is_overdue, letter, may_have_stuck_actions, recounted, stuck,
+};
 pub use self::resources::{
     ExistingResources, Expected, Findings, Missing, Orphan, Resource, compare, orphan,
 };
@@ -79,6 +82,8 @@ pub struct Patience {
     pub decommissioning: i64,
     /// An action, from the end of its claim on.
     pub action: i64,
+    /// An action that was routed to a person, before they are reminded.
+    pub person: i64,
     /// A tenant that is active, before its resources must be listed: listings lag.
     pub active: i64,
     /// A resource that is nobody's, before it is taken away: somebody may be about to note whose it is.
@@ -91,6 +96,7 @@ impl Default for Patience {
             provisioning: 60,
             decommissioning: 90,
             action: 60,
+            person: 3600,
             active: 120,
             orphan: 600,
         }
@@ -107,6 +113,7 @@ impl Patience {
             provisioning: of(stuck, usual.provisioning),
             decommissioning: of(stuck, usual.decommissioning),
             action: of(stuck, usual.action),
+            person: of(stuck, usual.person),
             active: of(stuck, usual.active),
             orphan: of(orphan, usual.orphan),
         }

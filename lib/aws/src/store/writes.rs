@@ -230,16 +230,19 @@ impl Store {
         self.put_into(table, &account.partition, item, condition, values)
     }
 
-    /// Marks an action that is escalated now, or is so no more, where all tenants' are found: actions may stand in a
+    /// Marks an action that waits for a person now, or does so no more, where all tenants' are found: actions may stand in a
     /// tenant's own table, and that goes with the tenant.
     pub(super) fn mark_escalation(
         &self,
         account: &Account,
         action: &Action,
     ) -> Result<Option<TransactWriteItem>, StoreError> {
-        let escalated = |action: &Action| action.state == ActionState::Escalated;
-        let before = account.actions.get(&action.action_id).is_some_and(escalated);
-        if before == escalated(action) {
+        let before = account.actions.get(&action.action_id);
+        let state = before
+            .map(|before| before.state)
+            .filter(|state| state.is_a_persons());
+        // One that is routed again after it was released is marked anew, with why.
+        if state == Some(action.state).filter(|state| state.is_a_persons()) {
             return Ok(None);
         }
         self.put_mark(&account.partition, action, "", Item::new())
@@ -259,7 +262,7 @@ impl Store {
         ]
         .into();
         // Without the attribute an item is in no index: nobody has to look any more.
-        if action.state == ActionState::Escalated {
+        if action.state.is_a_persons() {
             fields.insert("lifecycle".to_owned(), text(ESCALATED));
         }
         let sk = escalation_sk(&action.action_id);
@@ -426,7 +429,12 @@ mod tests {
     #[test]
     fn a_mark_says_whether_somebody_has_to_look() {
         let id = ActionId::try_from("a".to_owned()).unwrap();
-        for (state, marked) in [(ActionState::Escalated, true), (ActionState::Resolved, false)] {
+        for (state, marked) in [
+            (ActionState::Escalated, true),
+            (ActionState::Routed, true),
+            (ActionState::Resolved, false),
+            (ActionState::Pending, false),
+        ] {
             let action = Action {
                 state,
                 ..Action::pending(id.clone(), "t", "", Timestamp::UNIX_EPOCH)

@@ -6,9 +6,12 @@ fn action(state: ActionState) -> Action {
     let id = ActionId::try_from("a-1".to_owned()).unwrap();
     Action {
         state,
-        escalation: (state == ActionState::Escalated).then(|| Escalation {
+        escalation: state.is_a_persons().then(|| Escalation {
             error_code: "ROLLBACK_EXHAUSTED".to_owned(),
-            resume: Some(ActionState::TimedOut),
+            resume: Some(match state {
+                ActionState::Routed => ActionState::Pending,
+                _ => ActionState::TimedOut,
+            }),
             at: Timestamp::UNIX_EPOCH,
         }),
         ..Action::pending(id, "restart-service", "00", Timestamp::UNIX_EPOCH)
@@ -120,9 +123,37 @@ TimedOut: undone=RolledBack/action_rolled_back undo-failed=TimedOut/no receipt u
 RolledBack: \n\
 Escalated: redriven=TimedOut/action_redriven resolved=Resolved/action_resolved
 Refused: \n\
-Routed: \n\
+Routed: redriven=Pending/action_redriven resolved=Resolved/action_resolved
 Resolved: \n";
     assert_eq!(table, golden);
+}
+
+/// What the gate sent to a person keeps what it asks for, so that it can be decided anew.
+#[test]
+fn what_is_routed_can_be_released_or_declined() {
+    let asked = Action {
+        parameters: Some(Map::new()),
+        ..action(ActionState::Pending)
+    };
+    let next = |action: &Action, name| action.next(&event(name), Uuid::nil(), Timestamp::UNIX_EPOCH);
+    let routed = next(&asked, "routed").unwrap().action;
+    let why = routed.escalation.clone().unwrap();
+    assert_eq!(
+        (why.error_code.as_str(), why.resume),
+        ("SAFE_MODE", Some(ActionState::Pending))
+    );
+    assert_eq!(routed.parameters, asked.parameters);
+    let released = next(&routed, "redriven").unwrap().action;
+    assert_eq!(
+        (released.state, released.escalation),
+        (ActionState::Pending, None)
+    );
+    assert_eq!(released.parameters, asked.parameters);
+    let declined = next(&routed, "resolved").unwrap().action;
+    assert_eq!(
+        (declined.state, declined.parameters),
+        (ActionState::Resolved, None)
+    );
 }
 
 #[test]

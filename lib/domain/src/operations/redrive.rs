@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use crate::account::AccountId;
 use crate::action::{Action, ActionEvent, ActionState, IllegalTransition};
 use crate::signal::{ActionId, Signal};
 use crate::tenant::Lifecycle;
@@ -49,7 +50,7 @@ pub fn redrive(
 ) -> Result<(Plan, Redriven), IllegalTransition> {
     let stays = |redriven| Ok((Plan::default(), redriven));
     let action = account.actions.get(redrive.action_id);
-    let over = |action: &Action| action.state.is_final() && action.state != ActionState::Escalated;
+    let over = |action: &Action| action.state.is_final() && !action.state.is_a_persons();
     if action.is_some_and(over) {
         return stays(Redriven::AlreadyOver);
     }
@@ -60,7 +61,7 @@ pub fn redrive(
     let Some(tenant) = active else {
         return stays(Redriven::NotActive);
     };
-    let Some(action) = action.filter(|action| action.state == ActionState::Escalated) else {
+    let Some(action) = action.filter(|action| action.state.is_a_persons()) else {
         return stays(Redriven::Open);
     };
     let parameters = action
@@ -101,12 +102,24 @@ pub fn redrive(
     Ok((plan, Redriven::Reopened(state)))
 }
 
+/// The signal that asks once more for an action. What was routed never began: whoever releases it means the policy in force now.
+#[must_use]
+pub fn signal(account: &Account, account_id: &AccountId, action: &Action) -> Signal {
+    let mut signal = action.signal(account_id);
+    let held = account.tenant.as_ref().zip(action.entitlement_id.as_ref());
+    let held = held.and_then(|(tenant, id)| tenant.entitlements.get(id));
+    if let Some(held) = held.filter(|_| action.state == ActionState::Routed) {
+        signal.policy_hash.clone_from(&held.policy.hash);
+    }
+    signal
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Map, json};
 
     use super::*;
-    use crate::account::{AccountId, EntitlementId, PlanType, SkuId};
+    use crate::account::{EntitlementId, PlanType, SkuId};
     use crate::action::Escalation;
     use crate::entitlement::{Entitlement, EventOrder, Isolation, Offer};
     use crate::entitlement::{PolicyPin, Quota};
@@ -210,17 +223,18 @@ mod tests {
 
     #[test]
     fn what_is_done_about_each_action() {
-        use ActionState::{Escalated, Failed, Pending, Running, TimedOut};
+        use ActionState::{Escalated, Failed, Pending, Routed, Running, TimedOut};
         assert_eq!(name(Some(&tenant(1)), None, None), "return");
         for state in ActionState::ALL {
             let expected = match state {
-                Escalated => "NothingToGoOnWith",
+                Escalated | Routed => "NothingToGoOnWith",
                 state if state.is_final() => "AlreadyOver",
                 _ => "return",
             };
             check(1, state, None, expected);
         }
         check(0, Escalated, Some(Pending), "action_redriven pending None");
+        check(0, Routed, Some(Pending), "action_redriven pending None");
         check(1, Escalated, Some(TimedOut), "action_redriven timed_out Some(1)");
         check(1, Escalated, Some(Failed), "action_redriven failed Some(1)");
         check(0, Escalated, Some(TimedOut), "NoPlace");
@@ -239,6 +253,23 @@ mod tests {
         assert_eq!(name(None, None, None), "NotActive");
         let complete = action(ActionState::Complete, None);
         assert_eq!(name(None, Some(&complete), None), "AlreadyOver");
+    }
+
+    /// A policy that was changed so that the action may run is the one that decides.
+    #[test]
+    fn what_was_routed_is_decided_by_the_policy_of_now() {
+        let account_id = AccountId::parse("c").unwrap();
+        let account = Account {
+            tenant: Some(tenant(1)),
+            ..Account::unknown(&Partition::of(&account_id))
+        };
+        for (state, expected) in [(ActionState::Routed, "h"), (ActionState::Escalated, "before")] {
+            let action = Action {
+                policy_hash: "before".to_owned(),
+                ..action(state, Some(ActionState::Pending))
+            };
+            assert_eq!(signal(&account, &account_id, &action).policy_hash, expected);
+        }
     }
 
     /// What nobody can say any more what it was to do, its letter may say.

@@ -1,4 +1,4 @@
-//! Ends an escalated action that a person has dealt with.
+//! Ends an action that a person has dealt with: one that was escalated, or routed to a person who declines it.
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -25,7 +25,7 @@ pub enum Resolved {
     Now,
     /// It was resolved before, by this receipt.
     Before(Uuid),
-    /// It is not escalated.
+    /// It does not wait for a person.
     NotEscalated(ActionState),
     Unknown,
 }
@@ -58,7 +58,7 @@ pub fn resolve(
         return nothing(Resolved::Unknown);
     };
     match action.state {
-        ActionState::Escalated => {}
+        state if state.is_a_persons() => {}
         ActionState::Resolved => {
             return nothing(Resolved::Before(action.last_receipt().unwrap_or_default()));
         }
@@ -131,10 +131,12 @@ mod tests {
     /// What stands in a table is written there; of what stands nowhere any more only the mark is.
     #[test]
     fn what_is_written() {
-        use ActionState::{Complete, Escalated, Resolved};
+        use ActionState::{Complete, Escalated, Resolved, Routed};
         check(None, None, "nothing");
         check(Some(Escalated), Some(Escalated), "[\"resolved\"] None");
         check(None, Some(Escalated), "[] Some(\"resolved\")");
+        check(Some(Routed), Some(Routed), "[\"resolved\"] None");
+        check(None, Some(Routed), "[] Some(\"resolved\")");
         check(Some(Complete), Some(Escalated), "complete");
         let by = format!("resolved by {}", Uuid::from_u128(1));
         check(Some(Resolved), Some(Resolved), &by);

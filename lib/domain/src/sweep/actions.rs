@@ -52,6 +52,13 @@ pub fn stuck(action: &Action, now: Timestamp, patience: &Patience) -> Option<Stu
     })
 }
 
+/// Whether an action that the gate sent to a person waits for too long.
+#[must_use]
+pub fn is_overdue(action: &Action, now: Timestamp, patience: &Patience) -> bool {
+    let since = action.escalation.as_ref().map(|waits| waits.at);
+    action.state == ActionState::Routed && since.is_some_and(|since| seconds(since, now) >= patience.person)
+}
+
 /// What is to be done about a dead letter. It is left where it is in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Letter {

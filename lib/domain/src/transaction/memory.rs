@@ -9,7 +9,7 @@ use receipts::ledger::{self, AppendError, Appended, Head, Sealed};
 use uuid::Uuid;
 
 use super::{Account, Committed, DeliveryRecord, Keys, Plan};
-use crate::action::{Action, ActionState};
+use crate::action::Action;
 use crate::names::Partition;
 use crate::signal::ActionId;
 use crate::tenant::Tenant;
@@ -124,7 +124,7 @@ impl Memory {
         }
         let marked = |action: &Action| {
             let mark = kept.marks.get(&action.action_id);
-            mark.is_some_and(|mark| mark.state == ActionState::Escalated)
+            mark.is_some_and(|mark| mark.state.is_a_persons())
         };
         if plan.unmarked.as_ref().is_some_and(|action| !marked(action)) {
             return Some("the action is not marked");
@@ -182,8 +182,8 @@ impl Memory {
         }
         for action in plan.actions.iter().chain(&plan.unmarked) {
             let id = &action.action_id;
-            let escalated = |action: &Action| action.state == ActionState::Escalated;
-            if escalated(action) || kept.marks.get(id).is_some_and(escalated) {
+            let persons = |action: &Action| action.state.is_a_persons();
+            if persons(action) || kept.marks.get(id).is_some_and(persons) {
                 kept.marks.insert(id.clone(), action.clone());
             }
         }

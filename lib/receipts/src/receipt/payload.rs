@@ -391,21 +391,21 @@ pub enum Payload {
         /// How long undoing took, in milliseconds.
         rollback_duration_ms: u64,
     },
-    /// A person had an escalated action taken up again, where it was given up.
+    /// A person had an escalated action taken up again, where it was given up, or a routed one decided anew.
     ActionRedriven {
         /// The action.
         action_id: String,
-        /// The receipt of how it was escalated.
+        /// The receipt of how it was escalated or routed.
         #[cfg_attr(test, schemars(schema_with = "crate::schema::uuid"))]
         previous_action_receipt_id: Uuid,
         /// Who.
         who: String,
     },
-    /// A person dealt with an escalated action.
+    /// A person dealt with an escalated action, or declined a routed one.
     ActionResolved {
         /// The action.
         action_id: String,
-        /// The receipt of how it was escalated.
+        /// The receipt of how it was escalated or routed.
         #[cfg_attr(test, schemars(schema_with = "crate::schema::uuid"))]
         previous_action_receipt_id: Uuid,
         /// Who.
