@@ -244,6 +244,27 @@ fn commands_that_need_a_stack_say_what_is_missing() {
         "expected armed",
     );
     check_failure(&["switches", "set", "armed=true"], 2, "--who <NAME>");
+    let long = "x".repeat(60_000);
+    for who in ["", " ", "me\nsomebody else", &long] {
+        let texts = "printable characters on one line";
+        check_failure(&["switches", "set", "armed=true", "--who", who], 2, texts);
+        let revoke = ["keys", "revoke", "--key-id", "0123456789abcdef", "--reason", who];
+        check_failure(&revoke, 2, texts);
+    }
+    for (changes, problem) in [
+        (["armed=true", "armed=false"], "armed is given twice"),
+        (
+            ["armed=true", "disabled_templates=a b,,"],
+            "\"a b\" is not a template's name",
+        ),
+        (
+            ["armed=true", "disabled_templates=a,"],
+            "\"\" is not a template's name",
+        ),
+    ] {
+        let set = ["switches", "set", changes[0], changes[1], "--who", "me"];
+        check_failure(&set, 2, problem);
+    }
     for list in [&["tenants", "list"][..], &["tenants", "list", "--state", "busy"]] {
         check_failure(list, 2, "environment variable TENANTS_TABLE is missing");
     }

@@ -99,6 +99,19 @@ async fn messages_that_are_no_signals_are_refused_on_record() {
             tenant.restart("../unused").to_string(),
             "signal field `action_id`",
         ),
+        (
+            "an array of the fields' values",
+            json!(["unused", tenant.account, null, null, "restart-service", {}, ""]).to_string(),
+            "signal field `.`: expected an object",
+        ),
+        (
+            "a parameter that stands twice",
+            tenant
+                .restart("unused")
+                .to_string()
+                .replace("\"parameters\":{", "\"parameters\":{\"service\":\"mail\","),
+            "signal field `parameters`: has the name `service` twice",
+        ),
     ];
     for (name, body, says) in &cases {
         let message_id = world.send(&tenant, body).await;

@@ -261,6 +261,20 @@ async fn standard_webhooks_that_are_not_understood() {
             raw("{\"type\":\"entitlement.created\",\"type\":\"entitlement.created\",\"data\":{}}"),
             "duplicate field `type`",
         ),
+        refuse(
+            "an array of the fields' values",
+            raw(&format!(
+                "[\"entitlement.created\",null,[\"{account}\",\"e\",\"{SKU}\",\"{PLAN}\",null,null,null,null]]"
+            )),
+            "body field `.`: invalid type: sequence, expected an object",
+        ),
+        refuse(
+            "data that is an array",
+            raw(&format!(
+                "{{\"type\":\"entitlement.created\",\"data\":[\"{account}\",\"e\",\"{SKU}\",\"{PLAN}\",null,null,null,null]}}"
+            )),
+            "body field `data`: invalid type: sequence, expected an object",
+        ),
         refuse("no type", raw("{}"), "missing field `type`"),
         refuse("nothing", raw("null"), "expected an object, found null"),
         refuse("an array", raw("[]"), "body field `.`: "),
@@ -396,6 +410,16 @@ async fn github_deliveries_that_are_refused() {
             "mistyped plan",
             changed("/marketplace_purchase/plan", json!("Basic Plan")),
             "body field `marketplace_purchase.plan`",
+        ),
+        misread(
+            "an array of the fields' values",
+            Delivery::github(env, json!(["purchased", null, [[id], [1]]]).to_string()),
+            "body field `.`: invalid type: sequence, expected an object",
+        ),
+        misread(
+            "an account that is an array",
+            changed("/marketplace_purchase/account", json!([id])),
+            "body field `marketplace_purchase.account`: invalid type: sequence, expected an object",
         ),
         misread(
             "as large as allowed",

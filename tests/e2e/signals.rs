@@ -629,6 +629,15 @@ async fn requests_that_are_no_requests() {
     for (body, problem) in [
         ("", "signal field `.`: EOF"),
         ("[]", "signal field `.`: "),
+        (r#"["t",{},"a",null]"#, "signal field `.`: "),
+        (
+            r#"{"template":"t","parameters":{"amount":1,"unit":"s","amount":2}}"#,
+            "signal field `parameters`: duplicate name `amount`",
+        ),
+        (
+            r#"{"template":"t","parameters":{"a":[{"amount":1,"amount":2}]}}"#,
+            "duplicate name `amount`",
+        ),
         ("{}", "missing field `template`"),
         (r#"{"template":"t","parameters":7}"#, "signal field `parameters`"),
         (

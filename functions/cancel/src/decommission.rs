@@ -13,7 +13,8 @@ use aws::store::{Store, StoreError};
 use aws::tables::{TableError, TenantTables};
 use aws::telemetry;
 use domain::account::AccountId;
-use domain::action::IllegalTransition;
+use domain::action::{DECOMMISSIONED, IllegalTransition};
+use domain::json::Object;
 use domain::names::{self, LedgerId, Partition};
 use domain::operations::abandon;
 use domain::operations::decommission::{self, Closing};
@@ -134,7 +135,8 @@ impl Decommissioner {
     /// # Errors
     /// [`DecommissionError`] when it could not be carried out yet.
     pub(crate) async fn carry_out(&self, body: &str) -> Result<(), DecommissionError> {
-        match serde_json::from_str(body)? {
+        let Object(ordered) = serde_json::from_str(body)?;
+        match ordered {
             Ordered::Tenant(order) => Box::pin(self.decommission(&order)).await,
             Ordered::Orphan { orphan } => Box::pin(self.remove_orphan(&orphan)).await,
         }
@@ -432,7 +434,7 @@ impl Decommissioner {
             };
             let group: Vec<_> = group.iter().map(|id| (id.clone(), Uuid::now_v7())).collect();
             let give_up = |account: &Account, now| {
-                Ok::<_, DecommissionError>((abandon::abandon(account, &group, "DECOMMISSIONED", now)?, ()))
+                Ok::<_, DecommissionError>((abandon::abandon(account, &group, DECOMMISSIONED, now)?, ()))
             };
             let (committed, ()) = self
                 .store()

@@ -2,6 +2,7 @@
 
 mod handler;
 
+use domain::json::Object;
 use handler::{Checkpoints, Order};
 use lambda_runtime::{Error, LambdaEvent, run, service_fn};
 
@@ -12,8 +13,8 @@ async fn main() -> Result<(), Error> {
         .await
         .map_err(aws::telemetry::StartFailure::new)?;
     let checkpoints = &checkpoints;
-    run(service_fn(|event: LambdaEvent<Order>| async move {
-        checkpoints.handle(event.payload).await.map_err(Error::from)
+    run(service_fn(|event: LambdaEvent<Object<Order>>| async move {
+        checkpoints.handle(event.payload.0).await.map_err(Error::from)
     }))
     .await
 }

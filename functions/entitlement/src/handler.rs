@@ -17,6 +17,7 @@ use aws::telemetry;
 use aws::webhooks::{Webhooks, not_stored};
 use domain::account::AccountId;
 use domain::entitlement::decide::order_of;
+use domain::json::object;
 use domain::names::Partition;
 use domain::operations::apply_event::{Task, expired, resends};
 use domain::operations::provision;
@@ -138,11 +139,11 @@ impl Entitlement {
     /// When a request to go on could not be carried out: whoever asks, asks again.
     pub async fn handle(&self, event: Value) -> Result<Value, Error> {
         if let Some(asked) = event.get("resume") {
-            let asked = Resume::deserialize(asked)?;
+            let asked: Resume = object(asked)?;
             return Ok(serde_json::to_value(Box::pin(self.resume(&asked)).await?)?);
         }
         if let Some(asked) = event.get("retry") {
-            let asked = Retry::deserialize(asked)?;
+            let asked: Retry = object(asked)?;
             return Ok(serde_json::to_value(Box::pin(self.retry(&asked)).await?)?);
         }
         let receive = async |request: Request| Box::pin(self.receive(&request)).await;

@@ -20,6 +20,7 @@ use domain::action::{self, Action, ActionEvent, ActionState};
 use domain::admission::Enforcers;
 use domain::control::Control;
 use domain::gate::RefusalCode;
+use domain::json::object;
 use domain::names::{self, Partition, printable};
 use domain::operations::block::block;
 use domain::signal::{ActionId, Signal};
@@ -152,7 +153,7 @@ impl Governor {
     /// When the event is neither, or the answer cannot be written as JSON.
     pub async fn handle(&self, event: Value) -> Result<Value, Error> {
         if let Some(boot) = event.get("boot") {
-            let ready = match self.boot(&Boot::deserialize(boot)?).await {
+            let ready = match self.boot(&object(boot)?).await {
                 Ok(()) => json!({ "ready": true }),
                 Err(e) => {
                     telemetry::count("governor", "boot_failed", ("error", e.kind()));

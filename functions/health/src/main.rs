@@ -3,6 +3,7 @@
 mod handler;
 mod sweep;
 
+use domain::json::Object;
 use handler::{Health, Round};
 use lambda_runtime::{Error, LambdaEvent, run, service_fn};
 
@@ -13,8 +14,8 @@ async fn main() -> Result<(), Error> {
         .await
         .map_err(aws::telemetry::StartFailure::new)?;
     let health = &health;
-    run(service_fn(|event: LambdaEvent<Round>| async move {
-        Ok::<_, Error>(health.handle(event.payload).await)
+    run(service_fn(|event: LambdaEvent<Object<Round>>| async move {
+        Ok::<_, Error>(health.handle(event.payload.0).await)
     }))
     .await
 }

@@ -11,6 +11,7 @@ use aws::pages::Pages;
 use aws::registry::{IndexEntry, Published, Registry, RegistryError, offer_of};
 use aws::secrets::{Secrets, SecretsError};
 use aws::store::{Store, StoreError};
+use domain::json::object;
 use domain::names::{self, Partition, printable};
 use domain::ontology;
 use domain::operations::repin::{NewPolicy, repin};
@@ -115,10 +116,10 @@ impl PolicyUpgrade {
     /// [`UpgradeError`] when the event is not of its form, or a part of the cloud did not answer.
     pub async fn handle(&self, event: &Value) -> Result<Value, UpgradeError> {
         let Some(plan) = event.get("repin") else {
-            let answer = self.propose(&Proposal::deserialize(event)?).await?;
+            let answer = self.propose(&object(event)?).await?;
             return Ok(serde_json::to_value(answer)?);
         };
-        let plan = PlanName::deserialize(plan)?;
+        let plan: PlanName = object(plan)?;
         let signer = self.secrets.signer(&self.stack.signing_key_secret).await?;
         let (governors_updated, governors_failed) = self.follow(&signer, &plan, None).await?;
         Ok(json!({ "governors_updated": governors_updated, "governors_failed": governors_failed }))

@@ -1,5 +1,6 @@
 //! `ggen switches`: what operators turn on and off for the whole system.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::str::FromStr;
@@ -16,6 +17,7 @@ use domain::control::{Control, Switches};
 use domain::names::{self, Partition};
 use domain::transaction::{Keys, Plan};
 use jiff::Timestamp;
+use policy::ontology::is_template_name;
 use receipts::receipt::{Draft, Payload};
 use serde::Serialize;
 use uuid::Uuid;
@@ -63,7 +65,7 @@ pub struct SetArgs {
     #[arg(value_name = "SWITCH=VALUE", required = true)]
     changes: Vec<Change>,
     /// Who makes the change, for the receipt
-    #[arg(long, value_name = "NAME", env = "USER")]
+    #[arg(long, value_name = "NAME", env = "USER", value_parser = cloud::persons_text)]
     who: String,
 }
 
@@ -78,38 +80,68 @@ enum Change {
 
 /// A change that is none.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "expected armed, automation_enabled or safe_mode=true|false, rollout_tier=0|1|2 or disabled_templates=a,b"
-)]
-pub struct ChangeError;
+pub enum ChangeError {
+    #[error(
+        "expected armed, automation_enabled or safe_mode=true|false, rollout_tier=0|1|2 or disabled_templates=a,b"
+    )]
+    Switch,
+    #[error(
+        "{0:?} is not a template's name: expected names with commas between them, * for all, or nothing for none"
+    )]
+    Template(String),
+    #[error("template {0:?} is named twice")]
+    TemplateTwice(String),
+}
+
+/// Templates as they are listed in `disabled_templates`.
+fn templates(listed: &str) -> Result<Vec<String>, ChangeError> {
+    let mut templates = Vec::new();
+    if listed.trim().is_empty() {
+        return Ok(templates);
+    }
+    for template in listed.split(',').map(str::trim) {
+        if template != "*" && !is_template_name(template) {
+            return Err(ChangeError::Template(template.to_owned()));
+        }
+        if templates.iter().any(|known| known == template) {
+            return Err(ChangeError::TemplateTwice(template.to_owned()));
+        }
+        templates.push(template.to_owned());
+    }
+    Ok(templates)
+}
 
 impl FromStr for Change {
     type Err = ChangeError;
 
     fn from_str(text: &str) -> Result<Self, ChangeError> {
-        let (name, value) = text.split_once('=').ok_or(ChangeError)?;
-        let switch = || value.parse().map_err(|_| ChangeError);
+        let (name, value) = text.split_once('=').ok_or(ChangeError::Switch)?;
+        let switch = || value.parse().map_err(|_| ChangeError::Switch);
         Ok(match name {
             "armed" => Self::Armed(switch()?),
             "automation_enabled" => Self::AutomationEnabled(switch()?),
             "safe_mode" => Self::SafeMode(switch()?),
             "rollout_tier" => {
                 let tier = value.parse().ok().filter(|tier| *tier <= MAX_TIER);
-                Self::RolloutTier(tier.ok_or(ChangeError)?)
+                Self::RolloutTier(tier.ok_or(ChangeError::Switch)?)
             }
-            "disabled_templates" => {
-                let templates = value
-                    .split(',')
-                    .map(str::trim)
-                    .filter(|template| !template.is_empty());
-                Self::DisabledTemplates(templates.map(str::to_owned).collect())
-            }
-            _ => return Err(ChangeError),
+            "disabled_templates" => Self::DisabledTemplates(templates(value)?),
+            _ => return Err(ChangeError::Switch),
         })
     }
 }
 
 impl Change {
+    fn switch(&self) -> &'static str {
+        match self {
+            Self::Armed(_) => "armed",
+            Self::AutomationEnabled(_) => "automation_enabled",
+            Self::SafeMode(_) => "safe_mode",
+            Self::RolloutTier(_) => "rollout_tier",
+            Self::DisabledTemplates(_) => "disabled_templates",
+        }
+    }
+
     fn apply(&self, switches: &mut Switches) {
         match self {
             Self::Armed(on) => switches.armed = *on,
@@ -124,6 +156,8 @@ impl Change {
 /// Why the switches could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum SwitchesError {
+    #[error("{0} is given twice: say once what it shall be; nothing was changed")]
+    Twice(&'static str),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("cannot read or change the control object")]
@@ -204,7 +238,17 @@ async fn show() -> Result<SwitchesView, SwitchesError> {
     })
 }
 
+/// The first switch that two changes are about.
+fn given_twice(changes: &[Change]) -> Option<&'static str> {
+    let mut known = BTreeSet::new();
+    let mut switches = changes.iter().map(Change::switch);
+    switches.find(|switch| !known.insert(*switch))
+}
+
 async fn set(args: &SetArgs) -> Result<SwitchesView, SwitchesError> {
+    if let Some(switch) = given_twice(&args.changes) {
+        return Err(SwitchesError::Twice(switch));
+    }
     let stack = Stack::from_env()?;
     let (control, audit) = (
         config::required(config::CONTROL_BUCKET)?,
@@ -277,6 +321,20 @@ mod tests {
     }
 
     #[test]
+    fn a_switch_is_given_once() {
+        let given = |changes: &[&str]| {
+            let changes: Vec<Change> = changes.iter().map(|change| change.parse().unwrap()).collect();
+            given_twice(&changes)
+        };
+        assert_eq!(given(&["armed=true", "safe_mode=true", "rollout_tier=1"]), None);
+        assert_eq!(
+            given(&["armed=true", "safe_mode=true", "armed=false"]),
+            Some("armed")
+        );
+        assert_eq!(given(&["rollout_tier=1", "rollout_tier=1"]), Some("rollout_tier"));
+    }
+
+    #[test]
     fn changes() {
         let switches = |armed: bool, automation: bool, safe: bool, tier: u8, disabled: &str| {
             format!(
@@ -291,7 +349,7 @@ mod tests {
         check("safe_mode=false", Ok(&switches(false, false, false, 0, r#""*""#)));
         check("rollout_tier=2", Ok(&switches(false, false, true, 2, r#""*""#)));
         check(
-            "disabled_templates=a, b,",
+            "disabled_templates=a, b",
             Ok(&switches(false, false, true, 0, r#""a","b""#)),
         );
         check("disabled_templates=", Ok(&switches(false, false, true, 0, "")));
@@ -304,6 +362,12 @@ mod tests {
             "rollout_tier=-1",
             "mode=normal",
             "Armed=true",
+            "disabled_templates=a b",
+            "disabled_templates=a,,b",
+            "disabled_templates=a,",
+            "disabled_templates=a,b,a",
+            "disabled_templates=A",
+            "disabled_templates=*,*",
         ] {
             check(wrong, Err(()));
         }

@@ -4,7 +4,7 @@
 //! | what came back, in time | outcome |
 //! |---|---|
 //! | 2xx, whatever follows its head | done |
-//! | another status with `{"error_code", "recoverable"}` | failed, as it says |
+//! | another status with `{"error_code", "recoverable"}` | failed, as it says; a code that could be ours begins with `handler:` |
 //! | 5xx, 408, 425 or 429 without such a body; no whole answer | failed, recoverable: it is undone |
 //! | 1xx, 3xx or another 4xx without such a body | failed, unrecoverable |
 //! | nothing | out of time: it is undone |
@@ -16,7 +16,8 @@ use std::ops::RangeInclusive;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use domain::action::{ActionEvent, DEADLINE_MS, idempotency_key};
+use domain::action::{self, ActionEvent, DEADLINE_MS, idempotency_key};
+use domain::json::Object;
 use domain::names::printable;
 use domain::webhook::providers::standard::{WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP, sign_standard};
 use domain::webhook::signature::Secret;
@@ -196,11 +197,11 @@ impl HandlerClient {
             Ok(http) => http,
             Err(e) => {
                 tracing::error!(error = %e, "no HTTP client");
-                return Outcome::refused("HANDLER_UNREACHABLE", true);
+                return Outcome::refused(action::HANDLER_UNREACHABLE, true);
             }
         };
         let Ok(body) = serde_json::to_vec(call) else {
-            return Outcome::refused("UNENCODABLE_CALL", false);
+            return Outcome::refused(action::UNENCODABLE_CALL, false);
         };
         let now = Timestamp::now();
         let key = &envelope.key;
@@ -241,7 +242,7 @@ impl HandlerClient {
 /// Nothing was sent, and nothing will be until the configuration or the name says otherwise.
 fn forbidden(call: &Call, why: &Forbidden) -> Outcome {
     tracing::error!(action_id = call.action_id, error = %why, "handler may not be called");
-    Outcome::refused("HANDLER_FORBIDDEN", false)
+    Outcome::refused(action::HANDLER_FORBIDDEN, false)
 }
 
 fn unreached(call: &Call, error: reqwest::Error) -> Outcome {
@@ -250,7 +251,7 @@ fn unreached(call: &Call, error: reqwest::Error) -> Outcome {
     }
     // No answer says nothing about what the handler did, so it is recoverable: undo it.
     tracing::warn!(action_id = call.action_id, error = %error.without_url(), "handler not reached");
-    Outcome::refused("HANDLER_UNREACHABLE", true)
+    Outcome::refused(action::HANDLER_UNREACHABLE, true)
 }
 
 /// What an answer that is no success says: its body, or else its status.
@@ -260,13 +261,13 @@ fn refusal(status: StatusCode, body: &[u8]) -> Outcome {
         status,
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS
     );
-    let by_status = format!("HTTP_{}", status.as_u16());
-    let Ok(said) = serde_json::from_slice::<Refusal>(body) else {
+    let by_status = format!("{}{}", action::BY_STATUS, status.as_u16());
+    let Ok(Object(said)) = serde_json::from_slice::<Object<Refusal>>(body) else {
         return Outcome::refused(&by_status, later || status.is_server_error());
     };
     match printable(&said.error_code, 64).trim() {
         "" => Outcome::refused(&by_status, said.recoverable),
-        code => Outcome::refused(code, said.recoverable),
+        code => Outcome::refused(&action::handlers_code(code), said.recoverable),
     }
 }
 

@@ -33,6 +33,48 @@ pub const ROLLBACK_ATTEMPTS: u64 = 5;
 pub const MAX_DELIVERIES: u32 = 1000;
 /// Error code of an action whose signal was delivered that often.
 pub const DEAD_LETTERED: &str = "DEAD_LETTERED";
+/// Error code of an action that was in flight when its tenant left.
+pub const DECOMMISSIONED: &str = "DECOMMISSIONED";
+/// Error code of an action that nobody went on with for an hour.
+pub const STUCK: &str = "STUCK";
+/// Error code of an action that the handler won't undo.
+pub const ROLLBACK_REFUSED: &str = "ROLLBACK_REFUSED";
+/// Error code of an action whose rollback failed [`ROLLBACK_ATTEMPTS`] times.
+pub const ROLLBACK_EXHAUSTED: &str = "ROLLBACK_EXHAUSTED";
+/// Error code of a call that nobody answered.
+pub const HANDLER_UNREACHABLE: &str = "HANDLER_UNREACHABLE";
+/// Error code of a call that may not be made.
+pub const HANDLER_FORBIDDEN: &str = "HANDLER_FORBIDDEN";
+/// Error code of a call that can't be written.
+pub const UNENCODABLE_CALL: &str = "UNENCODABLE_CALL";
+/// What the error code begins with of an answer that is told by its HTTP status.
+pub const BY_STATUS: &str = "HTTP_";
+/// What a handler's own error code begins with where it could be taken for one of ours.
+pub const HANDLERS_OWN: &str = "handler:";
+
+/// Error codes that say something only the governor can know.
+const OURS: [&str; 9] = [
+    DEAD_LETTERED,
+    DECOMMISSIONED,
+    HANDLER_FORBIDDEN,
+    HANDLER_UNREACHABLE,
+    LEDGER_BLOCKED,
+    ROLLBACK_EXHAUSTED,
+    ROLLBACK_REFUSED,
+    STUCK,
+    UNENCODABLE_CALL,
+];
+
+/// A handler's own error code as it is kept: never one of ours, and never that of another.
+#[must_use]
+pub fn handlers_code(said: &str) -> String {
+    let ambiguous = OURS.contains(&said) || said.starts_with(BY_STATUS) || said.starts_with(HANDLERS_OWN);
+    match ambiguous {
+        true => format!("{HANDLERS_OWN}{said}"),
+        false => said.to_owned(),
+    }
+}
+
 /// Error code of an action whose outcome the ledger did not take, as something stands behind its head.
 pub const LEDGER_BLOCKED: &str = "LEDGER_BLOCKED";
 /// How long a claim holds, in seconds: longer than an invocation of the governor lives (15 s), shorter than a message
@@ -445,8 +487,8 @@ impl Action {
             (ActionState::Failed | ActionState::TimedOut, ActionEvent::UndoFailed { recoverable }) => {
                 let spent = attempts.saturating_sub(self.rollbacks_forgiven) >= ROLLBACK_ATTEMPTS;
                 match (recoverable, spent) {
-                    (false, _) => (ActionState::Escalated, Some(failed("ROLLBACK_REFUSED", false))),
-                    (true, true) => (ActionState::Escalated, Some(failed("ROLLBACK_EXHAUSTED", false))),
+                    (false, _) => (ActionState::Escalated, Some(failed(ROLLBACK_REFUSED, false))),
+                    (true, true) => (ActionState::Escalated, Some(failed(ROLLBACK_EXHAUSTED, false))),
                     (true, false) => (self.state, None),
                 }
             }

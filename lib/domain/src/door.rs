@@ -34,6 +34,7 @@ use crate::action::{Action, ActionState};
 use crate::admission::{Admissions, Enforcers, admit, held};
 use crate::control::Control;
 use crate::gate::{RefusalCode, Verdict};
+use crate::json::{self, Object};
 use crate::names::{as_queues_take, printable};
 use crate::operations::append_once::append_once;
 use crate::signal::{ActionId, ActionIdError, Signal, SignalError};
@@ -131,7 +132,7 @@ fn decoded(part: &'static str, text: &str) -> Result<String, RouteError> {
 pub struct PostedSignal {
     /// Template of the policy to run.
     pub template: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::map")]
     pub parameters: Map<String, Value>,
     /// Names the action; the delivery does otherwise.
     pub action_id: Option<ActionId>,
@@ -170,7 +171,7 @@ impl ActionRequest {
             source,
         };
         let mut reader = serde_json::Deserializer::from_slice(body);
-        let posted: PostedSignal = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
+        let Object::<PostedSignal>(posted) = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
             let path = e.path().to_string();
             SignalError {
                 field: if path == "?" { ".".to_owned() } else { path },

@@ -12,6 +12,7 @@ pub mod door;
 pub mod entitlement;
 pub mod gate;
 pub mod governor;
+pub mod json;
 pub mod names;
 pub mod ontology;
 pub mod operations;

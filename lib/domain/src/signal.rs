@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::account::{AccountId, EntitlementId, SkuId};
+use crate::json::{self, Object};
 
 /// Longest action id accepted, in characters.
 pub const MAX_ACTION_ID_CHARS: usize = 64;
@@ -26,7 +27,7 @@ pub struct Signal {
     pub entitlement_id: Option<EntitlementId>,
     /// Template of the policy to run.
     pub template: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::map")]
     pub parameters: Map<String, Value>,
     /// SHA-256 of the enforcer the producer believes in, lower hex.
     pub policy_hash: String,
@@ -106,10 +107,21 @@ impl SignalError {
             (Category::Io | Category::Syntax | Category::Eof, _) => "is not JSON".to_owned(),
             (Category::Data, Some(expected)) => format!("expected {expected}"),
             (Category::Data, None) if said.starts_with("missing field") => said.to_owned(),
+            (Category::Data, None) if said.starts_with(json::TWICE) => match plain_name(said) {
+                Some(name) => format!("has the name `{name}` twice"),
+                None => "has a name twice".to_owned(),
+            },
             (Category::Data, None) => "is not of its form".to_owned(),
         };
         format!("signal field `{field}`: {problem}")
     }
+}
+
+/// The name that stands twice, where it looks like one and can be no address.
+fn plain_name(said: &str) -> Option<&str> {
+    let name = said.strip_prefix(json::TWICE)?.strip_suffix('`')?;
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    (name.len() <= 64 && name.bytes().all(plain)).then_some(name)
 }
 
 impl Signal {
@@ -119,7 +131,7 @@ impl Signal {
     /// [`SignalError`] naming the field that is missing or mistyped.
     pub fn parse(message: &str) -> Result<Self, SignalError> {
         let mut reader = serde_json::Deserializer::from_str(message);
-        let signal = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
+        let Object(signal) = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
             let path = e.path().to_string();
             SignalError {
                 field: if path == "?" { ".".to_owned() } else { path },
@@ -175,6 +187,14 @@ mod tests {
             Err("signal field `parameters`: expected an object, found an array"),
         );
         check(
+            r#"{"action_id":"a","account_id":"c","template":"t","policy_hash":"h","parameters":{"n":1,"n":2}}"#,
+            Err("signal field `parameters`: duplicate name `n`"),
+        );
+        check(
+            r#"["a","c",null,null,"t",{},"h"]"#,
+            Err("signal field `.`: invalid type: sequence, expected an object"),
+        );
+        check(
             r#"{"action_id":"a","account_id":"c","template":"t","policy_hash":"h"} {}"#,
             Err("signal field `.`: trailing"),
         );
@@ -194,6 +214,14 @@ mod tests {
             (
                 r#"{"action_id":"a","account_id":"c","template":"t","policy_hash":"h","parameters":"me@example.org"}"#,
                 "signal field `parameters`: expected an object",
+            ),
+            (
+                r#"{"parameters":{"me@example.org":1,"me@example.org":2}}"#,
+                "signal field `parameters`: has a name twice",
+            ),
+            (
+                r#"{"parameters":{"amount":1,"amount":2}}"#,
+                "signal field `parameters`: has the name `amount` twice",
             ),
             (
                 r#"{"parameters":{"me@example.org":x}}"#,

@@ -75,6 +75,12 @@ impl TryFrom<String> for ProviderName {
     }
 }
 
+/// Whether a policy may name a template so: `[a-z]`, then up to 63 of `[a-z0-9-]`.
+#[must_use]
+pub fn is_template_name(text: &str) -> bool {
+    is_name(text, b'-')
+}
+
 /// `[a-z]`, then up to 63 of `[a-z0-9]` and the given joiner.
 pub(crate) fn is_name(text: &str, joiner: u8) -> bool {
     text.len() <= 64

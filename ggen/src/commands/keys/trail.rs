@@ -21,7 +21,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::file::{FileError, create, random};
-use crate::cloud::NEEDS_A_STACK;
+use crate::cloud::{self, NEEDS_A_STACK};
 use crate::ledger::{Live, LiveError};
 
 /// How long functions keep the key that signs (`aws::secrets`).
@@ -83,7 +83,7 @@ pub struct RevokeArgs {
     #[arg(long, value_name = "KEY_ID")]
     key_id: String,
     /// Why, for anyone who finds one of its signatures
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = cloud::persons_text)]
     reason: String,
     /// When its signatures stop counting, RFC 3339 [default: now, or five minutes after its rotation]
     #[arg(long, value_name = "TIME", value_parser = rfc3339)]

@@ -118,9 +118,19 @@ async fn answers_become_events() {
         (answer(200, said), ActionEvent::HandlerOk),
         (answer(422, said), failed("NOPE", true)),
         (
-            answer(500, r#"{"error_code":"STUCK","recoverable":false}"#),
-            failed("STUCK", false),
+            answer(500, r#"{"error_code":"DISK_FULL","recoverable":false}"#),
+            failed("DISK_FULL", false),
         ),
+        // What only the governor can know no handler says in its name.
+        (
+            answer(500, r#"{"error_code":"ROLLBACK_EXHAUSTED","recoverable":false}"#),
+            failed("handler:ROLLBACK_EXHAUSTED", false),
+        ),
+        (
+            answer(409, r#"{"error_code":" HTTP_503 ","recoverable":false}"#),
+            failed("handler:HTTP_503", false),
+        ),
+        (answer(422, r#"["NOPE",true]"#), failed("HTTP_422", false)),
         (
             answer(409, r#"{"error_code":" ","recoverable":true}"#),
             failed("HTTP_409", true),

@@ -157,6 +157,21 @@ fn what_is_routed_can_be_released_or_declined() {
 }
 
 #[test]
+fn a_handlers_code_is_never_taken_for_ours() {
+    for ours in OURS {
+        assert_eq!(handlers_code(ours), format!("handler:{ours}"));
+    }
+    for (said, kept) in [
+        ("DISK_FULL", "DISK_FULL"),
+        ("HTTP_500", "handler:HTTP_500"),
+        ("handler:X", "handler:handler:X"),
+        ("rollback_exhausted", "rollback_exhausted"),
+    ] {
+        assert_eq!(handlers_code(said), kept);
+    }
+}
+
+#[test]
 fn a_rollback_names_the_receipt_it_answers() {
     let timed_out = action(ActionState::Running)
         .next(

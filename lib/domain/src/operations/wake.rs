@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::abandon::Ending;
-use crate::action::{Action, IllegalTransition};
+use crate::action::{Action, IllegalTransition, STUCK};
 use crate::sweep::Stuck;
 use crate::transaction::{Account, Plan};
 
@@ -43,7 +43,7 @@ pub fn wake(account: &Account, stuck: &[StuckAction], now: Timestamp) -> Result<
                 ..action.clone()
             }),
             Stuck::Escalate => {
-                let given_up = action.abandoned("STUCK", *receipt_id, now)?;
+                let given_up = action.abandoned(STUCK, *receipt_id, now)?;
                 ending.end(action, given_up, *receipt_id, now);
             }
         }

@@ -7,6 +7,7 @@ use receipts::wording;
 use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use crate::json::Object;
 use crate::time::{StatedTime, rfc3339};
 
 /// Region of a subscription whose sender names none.
@@ -47,7 +48,7 @@ impl PayloadError {
     }
 }
 
-/// Reads a whole body.
+/// Reads a whole body, which is an object.
 pub(super) fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, PayloadError> {
     if body.is_empty() {
         return Err(PayloadError::Empty);
@@ -55,7 +56,7 @@ pub(super) fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, PayloadE
     let text = str::from_utf8(body).map_err(|e| PayloadError::custom(".", format!("not UTF-8: {e}")))?;
     // Keeping track of paths costs more than reading does, so only a body that cannot be read is read with it.
     match serde_json::from_str(text) {
-        Ok(value) => Ok(value),
+        Ok(Object(value)) => Ok(value),
         Err(_) => read_with_path(text),
     }
 }
@@ -63,7 +64,7 @@ pub(super) fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, PayloadE
 #[cold]
 fn read_with_path<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, PayloadError> {
     let mut reader = serde_json::Deserializer::from_str(text);
-    let value = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
+    let Object(value) = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
         // The path tracker writes `?` when reading stopped before any field.
         let path = e.path().to_string();
         let field = if path == "?" { "." } else { &path };

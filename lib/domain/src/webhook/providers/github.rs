@@ -12,6 +12,7 @@ use serde::de::IgnoredAny;
 
 use crate::account::AccountId;
 use crate::entitlement::Granularity;
+use crate::json::object;
 use crate::time::StatedTime;
 use crate::webhook::event::{Change, EntitlementEvent, PlanReference, ProductReference, WebhookEvent};
 use crate::webhook::payload::{self, DEFAULT_REGION, Date, Number, PayloadError};
@@ -114,13 +115,16 @@ struct Delivery<'a> {
     #[serde(borrow)]
     action: Cow<'a, str>,
     effective_date: Option<Date>,
+    #[serde(deserialize_with = "object")]
     marketplace_purchase: Purchase,
 }
 
 #[derive(Deserialize)]
 #[serde(expecting = "an object")]
 struct Purchase {
+    #[serde(deserialize_with = "object")]
     account: Numbered,
+    #[serde(deserialize_with = "object")]
     plan: Numbered,
 }
 
@@ -144,11 +148,13 @@ struct Other<'a> {
 /// The one thing looked for in a delivery whose action we do not know.
 #[derive(Deserialize)]
 struct Named {
+    #[serde(deserialize_with = "object")]
     marketplace_purchase: NamedPurchase,
 }
 
 #[derive(Deserialize)]
 struct NamedPurchase {
+    #[serde(deserialize_with = "object")]
     account: Numbered,
 }
 

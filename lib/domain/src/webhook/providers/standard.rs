@@ -10,6 +10,7 @@ use serde::de::IgnoredAny;
 
 use crate::account::{AccountId, EntitlementId, PlanType, SkuId};
 use crate::entitlement::Granularity;
+use crate::json::object;
 use crate::time::StatedTime;
 use crate::webhook::event::{Change, EntitlementEvent, PlanReference, ProductReference, WebhookEvent};
 use crate::webhook::payload::{self, DEFAULT_REGION, Date, Number, PayloadError};
@@ -211,6 +212,7 @@ struct Envelope<'a> {
     #[serde(borrow)]
     r#type: Cow<'a, str>,
     timestamp: Option<Date>,
+    #[serde(deserialize_with = "object")]
     data: Data,
 }
 
@@ -239,6 +241,7 @@ struct Other<'a> {
 /// The one thing looked for in an event that we do not know.
 #[derive(Deserialize)]
 struct Named {
+    #[serde(deserialize_with = "object")]
     data: NamedData,
 }
 
