@@ -47,6 +47,8 @@ const LETTERS_BUDGET: Duration = Duration::from_secs(5);
 const PEOPLE_BUDGET: Duration = Duration::from_secs(4);
 /// How long looking behind ledgers' heads may take.
 const LEDGERS_BUDGET: Duration = Duration::from_secs(5);
+/// How long of that new looks are begun.
+const LEDGERS_TIME: Duration = Duration::from_secs(3);
 /// Ledgers behind whose heads one sweep looks, and how many of them at one time.
 const LEDGERS_AT_ONCE: (usize, usize) = (1_000, 16);
 /// How long a letter that is looked at is hidden from whoever else works on letters.
@@ -654,9 +656,15 @@ impl Sweep<'_> {
         self.look_behind(ledgers).await
     }
 
+    /// Looks as far as there is time: other ledgers come first in the next round.
     async fn look_behind(&mut self, ledgers: Vec<Partition>) -> Result<(), SweepError> {
-        let mut looking = JoinSet::new();
-        for partition in ledgers {
+        let until = self.deadline.min(Instant::now() + LEDGERS_TIME);
+        let (mut looking, mut ledgers) = (JoinSet::new(), ledgers.into_iter());
+        while let Some(partition) = ledgers.next() {
+            if Instant::now() >= until {
+                self.swept.left += 1 + ledgers.len();
+                break;
+            }
             if looking.len() >= LEDGERS_AT_ONCE.1
                 && let Some(looked) = looking.join_next().await
             {
