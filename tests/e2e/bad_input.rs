@@ -266,14 +266,14 @@ async fn standard_webhooks_that_are_not_understood() {
             raw(&format!(
                 "[\"entitlement.created\",null,[\"{account}\",\"e\",\"{SKU}\",\"{PLAN}\",null,null,null,null]]"
             )),
-            "body field `.`: invalid type: sequence, expected an object",
+            "body field `.`: expected an object, found an array",
         ),
         refuse(
             "data that is an array",
             raw(&format!(
                 "{{\"type\":\"entitlement.created\",\"data\":[\"{account}\",\"e\",\"{SKU}\",\"{PLAN}\",null,null,null,null]}}"
             )),
-            "body field `data`: invalid type: sequence, expected an object",
+            "body field `data`: expected an object, found an array",
         ),
         refuse("no type", raw("{}"), "missing field `type`"),
         refuse("nothing", raw("null"), "expected an object, found null"),
@@ -414,12 +414,12 @@ async fn github_deliveries_that_are_refused() {
         misread(
             "an array of the fields' values",
             Delivery::github(env, json!(["purchased", null, [[id], [1]]]).to_string()),
-            "body field `.`: invalid type: sequence, expected an object",
+            "body field `.`: expected an object, found an array",
         ),
         misread(
             "an account that is an array",
             changed("/marketplace_purchase/account", json!([id])),
-            "body field `marketplace_purchase.account`: invalid type: sequence, expected an object",
+            "body field `marketplace_purchase.account`: expected an object, found an array",
         ),
         misread(
             "as large as allowed",

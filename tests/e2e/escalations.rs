@@ -179,6 +179,7 @@ async fn a_rollback_that_always_fails_is_a_persons_in_the_end() {
     let listed = world.escalations(account).await;
     let expected = json!({
         "account_id": account, "action_id": action_id, "template": "restart-service",
+        "state": "escalated",
         "error_code": "ROLLBACK_EXHAUSTED", "since": listed[0]["since"], "redrivable": true,
         "receipt_id": receipts[1]["receipt_id"], "lifecycle": "active",
     });

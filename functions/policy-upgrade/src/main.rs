@@ -14,7 +14,7 @@ async fn main() -> Result<(), Error> {
         .map_err(aws::telemetry::StartFailure::new)?;
     let upgrade = &upgrade;
     run(service_fn(|event: LambdaEvent<Value>| async move {
-        upgrade.handle(&event.payload).await.map_err(|e| {
+        Box::pin(upgrade.handle(&event.payload)).await.map_err(|e| {
             tracing::error!(error = %e, source = ?std::error::Error::source(&e), "policy not upgraded");
             Error::from(e)
         })

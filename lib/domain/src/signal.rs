@@ -192,7 +192,7 @@ mod tests {
         );
         check(
             r#"["a","c",null,null,"t",{},"h"]"#,
-            Err("signal field `.`: invalid type: sequence, expected an object"),
+            Err("signal field `.`: expected an object, found an array"),
         );
         check(
             r#"{"action_id":"a","account_id":"c","template":"t","policy_hash":"h"} {}"#,
