@@ -323,10 +323,10 @@ proptest! {
                 continue;
             };
             let person = ["redriven", "resolved"].contains(name);
-            prop_assert!(!now.state.is_final() || (now.state == ActionState::Escalated && person));
+            prop_assert!(!now.state.is_final() || (now.state.is_a_persons() && person));
             prop_assert_eq!(t.action.receipts.len(), now.receipts.len() + usize::from(t.receipt.is_some()));
             prop_assert!(!t.action.state.is_final() || t.receipt.is_some(), "a final state leaves a receipt");
-            prop_assert_eq!(t.action.escalation.is_some(), t.action.state == ActionState::Escalated);
+            prop_assert_eq!(t.action.escalation.is_some(), t.action.state.is_a_persons());
             let counted = t.action.rollback_attempts - t.action.rollbacks_forgiven;
             prop_assert!(counted <= ROLLBACK_ATTEMPTS);
             // A place is taken by a claim, and given back with the end.
