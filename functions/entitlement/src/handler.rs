@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use aws::clients;
 use aws::config::{self, ConfigError, Stack};
-use aws::entitlements::{Entitlements, TaskOutcome};
+use aws::entitlements::{Entitlements, Retried, TaskOutcome};
 use aws::functions::Functions;
 use aws::http::{Problem, Request};
 use aws::queues::{Messages, QueueError, TenantQueues};
@@ -74,16 +74,6 @@ struct Resume {
 struct Retry {
     /// Provider and id of the delivery.
     delivery: String,
-}
-
-/// What came of that.
-#[derive(Debug, Serialize)]
-#[serde(untagged)]
-enum Retried {
-    /// What its sender would be answered now.
-    Answered { status: u16, receipt: Value },
-    /// There is nothing to decide.
-    Refused { refused: String },
 }
 
 /// What came of going on.

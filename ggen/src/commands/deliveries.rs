@@ -5,13 +5,14 @@ use std::io;
 
 use aws::clients;
 use aws::config::{self, ConfigError, Stack};
+use aws::entitlements::Retried;
 use aws::pages::Pages;
 use aws::store::{Store, StoreError, TurnedAwayAs};
 use clap::{Args, Subcommand, ValueEnum};
 use domain::transaction::{DeliveryRecord, Repeat, TurnedAway};
 use domain::webhook::event::EntitlementEvent;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::cloud::{self, InvokeError, NEEDS_A_STACK};
@@ -239,14 +240,6 @@ impl fmt::Display for Known {
         // A line is as long as it is: the event is there to be read.
         f.write_str(table::layout(&[words(""), words("")], &rows, usize::MAX).trim_end())
     }
-}
-
-/// What the function answers.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Retried {
-    Refused { refused: String },
-    Answered { status: u16, receipt: Value },
 }
 
 #[derive(Serialize)]

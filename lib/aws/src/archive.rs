@@ -33,6 +33,10 @@ const PART: usize = 8 << 20;
 /// How long S3 may take to make one object of many parts.
 const COMPLETION: Duration = Duration::from_secs(30);
 
+/// What the names of the receipt and the checkpoint that close an archive end with, in place of its own ending.
+const CLOSING: &str = ".closing.json";
+const CLOSING_CHECKPOINT: &str = ".closing.checkpoint";
+
 const ARCHIVE_TYPE: &str = "application/gzip";
 
 /// Why a ledger could not be archived.
@@ -309,7 +313,7 @@ impl Archives {
         let name = archive_key.trim_end_matches(".tar.gz");
         let audit = &self.log.audit;
         audit
-            .put_locked(&format!("{name}.closing.json"), "application/json", line.into())
+            .put_locked(&format!("{name}{CLOSING}"), "application/json", line.into())
             .await?;
         let ledger = LedgerId::Customer(account.clone());
         let size = seq.saturating_add(1);
@@ -321,7 +325,7 @@ impl Archives {
                 issued.await?.note
             }
         };
-        let key = format!("{name}.closing.checkpoint");
+        let key = format!("{name}{CLOSING_CHECKPOINT}");
         audit
             .put_locked(&key, "text/plain; charset=utf-8", note.into())
             .await?;

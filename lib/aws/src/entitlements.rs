@@ -18,6 +18,7 @@ use jiff::Timestamp;
 use receipts::key::Signer;
 use receipts::receipt::Draft;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tracing::error;
 use uuid::Uuid;
 
@@ -35,6 +36,16 @@ pub struct DecommissionOrder {
     pub generation: u64,
     /// When the marketplace's word came.
     pub requested_at: Timestamp,
+}
+
+/// What came of a delivery that changed nothing and was to be decided anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Retried {
+    /// What its sender would be answered now.
+    Answered { status: u16, receipt: Value },
+    /// There is nothing to decide.
+    Refused { refused: String },
 }
 
 /// What became of a task.

@@ -47,34 +47,23 @@ pub fn object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(reader: D) -> Resu
 /// # Errors
 /// Where it is something else, or a name stands twice: then the error says which.
 pub fn map<'de, D: Deserializer<'de>>(reader: D) -> Result<Map<String, Value>, D::Error> {
-    reader.deserialize_map(Unique).and_then(|found| match found {
-        Value::Object(map) => Ok(map),
-        _ => Err(D::Error::custom("expected a map")),
-    })
+    reader.deserialize_map(Unique)
 }
 
 /// How the error of a name that stands twice begins; the name follows, and a backtick.
 pub const TWICE: &str = "duplicate name `";
 
-/// Reads any value, as [`Value`] does, but for names that stand twice.
+/// Reads a map of any values, in which no name stands twice.
 struct Unique;
 
-impl<'de> DeserializeSeed<'de> for Unique {
-    type Value = Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
-        reader.deserialize_any(self)
-    }
-}
-
 impl<'de> Visitor<'de> for Unique {
-    type Value = Value;
+    type Value = Map<String, Value>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a map")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut read: A) -> Result<Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut read: A) -> Result<Self::Value, A::Error> {
         let mut map = Map::new();
         while let Some(name) = read.next_key::<String>()? {
             if map.contains_key(&name) {
@@ -82,11 +71,11 @@ impl<'de> Visitor<'de> for Unique {
             }
             map.insert(name, read.next_value_seed(AnyValue)?);
         }
-        Ok(Value::Object(map))
+        Ok(map)
     }
 }
 
-/// As [`Unique`], where it needs not be a map.
+/// Reads any value, as [`Value`] does, but for names that stand twice.
 struct AnyValue;
 
 impl<'de> DeserializeSeed<'de> for AnyValue {
@@ -105,7 +94,7 @@ impl<'de> Visitor<'de> for AnyValue {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Value, A::Error> {
-        Unique.visit_map(map)
+        Unique.visit_map(map).map(Value::Object)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut read: A) -> Result<Value, A::Error> {

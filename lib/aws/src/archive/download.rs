@@ -6,12 +6,9 @@ use domain::names;
 use receipts::receipt::{Payload, Receipt};
 use sha2::{Digest as _, Sha256};
 
-use super::Archives;
+use super::{Archives, CLOSING, CLOSING_CHECKPOINT};
 use crate::audit::{Audit, AuditError};
 use crate::clients::explain;
-
-const CLOSING: &str = ".closing.json";
-const CLOSING_CHECKPOINT: &str = ".closing.checkpoint";
 
 /// Why an archive could not be read.
 #[derive(Debug, thiserror::Error)]
