@@ -88,7 +88,7 @@ impl Live {
     pub fn of(sdk: &Sdk) -> Result<Self, LiveError> {
         Ok(Self {
             store: Store::new(sdk, Stack::from_env()?),
-            log: Log::from_env(clients::s3(sdk))?,
+            log: Log::from_env(sdk.s3())?,
         })
     }
 

@@ -263,7 +263,7 @@ impl World {
             env,
             http: reqwest::Client::builder().no_proxy().build().unwrap(),
             sqs: sdk.sqs(),
-            s3: clients::s3(&sdk),
+            s3: sdk.s3(),
             lambda: clients::lambda_invoker(&sdk),
             dynamodb: sdk.dynamodb(),
             secrets: sdk.secrets(),

@@ -58,7 +58,7 @@ impl Cancel {
         let governor = config::required(config::GOVERNOR_FUNCTION_ARN)?;
         let entitlement_function = config::required(config::ENTITLEMENT_FUNCTION)?;
         let sdk = clients::load().await;
-        let s3 = clients::s3(&sdk);
+        let s3 = sdk.s3();
         let webhooks = Webhooks::from_env(Secrets::new(&sdk), "cancel")?;
         Ok(Self {
             messages: Messages::new(&sdk),

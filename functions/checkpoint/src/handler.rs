@@ -209,7 +209,7 @@ impl Checkpoints {
         let stack = Stack::from_env()?;
         let function = config::required(config::CHECKPOINT_FUNCTION)?;
         let sdk = clients::load().await;
-        let log = Log::from_env(clients::s3(&sdk))?;
+        let log = Log::from_env(sdk.s3())?;
         let store = Store::new(&sdk, stack.clone());
         Ok(Self {
             issuer: Arc::new(Issuer { store, log }),

@@ -113,7 +113,7 @@ impl Entitlement {
                 governor,
                 entitlements: Entitlements::new(
                     Store::new(&sdk, stack.clone()),
-                    Registry::new(clients::s3(&sdk), bucket),
+                    Registry::new(sdk.s3(), bucket),
                     Messages::new(&sdk),
                     decommission_queue,
                     queue_prefix,

@@ -131,7 +131,7 @@ impl Governor {
         let handler = HandlerClient::new(config::handler_target()?, rollback_budget);
         let queue_prefix = config::queue_prefix()?;
         let sdk = clients::load().await;
-        let s3 = clients::s3(&sdk);
+        let s3 = sdk.s3();
         Ok(Self {
             store: Store::new(&sdk, stack.clone()),
             registry: Registry::new(s3.clone(), registry),

@@ -131,7 +131,7 @@ impl Health {
         let control = config::required(config::CONTROL_BUCKET)?;
         let audit = config::required(config::AUDIT_BUCKET)?;
         let sdk = clients::load().await;
-        let s3 = clients::s3(&sdk);
+        let s3 = sdk.s3();
         Ok(Self {
             store: Store::new(&sdk, stack.clone()),
             control: ControlStore::new(s3.clone(), control),

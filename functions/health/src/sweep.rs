@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws::clients::{self, Sdk};
+use aws::clients::Sdk;
 use aws::config::{self, ConfigError, Stack};
 use aws::entitlements::DecommissionOrder;
 use aws::functions::{Functions, InvokeError};
@@ -185,7 +185,7 @@ impl Sweeper {
             inventory: Inventory::new(sdk, governor, &prefix),
             entitlement: config::required(config::ENTITLEMENT_FUNCTION)?,
             decommission_queue: config::required(config::DECOMMISSION_QUEUE_URL)?,
-            registry: Registry::new(clients::s3(sdk), config::required(config::REGISTRY_BUCKET)?),
+            registry: Registry::new(sdk.s3(), config::required(config::REGISTRY_BUCKET)?),
             policy_upgrade: config::required(config::POLICY_UPGRADE_FUNCTION)?,
         })
     }
@@ -672,7 +672,12 @@ impl Sweep<'_> {
             }
             let store = Arc::clone(&self.sweeper.store);
             looking.spawn(async move {
-                let found = store.behind_head(&partition).await;
+                let found = async {
+                    let account = store.load(&partition, &Keys::default()).await?;
+                    let found = store.behind_head_of(&account).await?;
+                    Ok::<_, StoreError>((account, found))
+                };
+                let found = found.await;
                 (partition, found)
             });
         }
@@ -683,8 +688,11 @@ impl Sweep<'_> {
     }
 
     /// Bars a tenant whose ledger is blocked, and lets it go on once it isn't.
-    async fn note_behind(&mut self, (partition, found): (Partition, Result<Option<u64>, StoreError>)) {
-        let found = match found {
+    async fn note_behind(
+        &mut self,
+        (partition, found): (Partition, Result<(Account, Option<u64>), StoreError>),
+    ) {
+        let (account, found) = match found {
             Ok(found) => found,
             Err(e) => return self.failed(partition.as_str(), &e.into()),
         };
@@ -696,14 +704,12 @@ impl Sweep<'_> {
                 self.swept.blocked.push(partition.to_string());
             }
         }
-        if let Err(e) = self.bar(&partition, found).await {
+        if let Err(e) = Box::pin(self.bar(account, found)).await {
             self.failed(partition.as_str(), &e);
         }
     }
 
-    async fn bar(&self, partition: &Partition, blocked: Option<u64>) -> Result<(), SweepError> {
-        let store = &self.sweeper.store;
-        let account = store.load(partition, &Keys::default()).await?;
+    async fn bar(&self, account: Account, blocked: Option<u64>) -> Result<(), SweepError> {
         let changes = |account: &Account| {
             account
                 .tenant
@@ -715,9 +721,10 @@ impl Sweep<'_> {
         }
         let signer = self.signer().await?;
         let bar = |account: &Account, _| Ok::<_, SweepError>((Plan::tenant(changes(account)), ()));
-        let keys = Keys::default();
-        store
-            .transact(&signer, partition, &keys, Some(account), bar)
+        let (partition, keys) = (account.partition.clone(), Keys::default());
+        self.sweeper
+            .store
+            .transact(&signer, &partition, &keys, Some(account), bar)
             .await?;
         Ok(())
     }

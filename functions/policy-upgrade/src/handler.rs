@@ -103,7 +103,7 @@ impl PolicyUpgrade {
         let sdk = clients::load().await;
         Ok(Self {
             store: Store::new(&sdk, stack.clone()),
-            registry: Registry::new(clients::s3(&sdk), registry),
+            registry: Registry::new(sdk.s3(), registry),
             secrets: Secrets::new(&sdk),
             stack,
         })

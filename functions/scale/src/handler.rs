@@ -76,7 +76,7 @@ impl Scaler {
         let sdk = clients::load().await;
         Ok(Self {
             store: Store::new(&sdk, stack.clone()),
-            control: ControlStore::new(clients::s3(&sdk), control),
+            control: ControlStore::new(sdk.s3(), control),
             secrets: Secrets::new(&sdk),
             signing_key: stack.signing_key_secret,
             feeds: Feeds::new(&sdk),

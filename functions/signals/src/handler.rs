@@ -97,7 +97,7 @@ impl Door {
         let audit = config::required(config::AUDIT_BUCKET)?;
         let producer_secret = config::required(config::PRODUCER_SECRET_ID)?;
         let sdk = clients::load().await;
-        let s3 = clients::s3(&sdk);
+        let s3 = sdk.s3();
         Ok(Self {
             signing_key: stack.signing_key_secret.clone(),
             store: Store::new(&sdk, stack),

@@ -120,7 +120,7 @@ pub fn run(command: &ArchiveCommand, out: &mut Out) -> Result<Verdict, ArchiveCo
 }
 
 async fn download(args: &DownloadArgs, out: &mut Out) -> Result<Verdict, ArchiveCommandError> {
-    let archives = Archives::new(Log::from_env(clients::s3(&clients::load().await))?);
+    let archives = Archives::new(Log::from_env(clients::load().await.s3())?);
     let refuse = |reason: String| Refused {
         account_id: args.account_id.clone(),
         refused: true,

@@ -115,7 +115,7 @@ async fn redrive(args: &RedriveArgs, out: &mut Out) -> Result<Verdict, RedriveEr
     let signer = Secrets::new(&sdk).signer(&stack.signing_key_secret).await?;
     // A signal that is refused would have used up its letter.
     let bucket = config::required(config::CONTROL_BUCKET)?;
-    let control = ControlStore::new(clients::s3(&sdk), bucket).read().await?;
+    let control = ControlStore::new(sdk.s3(), bucket).read().await?;
     let store = Store::new(&sdk, stack);
     let partition = Partition::of(&args.account_id);
     let account = Box::pin(cloud::load(&store, &partition)).await?;

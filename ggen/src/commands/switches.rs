@@ -228,7 +228,7 @@ pub fn run(command: &SwitchesCommand, out: &mut Out) -> Result<Verdict, Switches
 
 async fn show() -> Result<SwitchesView, SwitchesError> {
     let bucket = config::required(config::CONTROL_BUCKET)?;
-    let control = ControlStore::new(clients::s3(&clients::load().await), bucket)
+    let control = ControlStore::new(clients::load().await.s3(), bucket)
         .read()
         .await?;
     Ok(SwitchesView {
@@ -259,7 +259,7 @@ async fn set(args: &SetArgs) -> Result<SwitchesView, SwitchesError> {
     let signer = Secrets::new(&sdk).signer(&stack.signing_key_secret).await?;
     let (began, occurred_at) = (Instant::now(), Timestamp::now());
 
-    let changed = ControlStore::new(clients::s3(&sdk), control)
+    let changed = ControlStore::new(sdk.s3(), control)
         .change(|control| {
             let mut control = control.clone();
             args.changes
@@ -291,7 +291,7 @@ async fn set(args: &SetArgs) -> Result<SwitchesView, SwitchesError> {
         .await;
     // Switches work while the tables do not, and so does their receipt: it waits in the spool.
     if let Err(ledger) = committed {
-        let kept = Spool::new(clients::s3(&sdk), audit).keep(&draft, &signer).await;
+        let kept = Spool::new(sdk.s3(), audit).keep(&draft, &signer).await;
         kept.map_err(|source| SwitchesError::Receipt {
             receipt_id,
             ledger: ledger.into(),

@@ -22,6 +22,7 @@ pub struct Sdk {
     config: SdkConfig,
     dynamodb: OnceLock<aws_sdk_dynamodb::Client>,
     lambda: OnceLock<aws_sdk_lambda::Client>,
+    s3: OnceLock<S3>,
     secrets: OnceLock<aws_sdk_secretsmanager::Client>,
     sqs: OnceLock<aws_sdk_sqs::Client>,
 }
@@ -32,6 +33,7 @@ impl From<SdkConfig> for Sdk {
             config,
             dynamodb: OnceLock::new(),
             lambda: OnceLock::new(),
+            s3: OnceLock::new(),
             secrets: OnceLock::new(),
             sqs: OnceLock::new(),
         }
@@ -49,6 +51,20 @@ impl Sdk {
     pub fn lambda(&self) -> aws_sdk_lambda::Client {
         let made = || aws_sdk_lambda::Client::new(&self.config);
         self.lambda.get_or_init(made).clone()
+    }
+
+    /// At an endpoint other than AWS, buckets are paths: such endpoints seldom resolve bucket host names.
+    #[must_use]
+    pub fn s3(&self) -> S3 {
+        let made = || {
+            let elsewhere =
+                self.config.endpoint_url().is_some() || config::optional(config::AWS_ENDPOINT_URL).is_some();
+            let config = aws_sdk_s3::config::Builder::from(&self.config)
+                .force_path_style(elsewhere)
+                .build();
+            S3::from_conf(config)
+        };
+        self.s3.get_or_init(made).clone()
     }
 
     #[must_use]
@@ -98,19 +114,8 @@ pub async fn load() -> Sdk {
     Sdk::from(loader.load().await)
 }
 
-/// A client of S3, as [`s3`] makes it.
+/// A client of S3, as [`Sdk::s3`] makes it.
 pub type S3 = aws_sdk_s3::Client;
-
-/// An S3 client. At an endpoint other than AWS, buckets are paths: such endpoints seldom resolve bucket host names.
-#[must_use]
-pub fn s3(sdk: &Sdk) -> S3 {
-    let elsewhere =
-        sdk.config.endpoint_url().is_some() || config::optional(config::AWS_ENDPOINT_URL).is_some();
-    let config = aws_sdk_s3::config::Builder::from(&sdk.config)
-        .force_path_style(elsewhere)
-        .build();
-    aws_sdk_s3::Client::from_conf(config)
-}
 
 /// A Lambda client for calls that wait for a function: no attempt timeout, no second attempt.
 #[must_use]

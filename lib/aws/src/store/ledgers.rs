@@ -6,7 +6,7 @@ use crate::pages::Pages;
 use aws_sdk_dynamodb::types::ReturnConsumedCapacity;
 use domain::names::Partition;
 use domain::tenant::Tables;
-use domain::transaction::Keys;
+use domain::transaction::{Account, Keys};
 use uuid::Uuid;
 
 use super::Store;
@@ -49,12 +49,23 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when a table does not answer.
     pub async fn behind_head(&self, partition: &Partition) -> Result<Option<u64>, StoreError> {
-        let size = self.load(partition, &Keys::default()).await?.head.size;
+        let account = self.load(partition, &Keys::default()).await?;
+        self.behind_head_of(&account).await
+    }
+
+    /// As [`Store::behind_head`], of an account that was read a moment ago.
+    ///
+    /// # Errors
+    /// As [`Store::behind_head`].
+    pub async fn behind_head_of(&self, account: &Account) -> Result<Option<u64>, StoreError> {
+        let (partition, size) = (&account.partition, account.head.size);
         let own = self.tables_of(partition).await?;
         let own = own.filter(|tables| tables.archived.is_none());
         let mut found = None;
         for own in std::iter::once(None).chain(own.iter().map(|own| Some(own.receipts.as_str()))) {
-            found = found.max(self.last_from(own, partition, size).await?);
+            let last = self.last_place(own, partition, size, None).await?;
+            // A place that is no number is none of a receipt's either.
+            found = found.max(last.map(|place| place.unwrap_or(u64::MAX)));
         }
         let Some(found) = found else {
             return Ok(None);
@@ -64,34 +75,40 @@ impl Store {
         Ok((found >= size).then_some(found))
     }
 
-    /// The last place from `seq` on where something stands, in a tenant's own table or the shared one.
-    async fn last_from(
+    /// The last place from `since` on, and up to `last` where it is given, at which something stands, in a tenant's own table or
+    /// the shared one; `Some(None)` for a place that is no number.
+    async fn last_place(
         &self,
         own: Option<&str>,
         partition: &Partition,
-        seq: u64,
-    ) -> Result<Option<u64>, StoreError> {
+        since: u64,
+        last: Option<u64>,
+    ) -> Result<Option<Option<u64>>, StoreError> {
         let table = own.unwrap_or(&self.stack.receipts_table);
-        let answer = self
+        let within = match last {
+            Some(_) => "account_id = :account AND seq BETWEEN :since AND :last",
+            None => "account_id = :account AND seq >= :since",
+        };
+        let mut query = self
             .client
             .query()
             .table_name(table)
             .consistent_read(true)
-            .key_condition_expression("account_id = :account AND seq >= :seq")
+            .key_condition_expression(within)
             .expression_attribute_values(":account", text(partition.as_str()))
-            .expression_attribute_values(":seq", text(format!("{seq:020}")))
+            .expression_attribute_values(":since", text(format!("{since:020}")));
+        if let Some(last) = last {
+            query = query.expression_attribute_values(":last", text(format!("{last:020}")));
+        }
+        let answer = query
             .scan_index_forward(false)
             .limit(1)
             .return_consumed_capacity(ReturnConsumedCapacity::Total)
             .send()
             .await
             .map_err(|e| Self::call_error("Query", table, partition.as_str(), e))?;
-        let last = answer.items.unwrap_or_default().into_iter().next();
-        // A place that is no number is none of a receipt's either.
-        Ok(last.map(|item| {
-            let place = item.get("seq").and_then(|seq| seq.as_s().ok());
-            place.and_then(|place| place.parse().ok()).unwrap_or(u64::MAX)
-        }))
+        let found = answer.items.unwrap_or_default().into_iter().next();
+        Ok(found.map(|item| item.get("seq")?.as_s().ok()?.parse().ok()))
     }
 
     /// One receipt's line, as it stands in the ledger.
@@ -164,24 +181,10 @@ impl Store {
         let Some(last) = until.checked_sub(1) else {
             return Ok(since);
         };
-        let table = &self.stack.receipts_table;
-        let answer = self
-            .client
-            .query()
-            .table_name(table)
-            .consistent_read(true)
-            .key_condition_expression("account_id = :account AND seq BETWEEN :since AND :last")
-            .expression_attribute_values(":account", text(partition.as_str()))
-            .expression_attribute_values(":since", text(format!("{since:020}")))
-            .expression_attribute_values(":last", text(format!("{last:020}")))
-            .scan_index_forward(false)
-            .limit(1)
-            .return_consumed_capacity(ReturnConsumedCapacity::Total)
-            .send()
-            .await
-            .map_err(|e| Self::call_error("Query", table, partition.as_str(), e))?;
-        let found = answer.items.unwrap_or_default().into_iter().next();
-        let seq = found.and_then(|item| item.get("seq")?.as_s().ok()?.parse::<u64>().ok());
+        let seq = self
+            .last_place(None, partition, since, Some(last))
+            .await?
+            .flatten();
         Ok(seq.map_or(since, |seq| seq.saturating_add(1)))
     }
 
