@@ -327,7 +327,7 @@ class Alarms(unittest.TestCase):
     def test_all_are_heard(self):
         functions = TEMPLATE.parent.parent / "functions"
         for metric, one in [("action_escalated", "governor"), ("delivery_refused", "entitlement"),
-                            ("delivery_turned_away", "entitlement")]:
+                            ("delivery_turned_away", "entitlement"), ("receipt_lost", "governor")]:
             counted = re.compile(rf'count\(\s*"(\w+)",\s*"{metric}"')
             telling = {name for source in functions.rglob("*.rs") for name in counted.findall(source.read_text())}
             self.assertIn(one, telling)

@@ -449,6 +449,7 @@ impl Governor {
     /// The ledger takes no receipt: what has ended is escalated at once, and nothing is run any more. The receipts wait in the
     /// spool.
     async fn block(&self, work: &mut Work<'_>, chosen: &Selection, seq: u64) -> Result<(), BatchError> {
+        // The sweep's count rings, within a minute and for as long as it lasts.
         telemetry::count("governor", "ledger_blocked", ("stage", "over"));
         error!(
             account = work.account_id,
